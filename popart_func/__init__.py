@@ -1,0 +1,31 @@
+"""Functional Pop-Art for PyTorch: pure functions over parameter pytrees, thousands of seeds at once.
+
+Every algorithm is a pair of pure functions ``(init, update)``, written for one example of one seed. Importing this package
+imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name.
+"""
+
+from popart_func import learners, models, optim, pop_art, tree
+from popart_func.learners import (
+    Info,
+    Learner,
+    LearnerState,
+    art_learner,
+    normalized_sgd_learner,
+    popart_learner,
+    sgd_learner,
+)
+from popart_func.models import (
+    LowerLayers,
+    SplitParams,
+    UnifiedModel,
+    UpperLayer,
+    init_lanes,
+    init_params,
+    split,
+    stateless,
+    unify,
+)
+from popart_func.optim import GradientTransformation, adam, apply_updates, chain, rescale_moments, sgd
+from popart_func.pop_art import PopArt, PopArtState, art, fold, init_state, normalize, pop, popart, unnormalize
+
+__version__ = "0.1.0"

@@ -1,0 +1,325 @@
+"""Four ways to learn targets of any magnitude, as pairs of pure functions with one state and one info.
+
+State: LearnerState(params, statistics, opt_state)
+init:   learner.init(params) -> LearnerState
+update: learner.update(state, batch) -> (LearnerState, Info)
+
+`sgd_learner` regresses on the raw targets, `art_learner` on normalized ones, `popart_learner` also preserves its outputs
+(Algorithm 1), `normalized_sgd_learner` reaches the same by scaling a gradient instead of the head (Algorithm 2). All are
+written for one lane; `torch.vmap` over states, batches and hyper-parameters runs thousands.
+
+``apply(params, x)`` gives the network's outputs, the head's last axis included: ``[outputs]`` for one example,
+``[batch, outputs]`` for a batch. A batch is ``(x, y)`` or ``(x, y, indices)``: with indices each example has one target, that of
+the output ``indices`` names; without, one for every output (with a single output, ``y`` may lack the last axis).
+
+Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from popart_func import optim
+from popart_func.models import Params, SplitParams, split, unify
+from popart_func.optim import GradientTransformation, apply_updates
+from popart_func.pop_art import PopArt, PopArtState, init_state, normalize, pop, unnormalize
+
+__all__ = [
+    "Apply",
+    "Batch",
+    "Info",
+    "Learner",
+    "LearnerState",
+    "art_learner",
+    "normalized_sgd_learner",
+    "popart_learner",
+    "sgd_learner",
+]
+
+Apply = Callable[[Params, Any], Tensor]
+"""``apply(params, x)`` -> the head's outputs, ``[..., outputs]``."""
+
+Batch = tuple[Any, ...]
+"""``(x, y)`` or ``(x, y, indices)``."""
+
+
+class LearnerState(NamedTuple):
+    """What the next step needs. All learners have the same, so that they can be compared; SGD's statistics stay 0 and 1.
+
+    Attributes:
+        params: the network's flat parameters.
+        statistics: of the targets.
+        opt_state: the optimizer's.
+    """
+
+    params: dict[str, Tensor]
+    statistics: PopArtState
+    opt_state: Any
+
+
+class Info(NamedTuple):
+    """What a person looks at: everything after ART and POP of this batch, before its gradient step.
+
+    Attributes:
+        loss: half squared error of the normalized prediction, summed over outputs, averaged over the batch; 0-d.
+        prediction: f(x), unnormalized, in the shape of the targets.
+        target: y, unnormalized.
+        error: ``|f(x) − y|``, unnormalized, without the rounding of a large shift.
+        normalized_prediction: ``(f(x) − μ) / σ``.
+        normalized_target: ``(y − μ) / σ``.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+    error: Tensor
+    normalized_prediction: Tensor
+    normalized_target: Tensor
+
+
+class Learner(NamedTuple):
+    """A pair of pure functions: ``init(params) -> state``, ``update(state, batch) -> (state, info)``."""
+
+    init: Callable[[Params], LearnerState]
+    update: Callable[[LearnerState, Batch], tuple[LearnerState, Info]]
+
+
+def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
+    """Regression on the raw targets: what the others are measured against.
+
+    Args:
+        apply: ``apply(params, x)`` -> outputs.
+        optimizer: such as `optim.sgd(0.01)`.
+
+    >>> learner = sgd_learner(lambda params, x: x @ params["weight"].T, optim.sgd(0.5))
+    >>> state = learner.init({"weight": torch.zeros(1, 2)})
+    >>> state, info = learner.update(state, (torch.tensor([1.0, 0.0]), torch.tensor([4.0])))
+    >>> info.loss, state.params["weight"]
+    (tensor(8.), tensor([[2., 0.]]))
+    """
+
+    def init(params: Params) -> LearnerState:
+        some = next(iter(params.values()))
+        statistics = init_state(1, dtype=some.dtype, device=some.device)
+        return LearnerState(dict(params), statistics, optimizer.init(dict(params)))
+
+    def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
+        return _descend(apply, optimizer, state, _unpack("sgd_learner", batch))
+
+    return Learner(init, update)
+
+
+def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt) -> Learner:
+    """Regression on normalized targets; the head is not preserved, so each change of the statistics moves its outputs.
+
+    Args:
+        apply: ``apply(params, x)`` -> normalized outputs.
+        optimizer: such as `optim.sgd(0.01)`.
+        popart: the statistics, see `pop_art.popart`.
+    """
+
+    def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
+        example = _unpack("art_learner", batch)
+        statistics = _update_statistics(popart, state.statistics, example)
+        return _descend(apply, optimizer, state._replace(statistics=statistics), example)
+
+    return Learner(_init_with(popart, optimizer), update)
+
+
+def popart_learner(
+    apply: Apply,
+    optimizer: GradientTransformation,
+    popart: PopArt,
+    *,
+    head: str = "output_linear",
+    rescale_moments: bool = True,
+) -> Learner:
+    """Pop-Art (Algorithm 1): normalized targets, and a head that keeps its outputs when the statistics move.
+
+    Args:
+        apply: ``apply(params, x)`` -> normalized outputs.
+        optimizer: such as `optim.adam(1e-3)`.
+        popart: the statistics, see `pop_art.popart`.
+        head: the name of the last linear layer in the parameters, such as ``"critic.head"``.
+        rescale_moments: also express the optimizer's moments of the head in the new units (`optim.rescale_moments`).
+
+    >>> from popart_func.models import UnifiedModel, init_params, stateless
+    >>> from popart_func.pop_art import popart
+    >>> learner = popart_learner(stateless(UnifiedModel(16, 10, 1)), optim.sgd(0.01), popart(1, step_size=0.1))
+    >>> state = learner.init(init_params(lambda: UnifiedModel(16, 10, 1), seed=0))
+    >>> state, info = learner.update(state, (torch.ones(16), torch.tensor([1000.0])))
+    >>> state.statistics.shift
+    tensor([100.])
+    """
+
+    def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
+        example = _unpack("popart_learner", batch)
+        lower, upper = split(state.params, head)
+        tasks = _tasks(state.statistics, example)
+        popped, statistics = popart.update(upper, state.statistics, example.y, tasks)
+        opt_state = state.opt_state
+        if rescale_moments:
+            ratio = state.statistics.scale / statistics.scale
+            factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
+            opt_state = optim.rescale_moments(opt_state, factors)
+        params = unify(SplitParams(lower, popped))
+        return _descend(apply, optimizer, LearnerState(params, statistics, opt_state), example)
+
+    return Learner(_init_with(popart, optimizer), update)
+
+
+def normalized_sgd_learner(
+    apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "output_linear"
+) -> Learner:
+    """Normalized SGD (Algorithm 2): raw targets, and the gradient of the layers below the head scaled by σ⁻², per output.
+
+    With plain `optim.sgd` and the same start it makes the predictions of `popart_learner`, step by step (Proposition 3). The
+    outputs of ``apply`` are unnormalized here.
+
+    Args:
+        apply: ``apply(params, x)`` -> unnormalized outputs.
+        optimizer: such as `optim.sgd(0.01)`.
+        popart: the statistics, see `pop_art.popart`; the head is never popped.
+        head: the name of the last linear layer in the parameters.
+    """
+
+    def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
+        example = _unpack("normalized_sgd_learner", batch)
+        statistics = _update_statistics(popart, state.statistics, example)
+        lower, upper = split(state.params, head)
+        outputs, pull_back = vjp(lambda lower, upper: apply(unify(SplitParams(lower, upper)), example.x), lower, upper)
+        prediction = _select(outputs, example)
+        delta = prediction - example.y
+
+        # δ reaches the head as it is, and the layers below it as σ⁻² δ: scaled output by output, before the head's weights.
+        scaled_delta = _rescale(statistics, _rescale(statistics, delta, example), example)
+        lower_grads, _ = pull_back(_lift(scaled_delta, outputs, example))
+        _, upper_grads = pull_back(_lift(delta, outputs, example))
+
+        tasks = _tasks(statistics, example)
+        normalized_prediction = normalize(statistics, prediction, tasks)
+        normalized_target = normalize(statistics, example.y, tasks)
+        info = Info(
+            loss=_half_square(normalized_prediction - normalized_target, outputs),
+            prediction=prediction,
+            target=example.y,
+            error=delta.abs(),
+            normalized_prediction=normalized_prediction,
+            normalized_target=normalized_target,
+        )
+        grads = unify(SplitParams(lower_grads, upper_grads))
+        return _apply_gradients(optimizer, state._replace(statistics=statistics), grads), info
+
+    return Learner(_init_with(popart, optimizer), update)
+
+
+class _Example(NamedTuple):
+    x: Any
+    y: Tensor
+    indices: Tensor | None
+
+
+def _unpack(caller: str, batch: Batch) -> _Example:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise ValueError(f"{caller}: `batch` must be (x, y) or (x, y, indices), got {got}.")
+    x, y, indices = (*batch, None)[:3]
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
+    return _Example(x, y, indices)
+
+
+def _init_with(popart: PopArt, optimizer: GradientTransformation) -> Callable[[Params], LearnerState]:
+    def init(params: Params) -> LearnerState:
+        return LearnerState(dict(params), popart.init(params), optimizer.init(dict(params)))
+
+    return init
+
+
+def _tasks(statistics: PopArtState, example: _Example) -> Tensor | None:
+    """The statistic of each target. One statistic is shared by all outputs; indices then only choose the output."""
+    return None if statistics.shift.shape[-1] == 1 else example.indices
+
+
+def _update_statistics(popart: PopArt, statistics: PopArtState, example: _Example) -> PopArtState:
+    """ART without POP: what popart does to a head is done to one without inputs, and left."""
+    tasks = statistics.shift.shape[-1]
+    no_head = {"weight": statistics.shift.new_zeros(tasks, 0), "bias": statistics.shift.new_zeros(tasks)}
+    _, statistics = popart.update(no_head, statistics, example.y, _tasks(statistics, example))
+    return statistics
+
+
+def _descend(
+    apply: Apply, optimizer: GradientTransformation, state: LearnerState, example: _Example
+) -> tuple[LearnerState, Info]:
+    """A gradient step on the half squared error of the normalized outputs."""
+    tasks = _tasks(state.statistics, example)
+    normalized_target = normalize(state.statistics, example.y, tasks)
+
+    def loss(params: Params) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        outputs = apply(params, example.x)
+        normalized_prediction = _select(outputs, example)
+        value = _half_square(normalized_prediction - normalized_target, outputs)
+        return value, (value, normalized_prediction)
+
+    grads, (value, normalized_prediction) = grad(loss, has_aux=True)(state.params)
+    info = Info(
+        loss=value,
+        prediction=unnormalize(state.statistics, normalized_prediction, tasks),
+        target=example.y,
+        error=_rescale(state.statistics, normalized_prediction - normalized_target, example, inverse=True).abs(),
+        normalized_prediction=normalized_prediction,
+        normalized_target=normalized_target,
+    )
+    return _apply_gradients(optimizer, state, grads), info
+
+
+def _apply_gradients(optimizer: GradientTransformation, state: LearnerState, grads: Params) -> LearnerState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return LearnerState(apply_updates(state.params, updates), state.statistics, opt_state)
+
+
+def _half_square(delta: Tensor, outputs: Tensor) -> Tensor:
+    """½ δ², summed over outputs, averaged over the batch."""
+    return 0.5 * delta.square().sum() / outputs.shape[:-1].numel()
+
+
+def _select(outputs: Tensor, example: _Example) -> Tensor:
+    """The outputs that have a target, in the shape of the targets."""
+    y, indices = example.y, example.indices
+    if outputs.ndim == 0:
+        raise ValueError("learner: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
+    if indices is not None:
+        if not indices.shape == y.shape == outputs.shape[:-1]:
+            raise ValueError(
+                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])} of the "
+                f"outputs {tuple(outputs.shape)} without the last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
+            )
+        return outputs.gather(-1, indices.long()[..., None]).squeeze(-1)
+    if y.shape == outputs.shape:
+        return outputs
+    if outputs.shape[-1] == 1 and y.shape == outputs.shape[:-1]:
+        return outputs.squeeze(-1)
+    raise ValueError(
+        f"learner: the targets must have the shape of the outputs, {tuple(outputs.shape)}, got {tuple(y.shape)}."
+    )
+
+
+def _lift(cotangent: Tensor, outputs: Tensor, example: _Example) -> Tensor:
+    """The cotangent of all outputs from that of the selected ones, averaged over the batch: `_select` turned round."""
+    cotangent = (cotangent / outputs.shape[:-1].numel()).to(outputs.dtype)
+    if example.indices is None:
+        return cotangent.reshape(outputs.shape)
+    return torch.zeros_like(outputs).scatter(-1, example.indices.long()[..., None], cotangent[..., None])
+
+
+def _rescale(statistics: PopArtState, delta: Tensor, example: _Example, *, inverse: bool = False) -> Tensor:
+    """``δ / σ``, or ``σ δ``: a difference between the targets' units and the head's, so the shift has no part."""
+    zero = torch.zeros_like(statistics.shift)
+    centred = statistics._replace(shift=zero, residue=zero)
+    return (unnormalize if inverse else normalize)(centred, delta, _tasks(statistics, example))

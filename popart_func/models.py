@@ -1,0 +1,192 @@
+"""The seed's three networks, and any module as a pure function of its parameters.
+
+A network is cut before its last linear layer, its *head*: ``h = lower(x)``, ``n = W h + b``. Parameters are flat dicts
+from name to tensor, as `torch.nn.Module.named_parameters` gives them. Modules are blueprints: they are run only through
+`torch.func.functional_call`, on parameters that are passed in.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from popart_func import tree
+
+__all__ = [
+    "LowerLayers",
+    "Params",
+    "SplitParams",
+    "UnifiedModel",
+    "UpperLayer",
+    "init_lanes",
+    "init_params",
+    "split",
+    "stateless",
+    "unify",
+]
+
+Params = Mapping[str, Tensor]
+"""A module's parameters by name."""
+
+
+class LowerLayers(nn.Module):
+    """All but the last layer: four linear layers, each followed by tanh. Maps ``[..., n_in]`` to ``[..., H]``."""
+
+    def __init__(self, n_in: int, H: int) -> None:
+        super().__init__()
+        self.input_linear = nn.Linear(n_in, H)
+        self.hidden1 = nn.Linear(H, H)
+        self.hidden2 = nn.Linear(H, H)
+        self.hidden3 = nn.Linear(H, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last hidden layer's activations."""
+        h = torch.tanh(self.input_linear(x))
+        h = torch.tanh(self.hidden1(h))
+        h = torch.tanh(self.hidden2(h))
+        return torch.tanh(self.hidden3(h))
+
+
+class UpperLayer(nn.Module):
+    """The head: one linear layer that starts as the sum of its inputs. Maps ``[..., H]`` to ``[..., n_out]``."""
+
+    def __init__(self, H: int, n_out: int) -> None:
+        super().__init__()
+        self.output_linear = nn.Linear(H, n_out)
+        _init_head(self.output_linear)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The normalized outputs."""
+        return self.output_linear(h)
+
+
+class UnifiedModel(LowerLayers):
+    """`LowerLayers` and `UpperLayer` in one module, with their names and their initialisation."""
+
+    def __init__(self, n_in: int, H: int, n_out: int) -> None:
+        super().__init__(n_in, H)
+        self.output_linear = nn.Linear(H, n_out)
+        _init_head(self.output_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized outputs."""
+        return self.output_linear(super().forward(x))
+
+
+def _init_head(linear: nn.Linear) -> None:
+    # nn.Linear has drawn its usual values by now, so the random stream is where the seed's program leaves it.
+    nn.init.ones_(linear.weight)
+    nn.init.zeros_(linear.bias)
+
+
+def stateless(module: nn.Module) -> Callable[..., Any]:
+    """A module as a pure function: ``apply(params, *args) == module(*args)`` with these parameters.
+
+    The module serves as a blueprint; its own parameters are never read or changed.
+
+    >>> apply = stateless(UpperLayer(2, 1))
+    >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
+    >>> apply(params, torch.ones(2))
+    tensor([8.])
+    """
+
+    expected = {name for name, _ in module.named_parameters()}
+    allowed = expected | {name for name, _ in module.named_buffers()}
+
+    def apply(params: Params, *args: Any) -> Any:
+        if not expected <= params.keys() <= allowed:
+            raise ValueError(
+                f"stateless: `params` must have the names of {type(module).__name__}'s parameters: "
+                f"missing {sorted(expected - params.keys())}, unexpected {sorted(params.keys() - allowed)}."
+            )
+        return functional_call(module, dict(params), args)
+
+    return apply
+
+
+def init_params(make_module: Callable[[], nn.Module], seed: int) -> dict[str, Tensor]:
+    """The parameters a fresh module has under a seed, without touching the global random state.
+
+    Bit-equal to ``torch.manual_seed(seed); make_module().named_parameters()``.
+
+    Args:
+        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random state is
+            only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the result.
+        seed: an integer.
+
+    Returns:
+        Name to tensor, detached.
+
+    >>> sorted(init_params(lambda: UpperLayer(3, 1), seed=0))
+    ['output_linear.bias', 'output_linear.weight']
+    """
+    seed = operator.index(seed)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        module = make_module()
+    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[int]) -> dict[str, Tensor]:
+    """`init_params` for each seed, stacked on a leading lane axis.
+
+    >>> init_lanes(lambda: UpperLayer(3, 1), seeds=range(5))["output_linear.weight"].shape
+    torch.Size([5, 1, 3])
+    """
+    return tree.stack([init_params(make_module, seed) for seed in seeds])
+
+
+class SplitParams(NamedTuple):
+    """A network's parameters, cut at its head. Both halves keep their full names."""
+
+    lower: dict[str, Tensor]
+    upper: dict[str, Tensor]
+
+
+def split(params: Params, head: str = "output_linear") -> SplitParams:
+    """Cuts the flat parameters of any module at its head.
+
+    Args:
+        params: name to tensor.
+        head: the name of the last linear layer, such as ``"output_linear"`` or ``"critic.head"``.
+
+    Returns:
+        ``upper``: the entries below ``head``; ``lower``: all others. `unify` is the inverse.
+
+    Raises:
+        ValueError: no parameter lies below ``head``.
+
+    >>> lower, upper = split(init_params(lambda: UnifiedModel(16, 10, 1), seed=0))
+    >>> sorted(upper)
+    ['output_linear.bias', 'output_linear.weight']
+    """
+    upper = {name: value for name, value in params.items() if name.startswith(f"{head}.")}
+    if not upper:
+        layers = sorted({name.rpartition(".")[0] for name in params})
+        raise ValueError(f"split: `head` must name a layer of `params`, one of {layers}, got {head!r}.")
+    return SplitParams(lower={name: value for name, value in params.items() if name not in upper}, upper=upper)
+
+
+def unify(split_params: SplitParams) -> dict[str, Tensor]:
+    """One flat dict out of the two halves: the inverse of `split`.
+
+    Raises:
+        ValueError: a name stands in both halves.
+
+    >>> params = init_params(lambda: UnifiedModel(16, 10, 1), seed=0)
+    >>> tree.max_difference(params, unify(split(params)))
+    tensor(0.)
+    """
+    lower, upper = split_params
+    both = sorted(lower.keys() & upper.keys())
+    if both:
+        raise ValueError(f"unify: `lower` and `upper` must have different names, got {both} in both.")
+    return {**lower, **upper}

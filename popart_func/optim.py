@@ -1,0 +1,267 @@
+"""Gradient transformations with optax's contract, for flat or nested parameters.
+
+State: whatever a transformation needs, as NamedTuples and dicts of tensors
+init:   sgd(learning_rate).init(params) -> state
+update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new parameters
+
+Every rate is a number, a 0-d tensor (so that each lane can have its own), or a schedule: a function from the count of
+updates so far, a 0-d int32 tensor, to a 0-d tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from popart_func._checks import check_scalar
+from popart_func.tree import PyTree
+
+__all__ = [
+    "AdamState",
+    "GradientTransformation",
+    "LearningRateState",
+    "MomentumState",
+    "Rate",
+    "adam",
+    "apply_updates",
+    "chain",
+    "rescale_moments",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "sgd",
+    "trace",
+]
+
+Rate = float | Tensor | Callable[[Tensor], Tensor]
+"""A number, a 0-d tensor, or a schedule ``count -> 0-d tensor``."""
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions: ``init(params) -> state``, ``update(grads, state, params=None) -> (updates, state)``."""
+
+    init: Callable[[PyTree], Any]
+    update: Callable[..., tuple[PyTree, Any]]
+
+
+class LearningRateState(NamedTuple):
+    """How many updates there were, a 0-d int32 tensor."""
+
+    count: Tensor
+
+
+class MomentumState(NamedTuple):
+    """The decaying sum of gradients, in the structure of the parameters."""
+
+    trace: PyTree
+
+
+class AdamState(NamedTuple):
+    """Adam's count (0-d int32) and its first and second moments, in the structure of the parameters."""
+
+    count: Tensor
+    mu: PyTree
+    nu: PyTree
+
+
+def sgd(learning_rate: Rate, *, momentum: float | Tensor | None = None, nesterov: bool = False) -> GradientTransformation:
+    """Stochastic gradient descent: ``u = −α g``; with momentum ρ: ``m' = g + ρ m``, ``u = −α m'``.
+
+    Args:
+        learning_rate: α.
+        momentum: ρ in [0, 1), or None.
+        nesterov: ``u = −α (g + ρ m')``.
+
+    Raises:
+        ValueError: a number out of range, or nesterov without momentum.
+
+    Source: as `optax.sgd` and `torch.optim.SGD` (dampening 0).
+
+    >>> init, update = sgd(0.1)
+    >>> params = {"w": torch.tensor(1.0)}
+    >>> updates, state = update({"w": torch.tensor(2.0)}, init(params))
+    >>> apply_updates(params, updates)
+    {'w': tensor(0.8000)}
+    """
+    _check_rate("sgd", learning_rate)
+    if momentum is None:
+        if nesterov:
+            raise ValueError("sgd: `nesterov` needs `momentum`, got None.")
+        return scale_by_learning_rate(learning_rate)
+    check_scalar("sgd", "momentum", momentum, least=0, below=1)
+    return chain(trace(momentum, nesterov=nesterov), scale_by_learning_rate(learning_rate))
+
+
+def adam(
+    learning_rate: Rate, b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float | Tensor = 1e-8
+) -> GradientTransformation:
+    """Adam: ``u = −α m̂ / (√v̂ + ε)`` with bias-corrected moments m̂ and v̂.
+
+    Args:
+        learning_rate: α.
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in [0, 1).
+        eps: ε >= 0, outside of the root.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Source: Kingma and Ba (2015), Algorithm 1; as `optax.adam` and `torch.optim.Adam`.
+    """
+    _check_rate("adam", learning_rate)
+    return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def chain(*transforms: GradientTransformation) -> GradientTransformation:
+    """One transformation after the other; the state is the tuple of their states.
+
+    >>> init, update = chain(trace(0.9), scale_by_learning_rate(0.1))
+    """
+
+    def init(params: PyTree) -> tuple[Any, ...]:
+        return tuple(transform.init(params) for transform in transforms)
+
+    def update(grads: PyTree, state: tuple[Any, ...], params: PyTree = None) -> tuple[PyTree, tuple[Any, ...]]:
+        if len(state) != len(transforms):
+            raise ValueError(f"chain: `state` must have {len(transforms)} parts, one a transform, got {len(state)}.")
+        new_state = []
+        for transform, part in zip(transforms, state, strict=True):
+            grads, part = transform.update(grads, part, params)
+            new_state.append(part)
+        return grads, tuple(new_state)
+
+    return GradientTransformation(init, update)
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """``params + updates``, leaf by leaf, in the parameters' dtypes."""
+    return optree.tree_map(lambda param, change: (param + change).to(param.dtype), params, updates)
+
+
+def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
+    """``u = −α g``; a schedule sees the number of updates so far, from 0."""
+
+    def init(params: PyTree) -> LearningRateState:
+        return LearningRateState(_zero_count(params))
+
+    def update(grads: PyTree, state: LearningRateState, params: PyTree = None) -> tuple[PyTree, LearningRateState]:
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        return optree.tree_map(lambda grad: -_as(rate, grad) * grad, grads), LearningRateState(state.count + 1)
+
+    return GradientTransformation(init, update)
+
+
+def trace(decay: float | Tensor, *, nesterov: bool = False) -> GradientTransformation:
+    """Momentum: ``m' = g + ρ m``, and ``u = m'``, or ``u = g + ρ m'`` (Nesterov)."""
+
+    def init(params: PyTree) -> MomentumState:
+        return MomentumState(optree.tree_map(torch.zeros_like, params))
+
+    def update(grads: PyTree, state: MomentumState, params: PyTree = None) -> tuple[PyTree, MomentumState]:
+        def accumulate(grad: Tensor, moment: Tensor) -> Tensor:
+            return grad + _as(decay, grad) * moment
+
+        moments = optree.tree_map(accumulate, grads, state.trace)
+        return optree.tree_map(accumulate, grads, moments) if nesterov else moments, MomentumState(moments)
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_adam(
+    b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float | Tensor = 1e-8
+) -> GradientTransformation:
+    """``u = m̂ / (√v̂ + ε)``: `adam` without its learning rate."""
+    check_scalar("adam", "b1", b1, least=0, below=1)
+    check_scalar("adam", "b2", b2, least=0, below=1)
+    check_scalar("adam", "eps", eps, least=0)
+
+    def init(params: PyTree) -> AdamState:
+        zeros = optree.tree_map(torch.zeros_like, params)
+        return AdamState(_zero_count(params), mu=zeros, nu=optree.tree_map(torch.zeros_like, params))
+
+    def update(grads: PyTree, state: AdamState, params: PyTree = None) -> tuple[PyTree, AdamState]:
+        count = state.count + 1
+
+        def decay(rate: float | Tensor, moment: Tensor, value: Tensor) -> Tensor:
+            rate = _as(rate, moment)
+            return rate * moment + (1 - rate) * value
+
+        def direction(first: Tensor, second: Tensor) -> Tensor:
+            first = first / _one_minus_power(b1, count, first.dtype)
+            second = second / _one_minus_power(b2, count, second.dtype)
+            return first / (second.sqrt() + _as(eps, second))
+
+        mu = optree.tree_map(lambda moment, grad: decay(b1, moment, grad), state.mu, grads)
+        nu = optree.tree_map(lambda moment, grad: decay(b2, moment, grad.square()), state.nu, grads)
+        return optree.tree_map(direction, mu, nu), AdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
+    """Expresses an optimizer's moments in units in which some gradients are larger by a factor.
+
+    After POP the gradients of the head are larger by ``r = σ/σ'``, row by row: first moments become ``r m`` and second
+    moments ``r² v``, as if the whole history had been measured in the new units. Finds `MomentumState` and `AdamState`
+    wherever they are in the state; other transformations' states are left as they are.
+
+    Args:
+        state: of any transformation over a flat dict of parameters.
+        factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it.
+
+    Returns:
+        The state, with the named parameters' moments rescaled.
+
+    Raises:
+        ValueError: a name that the moments do not have.
+
+    >>> state = trace(0.9).init({"w": torch.ones(1), "b": torch.ones(1)})
+    >>> state.trace["b"] += 3
+    >>> rescale_moments(state, {"b": torch.tensor(2.0)})
+    MomentumState(trace={'w': tensor([0.]), 'b': tensor([6.])})
+    """
+
+    def scaled(moments: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
+        missing = sorted(factors.keys() - moments.keys())
+        if missing:
+            raise ValueError(f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}.")
+        return {
+            name: (moment * factors[name] ** power).to(moment.dtype) if name in factors else moment
+            for name, moment in moments.items()
+        }
+
+    def rescale(part: Any) -> Any:
+        if isinstance(part, MomentumState):
+            return MomentumState(scaled(part.trace, 1))
+        if isinstance(part, AdamState):
+            return AdamState(part.count, mu=scaled(part.mu, 1), nu=scaled(part.nu, 2))
+        return part
+
+    return optree.tree_map(rescale, state, is_leaf=lambda part: isinstance(part, MomentumState | AdamState))
+
+
+def _zero_count(params: PyTree) -> Tensor:
+    leaves = optree.tree_leaves(params)
+    return torch.zeros((), dtype=torch.int32, device=leaves[0].device if leaves else None)
+
+
+def _as(value: float | Tensor, like: Tensor) -> float | Tensor:
+    return value.to(like.dtype) if isinstance(value, Tensor) else value
+
+
+def _one_minus_power(rate: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    """``1 − rate^count`` without cancellation: in float32 the plain form is off by 1e-5 for a rate of 0.999."""
+    if isinstance(rate, Tensor):
+        log = rate.to(dtype).log()
+    else:
+        log = math.log(rate) if rate > 0 else -math.inf
+    return -torch.expm1(count.to(dtype) * log)
+
+
+def _check_rate(caller: str, rate: Rate) -> None:
+    if not callable(rate):
+        check_scalar(caller, "learning_rate", rate, least=0)

@@ -1,0 +1,503 @@
+"""Pop-Art: adaptively rescale targets (ART), preserve outputs precisely (POP).
+
+A head's output is *normalized*, ``n = W h + b``; ``f(x) = σ n + μ`` is *unnormalized*. ART moves the statistics μ (shift) and
+σ (scale) with the targets; POP moves the head so that f does not move. Both are pure functions, written for one lane.
+
+State: PopArtState(shift, scale, variance, count, residue), each ``[tasks]``
+init:   popart(num_outputs, step_size).init() -> PopArtState
+update: popart(num_outputs, step_size).update(params, state, targets, indices) -> (params, PopArtState)
+
+The statistics are kept in a form that float32 can hold. The textbook's ``σ² = ν − μ²`` cancels: for targets 1000 ± 1 it
+comes out negative in float32. Here the variance itself is carried, and what rounding takes from the mean is carried along
+as a residue, so that the mean is ``shift + residue``.
+
+Sources: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Propositions 1 and 2;
+Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for several tasks and the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from popart_func._checks import check_scalar, is_known
+from popart_func.models import Params
+
+__all__ = ["PopArt", "PopArtState", "Reduction", "art", "fold", "init_state", "normalize", "pop", "popart", "unnormalize"]
+
+Reduction = Literal["mean", "sum", "sequential"]
+"""How the samples that a task has in one batch act: see `art`."""
+
+
+class PopArtState(NamedTuple):
+    """The statistics of the targets, each of shape ``[tasks]``.
+
+    Attributes:
+        shift: μ, the mean of the targets, rounded; the mean itself is ``shift + residue``.
+        scale: σ, ``clip(√variance, scale_lb, scale_ub)``: the one scale that everything uses.
+        variance: σ² before the bounds, so that a bound that stops binding leaves no trace.
+        count: how many updates each task has had (int32).
+        residue: what rounding took from ``shift``.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    variance: Tensor
+    count: Tensor
+    residue: Tensor
+
+
+class PopArt(NamedTuple):
+    """A pair of pure functions, made by `popart`."""
+
+    init: Callable[..., PopArtState]
+    update: Callable[..., tuple[dict[str, Tensor], PopArtState]]
+
+
+def init_state(
+    num_tasks: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> PopArtState:
+    """Statistics that normalize nothing yet: shift 0, scale 1.
+
+    >>> init_state(2).scale
+    tensor([1., 1.])
+    """
+    if num_tasks < 1:
+        raise ValueError(f"init_state: `num_tasks` must be at least 1, got {num_tasks}.")
+    dtype = torch.promote_types(dtype, torch.float32)
+    zeros = torch.zeros(num_tasks, dtype=dtype, device=device)
+    ones = torch.ones(num_tasks, dtype=dtype, device=device)
+    return PopArtState(
+        shift=zeros, scale=ones, variance=ones.clone(), count=torch.zeros_like(zeros, dtype=torch.int32), residue=zeros.clone()
+    )
+
+
+def art(
+    state: PopArtState,
+    targets: Tensor,
+    indices: Tensor | None = None,
+    *,
+    step_size: float | Tensor,
+    scale_lb: float | Tensor = 1e-4,
+    scale_ub: float | Tensor = 1e6,
+    reduction: Reduction = "mean",
+    bias_correction: bool = False,
+) -> PopArtState:
+    """Moves the statistics toward the targets (ART).
+
+    For one target y, with ``e = y − μ``::
+
+        μ' = μ + β e        v' = v + β ((1 − β) e² − v)        σ' = clip(√v', scale_lb, scale_ub)
+
+    which is ``μ' = (1−β) μ + β y``, ``ν' = (1−β) ν + β y²``, ``σ'² = ν' − μ'²`` without its cancellation. Several targets of
+    one task enter through their mean and variance:
+
+    - ``"mean"``: as one update with step β, however many they are.
+    - ``"sum"``: every target adds ``β (y − μ)``: one update with step nβ for n targets (the rule of rlax). Above 1 it diverges.
+    - ``"sequential"``: exactly as if they had come one by one, in order; costs one update each.
+
+    A task without a target keeps its entries to the bit. No gradient flows through the statistics.
+
+    Args:
+        state: the statistics, each ``[tasks]``.
+        targets: unnormalized targets. Without indices ``[..., tasks]``; with a single task any shape. With indices any shape.
+            Computed in the wider of the state's dtype and theirs.
+        indices: the task of each target, integers in ``[0, tasks)`` of the targets' shape.
+        step_size: β in (0, 1], a number or a 0-d tensor. Not a decay.
+        scale_lb: least scale, > 0.
+        scale_ub: greatest scale, >= ``scale_lb``.
+        reduction: ``"mean"``, ``"sum"`` or ``"sequential"``.
+        bias_correction: use ``β_t = β / (1 − (1−β)^t)`` at a task's t-th update, so that the start values are forgotten
+            at once: β_1 = 1.
+
+    Raises:
+        TypeError: not real tensors, or indices not integers.
+        ValueError: shapes, bounds, step size, reduction, or (on the CPU, outside of transforms) indices out of range; a
+            ``"sum"`` whose step is known to exceed 1.
+
+    Source: the 2016 paper, equations 1 to 3; the compensated form is this library's.
+
+    >>> state = art(init_state(1), torch.tensor([5.0]), step_size=0.5)
+    >>> state.shift, state.variance
+    (tensor([2.5000]), tensor([6.7500]))
+    """
+    _check_hyper_parameters("art", step_size, scale_lb, scale_ub, reduction)
+    targets, indices = _check_targets("art", state, targets, indices)
+    dtype = _wider(state, targets)
+    shift, _, variance, count, residue = state = PopArtState(
+        *(field.detach() if field is state.count else field.detach().to(dtype) for field in state)
+    )
+    targets = targets.detach().to(dtype)
+    step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in (step_size, scale_lb, scale_ub))
+
+    if reduction == "sequential":
+        for position in range(targets.shape[0]):
+            state = art(
+                state,
+                targets[position],
+                None if indices is None else indices[position],
+                step_size=step_size,
+                scale_lb=scale_lb,
+                scale_ub=scale_ub,
+                bias_correction=bias_correction,
+            )
+        return state
+    if reduction == "sum":
+        _check_sum("art", step_size, shift.shape[0], targets, indices)
+
+    # The mean and variance of each task's deviations e = (y − μ) − r, and how many there are.
+    if indices is None:
+        samples = targets.shape[0]
+        if samples == 0:
+            return state
+        deviations = (targets - shift) - residue
+        mean = deviations.mean(0)
+        spread = (deviations - mean).square().mean(0)
+    else:
+        belongs = indices[:, None] == torch.arange(shift.shape[0], device=indices.device)
+        samples = belongs.sum(0)
+        share = 1 / samples.clamp(min=1).to(dtype)
+        deviations = (targets - shift.index_select(0, indices)) - residue.index_select(0, indices)
+        mean = torch.where(belongs, deviations[:, None], 0).sum(0) * share
+        spread = torch.where(belongs, deviations[:, None] - mean, 0).square().sum(0) * share
+
+    step = samples * step_size if reduction == "sum" else step_size
+    if bias_correction:
+        step = _bias_corrected(step, count + 1, dtype)
+
+    # A square beyond the dtype's range would stay infinite for ever; the largest number is forgotten in time.
+    largest = torch.finfo(dtype).max
+    new_shift, new_residue = _two_sum(shift, step * mean + residue)
+    second_moment = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
+    new_variance = variance + step * (second_moment - variance)
+    new_scale = new_variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
+    new = PopArtState(new_shift, new_scale, new_variance, count + 1, new_residue)
+    if indices is None:
+        return new
+    return PopArtState(*(torch.where(samples > 0, after, before) for after, before in zip(new, state, strict=True)))
+
+
+def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
+    """Moves a head so that its unnormalized outputs stay where they are while the statistics move (POP).
+
+    ``W' = (σ/σ') W`` and ``b' = (σ b + μ − μ') / σ'``. Everything that is normalized by the same statistics needs it: target
+    networks, Polyak averages, every head of an ensemble.
+
+    Args:
+        params: one linear layer: ``"weight"`` ``[..., outputs, inputs]`` and ``"bias"`` ``[..., outputs]``, under these names
+            or with a common prefix (``"critic.head.weight"``), as `models.split` cuts it. ``outputs`` is the number of tasks;
+            a single task may be shared by all outputs.
+        old: the statistics before.
+        new: the statistics after.
+
+    Returns:
+        The head, same names, shapes and dtypes. Computed in the statistics' dtype.
+
+    Raises:
+        ValueError: not one layer, shapes that do not fit, or no bias while the shift moves (or may move: in a transform its
+            value cannot be known).
+
+    Source: the 2016 paper, Proposition 1.
+
+    >>> old = init_state(1)
+    >>> new = art(old, torch.tensor([1000.0]), step_size=0.1)
+    >>> head = pop({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, old, new)
+    >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
+    tensor([2.0000])
+    """
+    weight, bias = _check_head("pop", params, old)
+    if bias is None:
+        _check_same_shift("pop", old, new)
+    moved: dict[str, Tensor] = dict(params)
+    ratio = old.scale / new.scale
+    moved[weight] = (params[weight] * ratio[..., None]).to(params[weight].dtype)
+    if bias is not None:
+        difference = (old.shift - new.shift) + (old.residue - new.residue)
+        # As in the equation, but written so that a task whose statistics stay keeps its bias to the bit.
+        moved[bias] = (ratio * params[bias] + difference / new.scale).to(params[bias].dtype)
+    return moved
+
+
+def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
+    """The head that gives unnormalized outputs directly, ``(σW, σb + μ)``: what POP preserves.
+
+    Args:
+        params: one linear layer, as in `pop`.
+        state: its statistics.
+
+    Returns:
+        The folded head in the statistics' dtype. A head without bias gets one.
+
+    >>> state = init_state(1)._replace(scale=torch.tensor([2.0]), shift=torch.tensor([7.0]))
+    >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
+    {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
+    """
+    weight, bias = _check_head("fold", params, state)
+    folded: dict[str, Tensor] = dict(params)
+    folded[weight] = params[weight] * state.scale[..., None]
+    if bias is None:
+        bias = weight.removesuffix("weight") + "bias"
+        folded[bias] = (state.shift + state.residue).expand(params[weight].shape[:-1])
+    else:
+        folded[bias] = (params[bias] * state.scale + state.residue) + state.shift
+    return folded
+
+
+def normalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+    """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
+
+    Args:
+        state: the statistics, each ``[tasks]``.
+        values: without indices ``[..., tasks]``, with a single task any shape; with indices any shape.
+        indices: the task of each value, integers of the values' shape.
+
+    Returns:
+        A tensor of the values' shape, in the wider of the state's dtype and theirs.
+
+    >>> normalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(5.0))
+    tensor(2.)
+    """
+    values, shift, scale, residue = _broadcast_statistics("normalize", state, values, indices)
+    return ((values - shift) - residue) / scale
+
+
+def unnormalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+    """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
+
+    >>> unnormalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(2.0))
+    tensor(5.)
+    """
+    values, shift, scale, residue = _broadcast_statistics("unnormalize", state, values, indices)
+    return (values * scale + residue) + shift
+
+
+def popart(
+    num_outputs: int,
+    step_size: float | Tensor,
+    scale_lb: float | Tensor = 1e-4,
+    scale_ub: float | Tensor = 1e6,
+    *,
+    reduction: Reduction = "mean",
+    bias_correction: bool = False,
+) -> PopArt:
+    """Pop-Art as a pair of pure functions.
+
+    ``init(params=None)`` gives the statistics, in float64 and on the device of ``params`` where these are given and wide, else
+    in float32. ``update(params, state, targets, indices=None)`` runs `art` and `pop` and returns the popped head and the new
+    statistics *together*: keeping one without the other moves every prediction.
+
+    Args:
+        num_outputs: the number of tasks; 1 for one statistic shared by all outputs.
+        step_size: β, see `art`; so are the others.
+        scale_lb: least scale.
+        scale_ub: greatest scale.
+        reduction: how a batch acts.
+        bias_correction: forget the start values at once.
+
+    Raises:
+        ValueError, TypeError: as `art` and `pop`.
+
+    Source: the 2016 paper, Algorithm 1, its first half.
+
+    >>> init, update = popart(num_outputs=1, step_size=0.1)
+    >>> head, state = update({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, init(), torch.tensor([1000.0]))
+    >>> state.shift
+    tensor([100.])
+    """
+    if num_outputs < 1:
+        raise ValueError(f"popart: `num_outputs` must be at least 1, got {num_outputs}.")
+    _check_hyper_parameters("popart", step_size, scale_lb, scale_ub, reduction)
+
+    def init(params: Params | None = None) -> PopArtState:
+        if not params:
+            return init_state(num_outputs)
+        some = next(iter(params.values()))
+        return init_state(num_outputs, dtype=some.dtype, device=some.device)
+
+    def update(
+        params: Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], PopArtState]:
+        new = art(
+            state,
+            targets,
+            indices,
+            step_size=step_size,
+            scale_lb=scale_lb,
+            scale_ub=scale_ub,
+            reduction=reduction,
+            bias_correction=bias_correction,
+        )
+        return pop(params, state, new), new
+
+    return PopArt(init, update)
+
+
+def _bias_corrected(step: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
+    if not isinstance(step, Tensor):
+        step = torch.full((), step, dtype=dtype, device=count.device)
+    total = -torch.expm1(count.to(dtype) * torch.log1p(-step))
+    return torch.where(count == 1, 1, step / total)
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The rounded sum and its exact rounding error (Knuth). Needs IEEE arithmetic: no re-association."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return value.to(dtype) if isinstance(value, Tensor) else value
+
+
+def _widen(state: PopArtState, dtype: torch.dtype) -> PopArtState:
+    wide = torch.promote_types(state.shift.dtype, dtype) if dtype.is_floating_point else state.shift.dtype
+    return PopArtState(*(field.detach() if field is state.count else field.detach().to(wide) for field in state))
+
+
+def _broadcast_statistics(
+    caller: str, state: PopArtState, values: Tensor, indices: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values in the dtype to compute in; shift, scale and residue in the shape in which they act on them."""
+    _check_values(caller, "values", values)
+    statistics = state.shift, state.scale, state.residue
+    if indices is not None:
+        _check_indices(caller, state, "values", values, indices)
+        shift, scale, residue = (field.index_select(0, indices.reshape(-1)).reshape(indices.shape) for field in statistics)
+    elif state.shift.shape[-1] == 1:
+        shift, scale, residue = (field.squeeze(-1) for field in statistics)
+    else:
+        _check_task_axis(caller, state, "values", values)
+        shift, scale, residue = statistics
+    return values.to(_wider(state, values)), shift, scale, residue
+
+
+def _wider(state: PopArtState, values: Tensor) -> torch.dtype:
+    own = state.shift.dtype
+    return torch.promote_types(own, values.dtype) if values.is_floating_point() else own
+
+
+def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return value.to(dtype) if isinstance(value, Tensor) else value
+
+
+def _check_hyper_parameters(
+    caller: str, step_size: float | Tensor, scale_lb: float | Tensor, scale_ub: float | Tensor, reduction: str
+) -> None:
+    check_scalar(caller, "step_size", step_size, above=0, most=1)
+    check_scalar(caller, "scale_lb", scale_lb, above=0)
+    if isinstance(scale_lb, Tensor):
+        check_scalar(caller, "scale_ub", scale_ub, above=0)
+    else:
+        check_scalar(caller, "scale_ub", scale_ub, least=scale_lb)
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"{caller}: `reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}.")
+
+
+def _check_values(caller: str, name: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{caller}: `{name}` must be a tensor, got {type(values).__name__}.")
+    if values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{caller}: `{name}` must be real numbers, got dtype {values.dtype}.")
+
+
+def _check_task_axis(caller: str, state: PopArtState, name: str, values: Tensor) -> None:
+    tasks = state.shift.shape[-1]
+    if values.ndim == 0 or values.shape[-1] != tasks:
+        raise ValueError(
+            f"{caller}: the last axis of `{name}` must be the {tasks} tasks, got shape {tuple(values.shape)}. "
+            f"Pass `indices` to say which task each value belongs to."
+        )
+
+
+def _check_indices(caller: str, state: PopArtState, name: str, values: Tensor, indices: Tensor) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{caller}: `indices` must be a tensor, got {type(indices).__name__}.")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"{caller}: `indices` must be integers, got dtype {indices.dtype}.")
+    if values.shape != indices.shape:
+        raise ValueError(
+            f"{caller}: `{name}` and `indices` must have the same shape, "
+            f"got {tuple(values.shape)} and {tuple(indices.shape)}."
+        )
+    tasks = state.shift.shape[-1]
+    if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tasks:
+        raise ValueError(
+            f"{caller}: `indices` must lie in [0, {tasks}), got values from {int(indices.min())} to {int(indices.max())}."
+        )
+
+
+def _check_targets(
+    caller: str, state: PopArtState, targets: Tensor, indices: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
+    _check_values(caller, "targets", targets)
+    if state.shift.ndim != 1:
+        raise ValueError(
+            f"{caller}: the fields of `state` must have shape [tasks], got {tuple(state.shift.shape)}. "
+            f"For many lanes, use torch.vmap."
+        )
+    if indices is not None:
+        _check_indices(caller, state, "targets", targets, indices)
+        return targets.reshape(-1), indices.reshape(-1)
+    tasks = state.shift.shape[0]
+    if tasks > 1:
+        _check_task_axis(caller, state, "targets", targets)
+    return targets.reshape(-1, tasks), None
+
+
+def _check_sum(caller: str, step_size: float | Tensor, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
+    if isinstance(step_size, Tensor):
+        return
+    if indices is None:
+        samples = targets.shape[0]
+    elif is_known(indices):
+        samples = int(indices.bincount(minlength=tasks).max())
+    else:
+        return
+    if samples * step_size > 1:
+        raise ValueError(
+            f"{caller}: with `reduction` 'sum' a task's {samples} targets at step size {step_size} make one step of "
+            f"{samples * step_size:g}, which must not exceed 1: it would diverge. Use 'mean' or a smaller `step_size`."
+        )
+
+
+def _check_head(caller: str, params: Params, state: PopArtState) -> tuple[str, str | None]:
+    """The names of weight and bias, and that their shapes fit the statistics."""
+    weights = [name for name in params if name.rpartition(".")[2] == "weight"]
+    prefix = weights[0].removesuffix("weight") if weights else ""
+    bias = prefix + "bias"
+    if len(weights) != 1 or not params.keys() <= {weights[0], bias}:
+        raise ValueError(
+            f"{caller}: `params` must hold one linear layer, a 'weight' and optionally a 'bias', got {sorted(params)}. "
+            f"`split` cuts a network's parameters at its head."
+        )
+    weight = params[weights[0]]
+    tasks = state.shift.shape[-1]
+    if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
+        raise ValueError(
+            f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
+            f"got {tuple(weight.shape)}."
+        )
+    if bias not in params:
+        return weights[0], None
+    if params[bias].shape != weight.shape[:-1]:
+        raise ValueError(
+            f"{caller}: '{bias}' must have shape {tuple(weight.shape[:-1])} to go with '{weights[0]}', "
+            f"got {tuple(params[bias].shape)}."
+        )
+    return weights[0], bias
+
+
+def _check_same_shift(caller: str, old: PopArtState, new: PopArtState) -> None:
+    known = is_known(old.shift, new.shift, old.residue, new.residue)
+    if not known or not (torch.equal(old.shift, new.shift) and torch.equal(old.residue, new.residue)):
+        raise ValueError(
+            f"{caller}: `params` has no bias, so it cannot absorb a shift that moves"
+            + ("." if known else ", and inside a transform whether it moves cannot be known.")
+            + " Give the head a bias."
+        )
