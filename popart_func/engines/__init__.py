@@ -1,0 +1,96 @@
+"""Engines: one step, written for one lane, scanned over time in thousands of lanes.
+
+`eager` defines what is right; every other engine is tested to agree with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import optree
+import torch
+
+from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, make_lane_scan
+from popart_func.tree import PyTree
+
+__all__ = ["ENGINES", "EngineUnavailableError", "available_engines", "scan", "scan_lanes"]
+
+ENGINES = ("inductor", "eager")
+"""All engines, in the order in which ``engine="auto"`` prefers them."""
+
+Step = Callable[..., tuple[PyTree, PyTree]]
+
+
+def scan(
+    step: Step, carry: PyTree, xs: PyTree = None, *, length: int | None = None, engine: str = "auto"
+) -> tuple[PyTree, PyTree]:
+    """Applies a step along the leading axis of ``xs``, handing a carry on: `jax.lax.scan`.
+
+    It is `scan_lanes` with one lane.
+
+    Args:
+        step: pure, ``step(carry, x) -> (carry, y)``; the carry keeps its structure, shapes and dtypes.
+        carry: a pytree of tensors.
+        xs: a pytree of tensors ``[time, ...]``, or None.
+        length: how many steps; needed only without ``xs``.
+        engine: one of `ENGINES`, or ``"auto"``.
+
+    Returns:
+        The last carry, and the ys stacked on a leading time axis.
+
+    Raises:
+        TypeError, ValueError: as `scan_lanes`.
+        EngineUnavailableError: the engine can't run here.
+
+    >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
+    (tensor(6), tensor([0, 0, 1, 3]))
+    """
+    lanes = make_lane_scan(
+        "scan", step, optree.tree_map(lambda leaf: leaf[None], carry), xs, shared=True, length=length
+    )
+    carry, ys = _engine("scan", engine, lanes).run(lanes)
+    return optree.tree_map(lambda leaf: leaf[0], carry), optree.tree_map(lambda leaf: leaf[:, 0], ys)
+
+
+def scan_lanes(
+    step: Step,
+    carry: PyTree,
+    xs: PyTree = None,
+    *,
+    hparams: PyTree = None,
+    shared: bool | PyTree | None = None,
+    length: int | None = None,
+    engine: str = "auto",
+) -> tuple[PyTree, PyTree]:
+    """`scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
+
+    Args:
+        step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
+            hyper-parameters, so that a learner can be built inside the step.
+        carry: a pytree of tensors ``[lanes, ...]``.
+        xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
+        hparams: a pytree of tensors ``[lanes]`` (or of numbers, the same in all lanes).
+        shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do). If not
+            given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it where a shared
+            leaf's second axis may have that length by chance.
+        length: how many steps; needed only without ``xs``.
+        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off.
+
+    Returns:
+        The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
+
+    Raises:
+        TypeError: the step returns something else than a carry as it took it, and tensors.
+        ValueError: axes that do not fit, several devices, or an unknown engine.
+        EngineUnavailableError: the engine can't run here; the message says why.
+
+    >>> carry, ys = scan_lanes(lambda c, x, h: (c + h * x, c), torch.zeros(3), torch.ones(5), hparams=torch.arange(3.0))
+    >>> carry, ys.shape
+    (tensor([ 0.,  5., 10.]), torch.Size([5, 3]))
+    """
+    lanes = make_lane_scan("scan_lanes", step, carry, xs, hparams, shared=shared, length=length)
+    return _engine("scan_lanes", engine, lanes).run(lanes)

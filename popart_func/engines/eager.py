@@ -1,0 +1,39 @@
+"""The engine that defines what is right: `torch.vmap` over lanes, a Python loop over time."""
+
+from __future__ import annotations
+
+import optree
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from popart_func.engines.lane_scan import LaneScan, check_carry
+from popart_func.tree import PyTree
+
+__all__ = ["run", "why_not"]
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why the engine can't run on a device: it always can."""
+    return None
+
+
+def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
+    """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Differentiable by autograd."""
+    structures: list[optree.PyTreeSpec] = []
+
+    def flat_step(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        carry, y = check_carry("scan", scan, scan.step(*optree.tree_unflatten(scan.structure, leaves)))
+        carry_leaves, carry_structure = optree.tree_flatten(carry)
+        y_leaves, y_structure = optree.tree_flatten(y)
+        structures[:] = carry_structure, y_structure
+        return tuple(carry_leaves), tuple(y_leaves)
+
+    step = vmap(flat_step, in_dims=scan.lane_axes())
+    carry, ys = scan.carry, []
+    for time in range(scan.steps):
+        carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
+        ys.append(y)
+    carry_structure, y_structure = structures
+    stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
+    return optree.tree_unflatten(carry_structure, carry), optree.tree_unflatten(y_structure, stacked)

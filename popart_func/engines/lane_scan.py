@@ -1,0 +1,170 @@
+"""What is asked of an engine: one step, scanned over time in many lanes, checked and flattened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from popart_func.tree import PyTree
+
+__all__ = ["EngineUnavailableError", "LaneScan", "check_carry", "make_lane_scan"]
+
+
+class EngineUnavailableError(RuntimeError):
+    """An engine was asked for by name and can't run here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class LaneScan:
+    """A scan over time in many lanes, flattened in the order of optree's leaves.
+
+    Attributes:
+        step: pure, of one lane: ``step(carry, x)`` or ``step(carry, x, hparams)`` -> ``(carry, y)``.
+        structure: of the step's tuple of arguments.
+        carry: leaves ``[lanes, ...]``.
+        xs: leaves ``[steps, ...]`` where `shared`, else ``[steps, lanes, ...]``.
+        shared: for each leaf of ``xs`` whether all lanes read the same.
+        hparams: leaves ``[lanes]``.
+        lanes: how many lanes.
+        steps: how many time steps.
+        device: where all of it lies.
+    """
+
+    step: Callable[..., Any]
+    structure: optree.PyTreeSpec
+    carry: tuple[Tensor, ...]
+    xs: tuple[Tensor, ...]
+    shared: tuple[bool, ...]
+    hparams: tuple[Tensor, ...]
+    lanes: int
+    steps: int
+    device: torch.device
+
+    def one_lane(self) -> tuple[Tensor, ...]:
+        """One lane's arguments of the step, flat: lane 0 at time 0."""
+        xs = (leaf[0] if shared else leaf[0, 0] for leaf, shared in zip(self.xs, self.shared, strict=True))
+        return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
+
+    def lane_axes(self) -> tuple[int | None, ...]:
+        """Where the lane axis of each argument of one time step lies: 0, or None where all lanes share it."""
+        return (
+            *(0 for _ in self.carry),
+            *(None if shared else 0 for shared in self.shared),
+            *(0 for _ in self.hparams),
+        )
+
+
+def make_lane_scan(
+    caller: str,
+    step: Callable[..., Any],
+    carry: PyTree,
+    xs: PyTree,
+    hparams: PyTree = None,
+    *,
+    shared: bool | PyTree | None = None,
+    length: int | None = None,
+) -> LaneScan:
+    """Checks and flattens the arguments of `scan_lanes`."""
+    if not callable(step):
+        raise TypeError(f"{caller}: `step` must be a function, got {type(step).__name__}.")
+    carry_leaves = _tensors(caller, "carry", carry)
+    xs_leaves = _tensors(caller, "xs", xs)
+    if not carry_leaves:
+        raise ValueError(f"{caller}: `carry` must have at least one tensor, which says how many lanes there are.")
+    lanes = _common_axis(caller, "carry", carry, 0, "lane")
+    steps = _common_axis(caller, "xs", xs, 0, "time") if xs_leaves else length
+    if steps is None:
+        raise ValueError(f"{caller}: `xs` has no tensors, so `length` must say how many steps to take.")
+    if length is not None and length != steps:
+        raise ValueError(f"{caller}: `length` must be the leading axis of `xs`, {steps}, got {length}.")
+    if steps < 1 or lanes < 1:
+        raise ValueError(f"{caller}: there must be at least one step and one lane, got {steps} steps and {lanes} lanes.")
+    arguments = (carry, xs) if hparams is None else (carry, xs, hparams)
+    hparam_leaves = tuple(_hparam(caller, leaf, lanes, carry_leaves[0]) for leaf in optree.tree_leaves(hparams))
+    devices = {leaf.device for leaf in (*carry_leaves, *xs_leaves, *hparam_leaves)}
+    if len(devices) > 1:
+        raise ValueError(f"{caller}: all tensors must lie on one device, got {sorted(map(str, devices))}.")
+    return LaneScan(
+        step=step,
+        structure=optree.tree_structure(arguments),
+        carry=carry_leaves,
+        xs=xs_leaves,
+        shared=_which_are_shared(caller, xs, shared, lanes),
+        hparams=hparam_leaves,
+        lanes=lanes,
+        steps=steps,
+        device=devices.pop(),
+    )
+
+
+def check_carry(caller: str, scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
+    """The step's ``(carry, y)``, if the carry is what went in: same structure, shapes and dtypes (of one lane)."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"{caller}: `step` must return (carry, y), got {type(result).__name__}.")
+    carry, y = result
+    expected = optree.tree_structure(optree.tree_unflatten(scan.structure, [0] * scan.structure.num_leaves)[0])
+    got = optree.tree_structure(carry)
+    if expected != got:
+        raise TypeError(f"{caller}: `step` must return a carry of the structure it took, {expected}, got {got}.")
+    for path, before, after in zip(optree.tree_paths(carry), scan.carry, optree.tree_leaves(carry), strict=True):
+        if not isinstance(after, Tensor):
+            raise TypeError(f"{caller}: `step` must return tensors, got {type(after).__name__} at {path} of the carry.")
+        if after.dtype != before.dtype or after.shape != before.shape[1:]:
+            raise TypeError(
+                f"{caller}: `step` must return a carry of the shapes and dtypes it took: at {path} it took "
+                f"{before.dtype} {tuple(before.shape[1:])} and returned {after.dtype} {tuple(after.shape)}."
+            )
+    for path, leaf in zip(optree.tree_paths(y), optree.tree_leaves(y), strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{caller}: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
+    return carry, y
+
+
+def _tensors(caller: str, name: str, tree: PyTree) -> tuple[Tensor, ...]:
+    leaves = optree.tree_leaves(tree)
+    for path, leaf in zip(optree.tree_paths(tree), leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{caller}: every leaf of `{name}` must be a tensor, got {type(leaf).__name__} at {path}.")
+    return tuple(leaves)
+
+
+def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> int:
+    paths, leaves = optree.tree_paths(tree), optree.tree_leaves(tree)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if leaf.ndim <= axis or leaf.shape[axis] != leaves[0].shape[axis]:
+            raise ValueError(
+                f"{caller}: every leaf of `{name}` must have the same leading {what} axis: "
+                f"got {tuple(leaves[0].shape)} at {paths[0]} and {tuple(leaf.shape)} at {path}."
+            )
+    return int(leaves[0].shape[axis])
+
+
+def _hparam(caller: str, leaf: Any, lanes: int, like: Tensor) -> Tensor:
+    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
+        return torch.full((lanes,), leaf, dtype=torch.get_default_dtype(), device=like.device)
+    if not isinstance(leaf, Tensor) or leaf.shape != (lanes,):
+        got = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        raise ValueError(f"{caller}: every leaf of `hparams` must be a number or have shape ({lanes},), got {got}.")
+    return leaf
+
+
+def _which_are_shared(caller: str, xs: PyTree, shared: bool | PyTree | None, lanes: int) -> tuple[bool, ...]:
+    leaves = optree.tree_leaves(xs)
+    if shared is None:
+        return tuple(leaf.ndim < 2 or leaf.shape[1] != lanes for leaf in leaves)
+    if isinstance(shared, bool):
+        flags = [shared] * len(leaves)
+    else:
+        flags = optree.tree_leaves(optree.tree_broadcast_prefix(shared, xs))
+    for path, leaf, flag in zip(optree.tree_paths(xs), leaves, flags, strict=True):
+        if not flag and (leaf.ndim < 2 or leaf.shape[1] != lanes):
+            raise ValueError(
+                f"{caller}: a leaf of `xs` that is not shared must have shape [time, lanes = {lanes}, ...], "
+                f"got {tuple(leaf.shape)} at {path}."
+            )
+    return tuple(flags)
