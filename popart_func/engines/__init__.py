@@ -94,3 +94,31 @@ def scan_lanes(
     """
     lanes = make_lane_scan("scan_lanes", step, carry, xs, hparams, shared=shared, length=length)
     return _engine("scan_lanes", engine, lanes).run(lanes)
+
+
+def available_engines(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Each engine, and why it can't run on a device, or None where it can.
+
+    >>> available_engines()["eager"] is None
+    True
+    """
+    return {name: _module(name).why_not(torch.device(device)) for name in ENGINES}
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"popart_func.engines.{name}")
+
+
+def _engine(caller: str, name: str, lanes: LaneScan) -> ModuleType:
+    if name != "auto":
+        if name not in ENGINES:
+            raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {name!r}.")
+        reason = _module(name).why_not(lanes.device)
+        if reason is not None:
+            raise EngineUnavailableError(f"{caller}: the engine {name!r} can't run on {lanes.device}: {reason}")
+        return _module(name)
+    return _choose(lanes)
+
+
+def _choose(lanes: LaneScan) -> ModuleType:
+    return _module("eager")
