@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 
-jaxtyping.install_import_hook("popart_func", "beartype.beartype")
+# Packages' own __init__ modules are left out, since a name stands for all below it; and so is what Dynamo must read.
+SOURCES = Path(importlib.util.find_spec("popart_func").origin).parent
+MODULES = [
+    ".".join(("popart_func", *path.relative_to(SOURCES).with_suffix("").parts))
+    for path in sorted(SOURCES.rglob("*.py"))
+    if path.stem not in ("__init__", "__main__", "inductor")
+]
+jaxtyping.install_import_hook(MODULES, "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
