@@ -107,7 +107,8 @@ def make_lane_scan(
 def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
     """The step's ``(carry, y)``, if the carry is what went in: same structure, shapes and dtypes (of one lane)."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"scan: `step` must return (carry, y), got {type(result).__name__}.")
+        got = "a tensor" if isinstance(result, Tensor) else type(result).__name__
+        raise TypeError(f"scan: `step` must return (carry, y), got {got}.")
     carry, y = result
     expected = scan.structure.child(0)
     got = optree.tree_structure(carry)
