@@ -332,7 +332,7 @@ def test_low_precision_values_are_normalized_in_the_statistics_dtype():
 
 
 def test_rlax_parity():
-    """rlax's rule is the sum: several tasks, duplicated and absent indices, binding bounds. Small offsets: rlax cancels."""
+    """rlax's rule is the sum: tasks twice and absent, bounds that bind. Small offsets: rlax cancels."""
     generator = np.random.default_rng(0)
     tasks, step_size, lower, upper = 4, 0.05, 0.5, 2.0
     _, rlax_update = rlax.popart(tasks, step_size, lower, upper)
