@@ -1,7 +1,7 @@
 """The paper's experiments, their files and their figures. Needs ``pip install 'popart-func[experiments]'``.
 
-`regression` runs the online regression; `statistics` takes percentiles over seeds, `plot` draws them, `store` writes the
-results to disk. Each is imported by name; importing this package imports none of them.
+`regression` runs the online regression; `statistics` takes percentiles over seeds, `plot` draws them, `store` writes
+the results to disk. Each is imported by name; importing this package imports none of them.
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
 """The paper's online regression (Figure 1a): targets of 0 to 1023, and now and then 65535.
 
-A network of the seed's kind learns a number from its 16 bits, one example at a time, in one pass over 5004 numbers. The
-rare 65535 is what normalization has to survive. Seed s draws the stream and the first parameters; the seeds of an
-algorithm run side by side, each in its own lane.
+A small network learns numbers from their 16 bits, one example at a time, in one pass over 5004 of them. The rare 65535
+is what normalization has to survive. Seed s draws the stream and the first parameters; all seeds of an algorithm run
+side by side, each in its own lane.
 
 `streams` gives the numbers, `learner` an algorithm, `reproduce` the whole experiment as a labelled array.
 
@@ -97,8 +97,8 @@ _MODEL = (16, 10, 1)
 def streams(seeds: Iterable[int]) -> Tensor:
     """The numbers to learn: inputs (as bits) and targets in one.
 
-    5000 draws of ``numpy.random.RandomState(seed).randint(0, 1024)``, laid out row by row as 1000 x 5; block j is column
-    j, and a 65535 follows each of the first four blocks.
+    5000 draws of ``numpy.random.RandomState(seed).randint(0, 1024)``, laid out row by row as 1000 x 5; block j is
+    column j, and a 65535 follows each of the first four blocks.
 
     Args:
         seeds: distinct integers in [0, 2**32).
@@ -201,13 +201,13 @@ def reproduce(
         engine: one of `popart_func.engines.ENGINES`, or ``"auto"``.
         device: where to run.
         dtype: of parameters and errors, float32 or float64.
-        on_progress: called as ``on_progress(algorithm, steps)`` when an algorithm begins (0 steps) and whenever it has made
-            so many of its 5004 steps.
+        on_progress: called as ``on_progress(algorithm, steps)`` when an algorithm begins (with 0) and whenever it has
+            made so many of its 5004 steps.
 
     Returns:
-        The variables ``error`` (algorithm, seed, step) and ``rmse`` (algorithm, seed, sample), its moving average, with the
-        coordinates learning_rate, step_size, seconds and compile_seconds per algorithm. Each says in its attributes what
-        it is.
+        The variables ``error`` (algorithm, seed, step) and ``rmse`` (algorithm, seed, sample), its moving average, with
+        the coordinates learning_rate, step_size, seconds and compile_seconds per algorithm. Their attributes say what
+        each is.
 
     Raises:
         TypeError, ValueError: bad seeds, algorithms, engine, device or dtype.
@@ -306,7 +306,7 @@ def _run(
 
 @functools.cache
 def _init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable[..., Any]]:
-    """One function object for each algorithm, so that what an engine compiles once serves every chunk and every call."""
+    """One function object per algorithm, so that what an engine compiles once serves every chunk and every call."""
     init, update = learner(algorithm)
 
     def step(state: LearnerState, number: Tensor) -> tuple[LearnerState, Tensor]:

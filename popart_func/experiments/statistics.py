@@ -14,8 +14,8 @@ PERCENTILES = {"median": 50, "p10": 10, "p90": 90}
 def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
     """Median, 10th and 90th percentile along one dimension, computed in float64.
 
-    A seed that has diverged (NaN) counts as infinitely bad, so that it can't make an algorithm look better than it is. A
-    percentile that falls among such seeds is infinite.
+    A seed that has diverged (NaN) counts as infinitely bad, so that it can't make an algorithm look better than it is.
+    A percentile that falls among such seeds is infinite.
 
     Args:
         values: a labelled array.
