@@ -94,7 +94,6 @@ def stateless(module: nn.Module) -> Callable[..., Any]:
     >>> apply(params, torch.ones(2))
     tensor([8.])
     """
-
     expected = {name for name, _ in module.named_parameters()}
     allowed = expected | {name for name, _ in module.named_buffers()}
 
@@ -115,8 +114,9 @@ def init_params(make_module: Callable[[], nn.Module], seed: int) -> dict[str, Te
     Bit-equal to ``torch.manual_seed(seed); make_module().named_parameters()``.
 
     Args:
-        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random state is
-            only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the result.
+        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random
+            state is only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the
+            result.
         seed: an integer.
 
     Returns:

@@ -2,7 +2,8 @@
 
 State: whatever a transformation needs, as NamedTuples and dicts of tensors
 init:   sgd(learning_rate).init(params) -> state
-update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new parameters
+update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new
+  parameters
 
 Every rate is a number, a 0-d tensor (so that each lane can have its own), or a schedule: a function from the count of
 updates so far, a 0-d int32 tensor, to a 0-d tensor.
@@ -51,7 +52,7 @@ class GradientTransformation(NamedTuple):
 class LearningRateState(NamedTuple):
     """How many updates there were, a 0-d int32 tensor."""
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
 
 
 class MomentumState(NamedTuple):
@@ -63,12 +64,14 @@ class MomentumState(NamedTuple):
 class AdamState(NamedTuple):
     """Adam's count (0-d int32) and its first and second moments, in the structure of the parameters."""
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
     mu: PyTree
     nu: PyTree
 
 
-def sgd(learning_rate: Rate, *, momentum: float | Tensor | None = None, nesterov: bool = False) -> GradientTransformation:
+def sgd(
+    learning_rate: Rate, *, momentum: float | Tensor | None = None, nesterov: bool = False
+) -> GradientTransformation:
     """Stochastic gradient descent: ``u = −α g``; with momentum ρ: ``m' = g + ρ m``, ``u = −α m'``.
 
     Args:
@@ -228,7 +231,9 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
     def scaled(moments: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
         missing = sorted(factors.keys() - moments.keys())
         if missing:
-            raise ValueError(f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}.")
+            raise ValueError(
+                f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}."
+            )
         return {
             name: (moment * factors[name] ** power).to(moment.dtype) if name in factors else moment
             for name, moment in moments.items()
@@ -256,10 +261,8 @@ def _as(value: float | Tensor, like: Tensor) -> float | Tensor:
 def _one_minus_power(rate: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
     """``1 − rate^count`` without cancellation: in float32 the plain form is off by 1e-5 for a rate of 0.999."""
     if isinstance(rate, Tensor):
-        log = rate.to(dtype).log()
-    else:
-        log = math.log(rate) if rate > 0 else -math.inf
-    return -torch.expm1(count.to(dtype) * log)
+        return -torch.expm1(count.to(dtype) * rate.to(dtype).log())
+    return -torch.expm1(count.to(dtype) * (math.log(rate) if rate > 0 else -math.inf))
 
 
 def _check_rate(caller: str, rate: Rate) -> None:
