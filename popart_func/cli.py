@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,11 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"popart-func: {error}") from None
 
 from popart_func.engines import ENGINES, EngineUnavailableError
-from popart_func.experiments._checks import check_device, check_engine_name
+from popart_func.experiments._checks import check_device
 
 if TYPE_CHECKING:
     import xarray
-    from rich.table import Table
+    from rich.console import Group
 
 __all__ = ["main"]
 
@@ -38,6 +39,8 @@ app = App(
     version=popart_func.__version__,
     version_flags=["--version"],
 )
+
+_ENGINE_NAMES = ("auto", *ENGINES)
 
 
 class Algorithm(enum.Enum):
@@ -61,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"popart-func: {message}", file=sys.stderr)
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(error, 2)
     except (EngineUnavailableError, OSError) as error:
@@ -72,21 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_engine(_: Any, name: str) -> None:
-    with _without_caller():
-        check_engine_name("reproduce", name)
+    if name not in _ENGINE_NAMES:
+        raise ValueError(f"Choose from: {', '.join(_ENGINE_NAMES)}.")
 
 
 def _check_device(_: Any, name: str) -> None:
-    with _without_caller():
-        check_device("reproduce", name)
-
-
-@contextmanager
-def _without_caller() -> Iterator[None]:
-    """Drops the function's name from an error: on a command line nobody called one."""
     try:
-        yield
-    except ValueError as error:
+        check_device("reproduce", name)
+    except ValueError as error:  # without the function's name: on a command line nobody called one
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
@@ -103,7 +101,7 @@ def reproduce(
         Parameter(consume_multiple=(1, None), negative=(), show_default=_names),
     ] = tuple(Algorithm),
     engine: Annotated[
-        str, Parameter(validator=_check_engine, help=f"What runs it: {', '.join(('auto', *ENGINES))}.")
+        str, Parameter(validator=_check_engine, help=f"What runs it: {', '.join(_ENGINE_NAMES)}.")
     ] = "auto",
     device: Annotated[str, Parameter(validator=_check_device)] = "cpu",
     out: Path = Path("results"),
@@ -144,7 +142,7 @@ def reproduce(
             range(seeds), algorithms=names, engine=engine, device=device, on_progress=on_progress
         )
     console = Console()
-    console.print(_table(dataset))
+    console.print(_table(dataset), highlight=False)
     for path in store.write(dataset, out, force=force):
         print(f"wrote {path}")
 
@@ -175,8 +173,9 @@ def _progress(labels: dict[str, str], steps: int) -> Iterator[Callable[[str, int
         yield on_progress
 
 
-def _table(dataset: xarray.Dataset) -> Table:
+def _table(dataset: xarray.Dataset) -> Group:
     from rich import box
+    from rich.console import Group
     from rich.table import Table
 
     from popart_func.experiments.regression import LABELS
@@ -184,13 +183,7 @@ def _table(dataset: xarray.Dataset) -> Table:
 
     over_seeds = percentiles(dataset["rmse"])
     names, seeds, steps = dataset["algorithm"].values, dataset.sizes["seed"], dataset.sizes["step"]
-    table = Table(
-        title=f"RMSE, {seeds} seeds: median (10th-90th percentile)",
-        caption="* with a 65535 in the average; Msteps/s: 1e6 seeds x steps per second",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("sample", justify="right", no_wrap=True)
     for name in names:
         table.add_column(LABELS[name], justify="right", no_wrap=True)
@@ -205,7 +198,11 @@ def _table(dataset: xarray.Dataset) -> Table:
     table.add_row("seconds", *(f"{value:.2f}" for value in seconds))
     table.add_row("compile", *(f"{value:.2f}" for value in dataset["compile_seconds"].values))
     table.add_row("Msteps/s", *(f"{seeds * steps / value / 1e6:.3g}" for value in seconds))
-    return table
+    return Group(
+        f"RMSE over {seeds} seed{'s' * (seeds != 1)}: median (10th-90th percentile)",
+        table,
+        "* with a 65535 in the average; Msteps/s: million seeds x steps per second",
+    )
 
 
 def _short(value: float) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import torch
 
-from popart_func.engines import ENGINES, EngineUnavailableError, available_engines
-
-__all__ = ["check_device", "check_engine", "check_engine_name", "check_names", "check_seeds"]
+__all__ = ["check_device", "check_names", "check_seeds"]
 
 
-def check_seeds(caller: str, seeds: Iterable[int]) -> list[int]:
+def check_seeds(caller: str, seeds: Iterable[SupportsIndex]) -> list[int]:
     """The seeds as a list, if they are distinct integers that numpy takes as seeds."""
     try:
         checked = [operator.index(seed) for seed in seeds]
@@ -48,20 +47,6 @@ def check_device(caller: str, device: torch.device | str) -> torch.device:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise ValueError(f"{caller}: `device` must be one that works here, got {str(device)!r}: {reason}.") from None
     return torch.device(device)
-
-
-def check_engine_name(caller: str, engine: str) -> None:
-    """Raises unless there is such an engine, or it is "auto"."""
-    if engine != "auto" and engine not in ENGINES:
-        raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
-
-
-def check_engine(caller: str, engine: str, device: torch.device) -> None:
-    """Raises unless the engine exists and can run on the device."""
-    check_engine_name(caller, engine)
-    reason = None if engine == "auto" else available_engines(device)[engine]
-    if reason is not None:
-        raise EngineUnavailableError(f"{caller}: the engine {engine!r} can't run on {device}: {reason}")
 
 
 def _check_distinct(caller: str, argument: str, values: Sequence[object]) -> None:

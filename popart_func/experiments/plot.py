@@ -26,12 +26,15 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def figure(dataset: xarray.Dataset, path: str | Path) -> None:
+def figure(dataset: xarray.Dataset, path: str | Path) -> Figure:
     """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
 
     Args:
         dataset: as `regression.reproduce` returns it; only ``rmse`` is read.
         path: where to write; the suffix says the format, such as ``"figure.png"``.
+
+    Returns:
+        The figure, drawn without pyplot: nothing to close.
 
     Raises:
         ValueError: the dataset has no ``rmse`` (algorithm, seed, sample).
@@ -72,3 +75,4 @@ def figure(dataset: xarray.Dataset, path: str | Path) -> None:
     for line in legend.get_lines():
         line.set_linewidth(2 * line.get_linewidth())
     canvas.savefig(path)
+    return canvas

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func import optim
-from popart_func.engines import scan_lanes
-from popart_func.experiments._checks import check_device, check_engine, check_names, check_seeds
+from popart_func._typing import Int
+from popart_func.engines import resolve_engine, scan_lanes
+from popart_func.experiments._checks import check_device, check_names, check_seeds
 from popart_func.learners import (
     Learner,
     LearnerState,
@@ -94,7 +95,7 @@ LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "no
 _MODEL = (16, 10, 1)
 
 
-def streams(seeds: Iterable[int]) -> Tensor:
+def streams(seeds: Iterable[SupportsIndex]) -> Int[Tensor, "5004 seeds"]:
     """The numbers to learn: inputs (as bits) and targets in one.
 
     5000 draws of ``numpy.random.RandomState(seed).randint(0, 1024)``, laid out row by row as 1000 x 5; block j is
@@ -123,7 +124,7 @@ def streams(seeds: Iterable[int]) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
 
 
-def bits(number: Tensor) -> Tensor:
+def bits(number: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes 16"]:
     """The 16 binary digits of a number, most significant first.
 
     Args:
@@ -183,7 +184,7 @@ def smooth(error: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def reproduce(
-    seeds: Iterable[int] = range(50),
+    seeds: Iterable[SupportsIndex] = range(50),
     *,
     algorithms: Iterable[str] = ALGORITHMS,
     engine: str = "auto",
@@ -219,7 +220,7 @@ def reproduce(
     seeds = check_seeds("reproduce", seeds)
     algorithms = check_names("reproduce", "algorithms", algorithms, ALGORITHMS)
     device = check_device("reproduce", device)
-    check_engine("reproduce", engine, device)
+    engine = resolve_engine(engine, device, STEPS)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"reproduce: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
 
