@@ -11,6 +11,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from popart_func._typing import Scalar
+
 if TYPE_CHECKING:
     from popart_func.pop_art import PopArtState
 
@@ -45,19 +47,20 @@ def is_known(*tensors: Tensor) -> bool:
 def check_scalar(
     caller: str,
     name: str,
-    value: float | Tensor,
+    value: Scalar,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: int | float | None = None,
+    least: int | float | None = None,
+    below: int | float | None = None,
+    most: int | float | None = None,
 ) -> None:
     """Raises unless a hyper-parameter is a number within bounds, or a real 0-d tensor (whose value is left alone)."""
     if isinstance(value, Tensor):
         if value.ndim != 0 or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
                 f"{caller}: `{name}` must be a number or a real 0-d tensor, "
-                f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}. For one value per lane, take the lanes apart with torch.vmap."
+                f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}. "
+                f"For one value per lane, take the lanes apart with torch.vmap."
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -76,9 +79,7 @@ def check_scalar(
         raise ValueError(f"{caller}: `{name}` must be {expected}, got {value}.")
 
 
-def check_hyper_parameters(
-    caller: str, step_size: float | Tensor, scale_lb: float | Tensor, scale_ub: float | Tensor, reduction: str
-) -> None:
+def check_hyper_parameters(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub: Scalar, reduction: str) -> None:
     check_scalar(caller, "step_size", step_size, above=0, most=1)
     check_scalar(caller, "scale_lb", scale_lb, above=0)
     if isinstance(scale_lb, Tensor):
@@ -142,7 +143,7 @@ def check_targets(
     return targets.reshape(-1, tasks), None
 
 
-def check_sum(caller: str, step_size: float | Tensor, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
+def check_sum(caller: str, step_size: Scalar, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
     if isinstance(step_size, Tensor):
         return
     if indices is None:

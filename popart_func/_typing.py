@@ -9,7 +9,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Float", "Int", "Num", "Shaped"]
+from torch import Tensor
+
+__all__ = ["Float", "Int", "Num", "Scalar", "Shaped"]
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
     from jaxtyping import Float, Int, Num, Shaped
@@ -22,3 +24,6 @@ else:
             return item[0]
 
     Float = Int = Num = Shaped
+
+Scalar = int | float | Num[Tensor, ""]
+"""A hyper-parameter: a number, or a 0-d tensor, so that every lane can have its own."""

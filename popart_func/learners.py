@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from popart_func import optim
+from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.pop_art import PopArt, PopArtState, init_state, normalize, unnormalize
@@ -75,12 +76,12 @@ class Info(NamedTuple):
         normalized_target: ``(y − μ) / σ``.
     """
 
-    loss: Tensor
-    prediction: Tensor
-    target: Tensor
-    error: Tensor
-    normalized_prediction: Tensor
-    normalized_target: Tensor
+    loss: Float[Tensor, "*lanes"]
+    prediction: Float[Tensor, "..."]
+    target: Num[Tensor, "..."]
+    error: Float[Tensor, "..."]
+    normalized_prediction: Float[Tensor, "..."]
+    normalized_target: Float[Tensor, "..."]
 
 
 class Learner(NamedTuple):
@@ -177,7 +178,7 @@ def popart_learner(
 def normalized_sgd_learner(
     apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "output_linear"
 ) -> Learner:
-    """Normalized SGD (Algorithm 2): raw targets, and the gradient of the layers below the head scaled by σ⁻², per output.
+    """Normalized SGD (Algorithm 2): raw targets; below the head, the gradient is scaled by σ⁻², output by output.
 
     With plain `optim.sgd` and the same start it makes the predictions of `popart_learner`, step by step (Proposition
     3). The outputs of ``apply`` are unnormalized here.
@@ -303,8 +304,8 @@ def _select(outputs: Tensor, example: _Example) -> Tensor:
     if indices is not None:
         if not indices.shape == y.shape == outputs.shape[:-1]:
             raise ValueError(
-                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])} of the "
-                f"outputs {tuple(outputs.shape)} without the last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
+                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])}, that of "
+                f"the outputs without their last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
             )
         return outputs.gather(-1, indices.long()[..., None]).squeeze(-1)
     if y.shape == outputs.shape:

@@ -35,6 +35,7 @@ from popart_func._checks import (
     check_task_axis,
     check_values,
 )
+from popart_func._typing import Float, Int, Num, Scalar
 from popart_func.models import Params
 
 __all__ = [
@@ -62,11 +63,11 @@ class PopArtState(NamedTuple):
         residue: what rounding took from ``shift``.
     """
 
-    shift: Tensor
-    scale: Tensor
-    variance: Tensor
-    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
-    residue: Tensor
+    shift: Float[Tensor, "*lanes tasks"]
+    scale: Float[Tensor, "*lanes tasks"]
+    variance: Float[Tensor, "*lanes tasks"]
+    count: Int[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
+    residue: Float[Tensor, "*lanes tasks"]
 
 
 class PopArt(NamedTuple):
@@ -100,12 +101,12 @@ def init_state(
 
 def art(
     state: PopArtState,
-    targets: Tensor,
-    indices: Tensor | None = None,
+    targets: Num[Tensor, "..."],
+    indices: Int[Tensor, "..."] | None = None,
     *,
-    step_size: float | Tensor,
-    scale_lb: float | Tensor = 1e-4,
-    scale_ub: float | Tensor = 1e6,
+    step_size: Scalar,
+    scale_lb: Scalar = 1e-4,
+    scale_ub: Scalar = 1e6,
     reduction: Reduction = "mean",
     bias_correction: bool = False,
 ) -> PopArtState:
@@ -252,7 +253,9 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     return folded
 
 
-def normalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+def normalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
     """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
 
     Args:
@@ -270,7 +273,9 @@ def normalize(state: PopArtState, values: Tensor, indices: Tensor | None = None)
     return ((values - shift) - residue) / scale
 
 
-def unnormalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+def unnormalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
     """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
 
     >>> unnormalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(2.0))
@@ -282,9 +287,9 @@ def unnormalize(state: PopArtState, values: Tensor, indices: Tensor | None = Non
 
 def popart(
     num_outputs: int,
-    step_size: float | Tensor,
-    scale_lb: float | Tensor = 1e-4,
-    scale_ub: float | Tensor = 1e6,
+    step_size: Scalar,
+    scale_lb: Scalar = 1e-4,
+    scale_ub: Scalar = 1e6,
     *,
     reduction: Reduction = "mean",
     bias_correction: bool = False,
@@ -324,7 +329,7 @@ def popart(
         return init_state(num_outputs, dtype=some.dtype, device=some.device)
 
     def update(
-        params: Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
+        params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Int[Tensor, "..."] | None = None
     ) -> tuple[dict[str, Tensor], PopArtState]:
         new = art(
             state,
@@ -358,7 +363,7 @@ def _moments(state: PopArtState, targets: Tensor, indices: Tensor | None) -> tup
     return samples, mean, spread
 
 
-def _bias_corrected(step: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
     """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=dtype, device=count.device)
@@ -397,5 +402,5 @@ def _wider(state: PopArtState, values: Tensor) -> torch.dtype:
     return torch.promote_types(own, values.dtype) if values.is_floating_point() else own
 
 
-def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+def _cast(value: Scalar, dtype: torch.dtype) -> Scalar:
     return value.to(dtype) if isinstance(value, Tensor) else value

@@ -60,7 +60,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     with torch.no_grad():
         carry, ys = graph.compiled[key](carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants)
     leaves = (*carry, *ys)[: len(graph.outputs)]
-    result: tuple[PyTree, PyTree] = optree.tree_unflatten(graph.out_structure, leaves)
+    result: Any = optree.tree_unflatten(graph.out_structure, leaves)
     return result
 
 

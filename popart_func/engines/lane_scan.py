@@ -86,7 +86,7 @@ def make_lane_scan(
         raise ValueError(
             f"{caller}: there must be at least one step and one lane, got {steps} steps and {lanes} lanes."
         )
-    arguments: tuple[PyTree, ...] = (carry, xs) if hparams is None else (carry, xs, hparams)
+    arguments: PyTree = (carry, xs) if hparams is None else (carry, xs, hparams)
     hparam_leaves = tuple(_hparam(caller, leaf, lanes, carry_leaves[0]) for leaf in optree.tree_leaves(hparams))
     devices = {leaf.device for leaf in (*carry_leaves, *xs_leaves, *hparam_leaves)}
     if len(devices) > 1:
