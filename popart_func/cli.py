@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import popart_func
 
 try:
-    from cyclopts import App, CycloptsError, Parameter
-    from cyclopts.validators import Number
-
     import popart_func.experiments  # says which extra is missing, if one is
 except ModuleNotFoundError as error:
     raise SystemExit(f"popart-func: {error}") from None
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from popart_func.engines import ENGINES, EngineUnavailableError
 from popart_func.experiments._checks import check_device
@@ -38,6 +38,7 @@ app = App(
     help="Functional Pop-Art for PyTorch: learn targets of any magnitude.",
     version=popart_func.__version__,
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
 )
 
 _ENGINE_NAMES = ("auto", *ENGINES)

@@ -34,9 +34,12 @@ def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
     if dim not in values.dims:
         raise ValueError(f"percentiles: `dim` must be one of {list(values.dims)}, got {dim!r}.")
     plain = np.asarray(values.transpose(dim, ...).values, dtype=np.float64)
+    ranks = list(PERCENTILES.values())
     plain = np.where(np.isnan(plain), np.inf, plain)
-    with np.errstate(invalid="ignore"):  # between two infinities numpy interpolates to NaN
-        found = np.percentile(plain, list(PERCENTILES.values()), axis=0)
-    found = np.where(np.isnan(found), np.inf, found)
+    below, above = (np.percentile(plain, ranks, axis=0, method=method) for method in ("lower", "higher"))
+    with np.errstate(invalid="ignore"):
+        between = np.percentile(plain, ranks, axis=0)
+    # numpy interpolates next to infinity to NaN, even where a percentile falls on a finite value.
+    found = np.where(below == above, below, np.where(np.isinf(above), np.inf, between))
     template = values.isel({dim: 0}, drop=True)
     return xarray.Dataset({name: template.copy(data=data) for name, data in zip(PERCENTILES, found, strict=True)})
