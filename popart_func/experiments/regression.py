@@ -214,8 +214,9 @@ def reproduce(
         TypeError, ValueError: bad seeds, algorithms, engine, device or dtype.
         EngineUnavailableError: the engine can't run on the device.
 
-    >>> reproduce(range(2), algorithms=["popart"], engine="eager").error.sizes  # doctest: +SKIP
-    Frozen({'algorithm': 1, 'seed': 2, 'step': 5004})
+    For example (it takes some seconds)::
+
+        median = reproduce(range(50)).rmse.median("seed").sel(algorithm="popart")
     """
     seeds = check_seeds("reproduce", seeds)
     algorithms = check_names("reproduce", "algorithms", algorithms, ALGORITHMS)
