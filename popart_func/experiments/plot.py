@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xarray
@@ -26,12 +26,12 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def figure(dataset: xarray.Dataset, path: str | Path) -> Figure:
+def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
     """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
 
     Args:
         dataset: as `regression.reproduce` returns it; only ``rmse`` is read.
-        path: where to write; the suffix says the format, such as ``"figure.png"``.
+        path: where to write; the suffix says the format, such as ``"figure.png"``. An open file gets a PNG.
 
     Returns:
         The figure, drawn without pyplot: nothing to close.
