@@ -80,7 +80,8 @@ def test_json(results):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_costs_and_their_picture(tmp_path):
+def test_costs_and_their_picture(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.COST_BASE, "steps", 10)
     costs = bench.costs(["eager"], values={"lanes": (1, 2)})
     assert [(cost.varied, cost.value) for cost in costs] == [("lanes", 1), ("lanes", 2)]
     assert all(cost.ns_per_lane_step > 0 for cost in costs)

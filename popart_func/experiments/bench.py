@@ -113,7 +113,7 @@ def compare(
 
 
 class Cost(NamedTuple):
-    """What a lane-step costs when one thing is varied and the rest stays: 1000 lanes, 500 steps, width 10, 4 layers.
+    """What a lane-step costs when one thing is varied and the rest stays as in `COST_BASE`.
 
     Attributes:
         engine: one of the engines.
@@ -127,6 +127,9 @@ class Cost(NamedTuple):
     value: int
     ns_per_lane_step: float
 
+
+COST_BASE = {"lanes": 1000, "steps": 500, "width": 10, "depth": 4}
+"""What stays while `costs` varies one thing."""
 
 COST_VALUES = {
     "lanes": (1, 4, 16, 64, 256, 1000, 4000, 16_000, 100_000),
@@ -159,7 +162,7 @@ def costs(
     for name in names:
         for varied, numbers in values.items():
             for value in numbers:
-                shape = {"lanes": 1000, "steps": 500, "width": 10, "depth": 4, varied: value}
+                shape = {**COST_BASE, varied: value}
                 results.append(Cost(name, varied, value, _cost(name, torch.device(device), **shape)))
                 if on_cost is not None:
                     on_cost(results[-1])
