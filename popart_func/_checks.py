@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reduction",
+    "check_count",
     "check_head",
     "check_hyper_parameters",
     "check_indices",
+    "check_params",
     "check_same_shift",
     "check_scalar",
     "check_sum",
@@ -41,6 +43,27 @@ def is_known(*tensors: Tensor) -> bool:
     return not any(
         isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor) or tensor.device.type != "cpu"
         for tensor in tensors
+    )
+
+
+def check_count(caller: str, name: str, value: Any) -> None:
+    """Raises unless a value is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{caller}: `{name}` must be an integer, got {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"{caller}: `{name}` must be at least 1, got {value}.")
+
+
+def check_params(caller: str, params: Any) -> None:
+    """Raises unless parameters are a flat mapping from name to tensor, and not empty."""
+    if isinstance(params, Mapping) and params and all(isinstance(value, Tensor) for value in params.values()):
+        return
+    got = type(params).__name__
+    if isinstance(params, Mapping):
+        wrong = sorted({type(value).__name__ for value in params.values() if not isinstance(value, Tensor)})
+        got = f"one that holds {' and '.join(wrong)}" if wrong else "an empty one"
+    raise TypeError(
+        f"{caller}: `params` must be a mapping from name to tensor, as `init_params` and `unify` give it, got {got}."
     )
 
 
@@ -136,7 +159,7 @@ def check_targets(
         )
     if indices is not None:
         check_indices(caller, state, "targets", targets, indices)
-        return targets.reshape(-1), indices.reshape(-1)
+        return targets.reshape(-1), indices.reshape(-1).long()
     tasks = state.shift.shape[0]
     if tasks > 1:
         check_task_axis(caller, state, "targets", targets)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-__all__ = ["Float", "Int", "Num", "Scalar", "Shaped"]
+__all__ = ["Float", "Integer", "Num", "Scalar", "Shaped"]
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
-    from jaxtyping import Float, Int, Num, Shaped
+    from jaxtyping import Float, Integer, Num, Shaped
 else:
 
     class Shaped:
@@ -23,7 +23,7 @@ else:
         def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
             return item[0]
 
-    Float = Int = Num = Shaped
+    Float = Integer = Num = Shaped
 
 Scalar = int | float | Num[Tensor, ""]
 """A hyper-parameter: a number, or a 0-d tensor, so that every lane can have its own."""

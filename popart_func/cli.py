@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"popart-func: {error}") from None
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 
 from popart_func.engines import ENGINES, EngineUnavailableError
@@ -79,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number; left to itself, cyclopts rounds 1.5."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f'unable to convert "{tokens[0].value}" into int.') from None
+
+
 def _check_engine(_: Any, name: str) -> None:
     if name not in _ENGINE_NAMES:
         raise ValueError(f"Choose from: {', '.join(_ENGINE_NAMES)}.")
@@ -108,7 +116,7 @@ def _names(algorithms: tuple[Algorithm, ...]) -> str:
 @app.command
 def reproduce(
     *,
-    seeds: Annotated[int, Parameter(validator=Number(gte=1, lte=2**32))] = 50,
+    seeds: Annotated[int, Parameter(converter=_whole, validator=Number(gte=1, lte=2**32))] = 50,
     algorithms: Annotated[
         tuple[Algorithm, ...],
         Parameter(consume_multiple=(1, None), negative=(), show_default=_names),
@@ -164,7 +172,7 @@ def reproduce(
 def bench(
     *,
     lanes: Annotated[
-        tuple[Annotated[int, Parameter(validator=Number(gte=1))], ...],
+        tuple[Annotated[int, Parameter(converter=_whole, validator=Number(gte=1))], ...],
         Parameter(consume_multiple=(1, None), negative=()),
     ] = (50, 1000),
     engines: Annotated[
@@ -172,7 +180,7 @@ def bench(
         Parameter(validator=_check_benched, consume_multiple=(1, None), negative=(), help=_BENCHED_HELP),
     ] = None,
     device: Annotated[str, Parameter(validator=_check_device)] = "cpu",
-    repeats: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    repeats: Annotated[int, Parameter(converter=_whole, validator=Number(gte=1))] = 5,
     json: Path | None = None,
     plot: Path | None = None,
 ) -> None:

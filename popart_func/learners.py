@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from popart_func import optim
+from popart_func._checks import check_params
 from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
@@ -106,6 +107,7 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
     """
 
     def init(params: Params) -> LearnerState:
+        check_params("sgd_learner", params)
         some = next(iter(params.values()))
         statistics = init_state(1, dtype=some.dtype, device=some.device)
         return LearnerState(dict(params), statistics, optimizer.init(dict(params)))
@@ -130,7 +132,7 @@ def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt)
         statistics = _update_statistics(popart, state.statistics, example)
         return _descend(apply, optimizer, state._replace(statistics=statistics), example)
 
-    return Learner(_init_with(popart, optimizer), update)
+    return Learner(_init_with("art_learner", popart, optimizer), update)
 
 
 def popart_learner(
@@ -158,6 +160,7 @@ def popart_learner(
     >>> state.statistics.shift
     tensor([100.])
     """
+    checked_apply = _with_checked_head("popart_learner", apply, head)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("popart_learner", batch)
@@ -169,10 +172,11 @@ def popart_learner(
             ratio = state.statistics.scale / statistics.scale
             factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
             opt_state = optim.rescale_moments(opt_state, factors)
-        params = unify(SplitParams(lower, popped))
-        return _descend(apply, optimizer, LearnerState(params, statistics, opt_state), example)
+        together = unify(SplitParams(lower, popped))
+        params = {name: together[name] for name in state.params}
+        return _descend(checked_apply, optimizer, LearnerState(params, statistics, opt_state), example)
 
-    return Learner(_init_with(popart, optimizer), update)
+    return Learner(_init_with("popart_learner", popart, optimizer), update)
 
 
 def normalized_sgd_learner(
@@ -189,6 +193,7 @@ def normalized_sgd_learner(
         popart: the statistics, see `pop_art.popart`; the head is never popped.
         head: the name of the last linear layer in the parameters.
     """
+    checked_apply = _with_checked_head("normalized_sgd_learner", apply, head)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("normalized_sgd_learner", batch)
@@ -196,7 +201,7 @@ def normalized_sgd_learner(
         lower, upper = split(state.params, head)
 
         def predict(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
-            return apply(unify(SplitParams(lower, upper)), example.x)
+            return checked_apply(unify(SplitParams(lower, upper)), example.x)
 
         outputs, pull_back = vjp(predict, lower, upper)  # type: ignore[misc]  # three results only with has_aux
         prediction = _select(outputs, example)
@@ -221,7 +226,7 @@ def normalized_sgd_learner(
         grads = unify(SplitParams(lower_grads, upper_grads))
         return _apply_gradients(optimizer, state._replace(statistics=statistics), grads), info
 
-    return Learner(_init_with(popart, optimizer), update)
+    return Learner(_init_with("normalized_sgd_learner", popart, optimizer), update)
 
 
 class _Example(NamedTuple):
@@ -238,11 +243,30 @@ def _unpack(caller: str, batch: Batch) -> _Example:
     indices = batch[2] if len(batch) == 3 else None
     if not isinstance(y, Tensor):
         raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
+    if indices is not None and not isinstance(indices, Tensor):
+        raise TypeError(f"{caller}: the indices of `batch` must be a tensor, got {type(indices).__name__}.")
     return _Example(x, y, indices)
 
 
-def _init_with(popart: PopArt, optimizer: GradientTransformation) -> Callable[[Params], LearnerState]:
+def _with_checked_head(caller: str, apply: Apply, head: str) -> Apply:
+    """Refuses a head that is not the last layer, where its size tells."""
+
+    def checked(params: Params, x: Any) -> Tensor:
+        outputs = apply(params, x)
+        sizes = {value.shape[-2] for name, value in split(params, head).upper.items() if name.endswith("weight")}
+        if outputs.ndim and sizes != {outputs.shape[-1]}:
+            raise ValueError(
+                f"{caller}: `head` must name the last layer, whose outputs `apply` returns: {head!r} has "
+                f"{' and '.join(map(str, sorted(sizes)))} outputs, and `apply` returned {tuple(outputs.shape)}."
+            )
+        return outputs
+
+    return checked
+
+
+def _init_with(caller: str, popart: PopArt, optimizer: GradientTransformation) -> Callable[[Params], LearnerState]:
     def init(params: Params) -> LearnerState:
+        check_params(caller, params)
         return LearnerState(dict(params), popart.init(params), optimizer.init(dict(params)))
 
     return init

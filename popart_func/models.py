@@ -87,7 +87,9 @@ def _init_head(linear: nn.Linear) -> None:
 def stateless(module: nn.Module) -> Callable[..., Any]:
     """A module as a pure function: ``apply(params, *args) == module(*args)`` with these parameters.
 
-    The module serves as a blueprint; its own parameters are never read or changed.
+    The module serves as a blueprint; its own parameters are never read or changed. Its buffers are read unless
+    ``params`` brings them along, and what a forward pass would change in them (as batch normalization does) is
+    dropped.
 
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
@@ -103,7 +105,8 @@ def stateless(module: nn.Module) -> Callable[..., Any]:
                 f"stateless: `params` must have the names of {type(module).__name__}'s parameters: "
                 f"missing {sorted(expected - params.keys())}, unexpected {sorted(params.keys() - allowed)}."
             )
-        return functional_call(module, dict(params), args)
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in params}
+        return functional_call(module, {**buffers, **params}, args)
 
     return apply
 

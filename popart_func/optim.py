@@ -138,8 +138,21 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """``params + updates``, leaf by leaf, in the parameters' dtypes."""
-    return optree.tree_map(lambda param, change: (param + change).to(param.dtype), params, updates)
+    """``params + updates``, leaf by leaf, in the parameters' dtypes.
+
+    Raises:
+        ValueError: a leaf of the updates has another shape than that of the parameters: nothing is broadcast.
+    """
+
+    def apply(param: Tensor, change: Tensor) -> Tensor:
+        if param.shape != change.shape:
+            raise ValueError(
+                f"apply_updates: `updates` must have the shapes of `params`, "
+                f"got {tuple(change.shape)} for {tuple(param.shape)}."
+            )
+        return (param + change).to(param.dtype)
+
+    return optree.tree_map(apply, params, updates)
 
 
 def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from popart_func._checks import (
     Reduction,
+    check_count,
     check_head,
     check_hyper_parameters,
     check_indices,
@@ -35,7 +36,7 @@ from popart_func._checks import (
     check_task_axis,
     check_values,
 )
-from popart_func._typing import Float, Int, Num, Scalar
+from popart_func._typing import Float, Integer, Num, Scalar
 from popart_func.models import Params
 
 __all__ = [
@@ -66,7 +67,7 @@ class PopArtState(NamedTuple):
     shift: Float[Tensor, "*lanes tasks"]
     scale: Float[Tensor, "*lanes tasks"]
     variance: Float[Tensor, "*lanes tasks"]
-    count: Int[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
+    count: Integer[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
     residue: Float[Tensor, "*lanes tasks"]
 
 
@@ -85,8 +86,7 @@ def init_state(
     >>> init_state(2).scale
     tensor([1., 1.])
     """
-    if num_tasks < 1:
-        raise ValueError(f"init_state: `num_tasks` must be at least 1, got {num_tasks}.")
+    check_count("init_state", "num_tasks", num_tasks)
     dtype = torch.promote_types(dtype, torch.float32)
     zeros = torch.zeros(num_tasks, dtype=dtype, device=device)
     ones = torch.ones(num_tasks, dtype=dtype, device=device)
@@ -102,7 +102,7 @@ def init_state(
 def art(
     state: PopArtState,
     targets: Num[Tensor, "..."],
-    indices: Int[Tensor, "..."] | None = None,
+    indices: Integer[Tensor, "..."] | None = None,
     *,
     step_size: Scalar,
     scale_lb: Scalar = 1e-4,
@@ -124,7 +124,8 @@ def art(
       diverges.
     - ``"sequential"``: exactly as if they had come one by one, in order; costs one update each.
 
-    A task without a target keeps its entries to the bit. No gradient flows through the statistics.
+    A task without a target keeps its entries to the bit. No gradient flows into the statistics, not even from a step
+    size. A target that is NaN or infinite makes its task's statistics NaN, and only its.
 
     Args:
         state: the statistics, each ``[tasks]``.
@@ -181,7 +182,8 @@ def art(
     largest = torch.finfo(dtype).max
     shift, residue = _two_sum(state.shift, step * mean + state.residue)
     square = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
-    variance = state.variance + step * (square - state.variance)
+    # v + β (square − v), or square − (1−β) (square − v) where β > ½: the smaller part is rounded.
+    variance = torch.lerp(state.variance, square, step)
     scale = variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
     new = PopArtState(shift, scale, variance, count, residue)
     return PopArtState(*(torch.where(samples > 0, after, before) for after, before in zip(new, state, strict=True)))
@@ -216,6 +218,11 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     tensor([2.])
     """
     weight, bias = check_head("pop", params, old)
+    if old.shift.shape != new.shift.shape:
+        raise ValueError(
+            f"pop: `old` and `new` must have the same tasks, got shapes {tuple(old.shift.shape)} and "
+            f"{tuple(new.shift.shape)}."
+        )
     if bias is None:
         check_same_shift("pop", old, new)
     moved: dict[str, Tensor] = dict(params)
@@ -254,7 +261,7 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
 
 
 def normalize(
-    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
 ) -> Float[Tensor, "*shape"]:
     """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
 
@@ -274,7 +281,7 @@ def normalize(
 
 
 def unnormalize(
-    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
 ) -> Float[Tensor, "*shape"]:
     """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
 
@@ -318,8 +325,7 @@ def popart(
     >>> state.shift
     tensor([100.])
     """
-    if num_outputs < 1:
-        raise ValueError(f"popart: `num_outputs` must be at least 1, got {num_outputs}.")
+    check_count("popart", "num_outputs", num_outputs)
     check_hyper_parameters("popart", step_size, scale_lb, scale_ub, reduction)
 
     def init(params: Params | None = None) -> PopArtState:
@@ -329,7 +335,7 @@ def popart(
         return init_state(num_outputs, dtype=some.dtype, device=some.device)
 
     def update(
-        params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Int[Tensor, "..."] | None = None
+        params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Integer[Tensor, "..."] | None = None
     ) -> tuple[dict[str, Tensor], PopArtState]:
         new = art(
             state,
@@ -386,9 +392,8 @@ def _broadcast_statistics(
     statistics = state.shift, state.scale, state.residue
     if indices is not None:
         check_indices(caller, state, "values", values, indices)
-        shift, scale, residue = (
-            field.index_select(0, indices.reshape(-1)).reshape(indices.shape) for field in statistics
-        )
+        rows = indices.reshape(-1).long()
+        shift, scale, residue = (field.index_select(0, rows).reshape(indices.shape) for field in statistics)
     elif state.shift.shape[-1] == 1:
         shift, scale, residue = (field.squeeze(-1) for field in statistics)
     else:
@@ -403,4 +408,4 @@ def _wider(state: PopArtState, values: Tensor) -> torch.dtype:
 
 
 def _cast(value: Scalar, dtype: torch.dtype) -> Scalar:
-    return value.to(dtype) if isinstance(value, Tensor) else value
+    return value.detach().to(dtype) if isinstance(value, Tensor) else value

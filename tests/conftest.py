@@ -7,9 +7,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
+
+# The same examples in every run; a failure prints its own.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 # Packages' own __init__ modules are left out, since a name stands for all below it; and so is what Dynamo must read.
 SOURCES = Path(importlib.util.find_spec("popart_func").origin).parent

@@ -136,6 +136,7 @@ class TestReproduce:
         ("words", "message"),
         [
             (["--seeds", "0"], 'Invalid value "0" for --seeds. Must be >= 1.'),
+            (["--seeds", "1.5"], 'Invalid value for --seeds: unable to convert "1.5" into int.'),
             (["--seeds", "many"], 'Invalid value for --seeds: unable to convert "many" into int.'),
             (["--algorithms", "adam"], 'Invalid value "adam" for --algorithms. Choose from: "sgd", "art", '),
             (["--algorithms"], "--algorithms requires at least 1 element. Got 0."),

@@ -208,6 +208,28 @@ def test_eager_scan_is_differentiable():
     assert weight.grad.item() == 1 + 2 * 0.5
 
 
+def test_gradients_and_transforms_are_for_eager():
+    """However long the run, `auto` does not drop a gradient; a compiled engine refuses."""
+    start, xs = torch.tensor(1.0, requires_grad=True), torch.ones(2500)
+    carry, _ = scan(lambda c, x: (c + x, ()), start, xs)
+    carry.backward()
+    assert start.grad == 1
+    for engine in COMPILED:
+        with pytest.raises(EngineUnavailableError, match=rf"'{engine}' can't do this: no gradient flows through it"):
+            scan(lambda c, x: (c + x, ()), start, xs, engine=engine)
+        with pytest.raises(EngineUnavailableError, match=r"can't run inside a transform .* Use the engine 'eager'"):
+            vmap(lambda c: scan(lambda c, x: (c + x, ()), c, xs[:2], engine=engine)[0])(torch.zeros(2))  # noqa: B023
+        with torch.no_grad():
+            assert scan(lambda c, x: (c + x, ()), start, xs[:3], engine=engine)[0] == 4
+
+
+def test_hyper_parameters_take_the_lanes_precision():
+    carry = torch.zeros(2, dtype=torch.float64)
+    for rate in (0.1, torch.tensor(0.1, dtype=torch.float64)):
+        result, _ = scan_lanes(lambda c, x, h: (c + h, ()), carry, length=1, hparams=rate, engine="eager")
+        assert result.tolist() == [0.1, 0.1]
+
+
 def test_auto_and_unavailable_engines(monkeypatch):
     assert resolve_engine("auto", "cpu", steps=10) == RUNNABLE[0] or resolve_engine("auto", "cpu", steps=10) == "eager"
     monkeypatch.setenv("PATH", "")
@@ -268,6 +290,7 @@ def keep(carry, x):
     ("call", "error", "message"),
     [
         (lambda: scan_lanes("step", Z, Z), TypeError, "scan_lanes: `step` must be a function, got str"),
+        (lambda: scan(keep, 0.0, Z), TypeError, "scan: every leaf of `carry` must be a tensor, got float"),
         (lambda: scan_lanes(keep, (), Z), ValueError, "`carry` must have at least one tensor"),
         (lambda: scan_lanes(keep, {"a": Z, "b": 1.0}, Z), TypeError, r"every leaf of `carry` .* got float at \('b',\)"),
         (lambda: scan_lanes(keep, Z, [1.0]), TypeError, r"every leaf of `xs` must be a tensor, got float at \(0,\)"),

@@ -223,6 +223,20 @@ def test_every_hyper_parameter_is_a_lane(name):
         assert pf.tree.max_difference(together[lane], alone) < 1e-10
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("unchecked")
+def test_parameters_keep_their_order_and_must_be_a_flat_mapping(name):
+    learner, params = make_learner(name, 2), params_of(2)
+    backwards = dict(reversed(params.items()))
+    state, _ = learner.update(learner.init(backwards), (X, torch.zeros(3, 2, dtype=F64)))
+    assert list(state.params) == list(backwards)
+    for wrong, got in ((pf.split(params), "SplitParams"), ({}, "an empty one"), ({"w": 1.0}, "one that holds float")):
+        with pytest.raises(
+            TypeError, match=f"{name}_learner: `params` must be a mapping from name to tensor.*got {got}"
+        ):
+            learner.init(wrong)
+
+
 def test_adam_with_popart_rescales_its_moments():
     """A jump of the scale in mid-run: with rescaling the head's moments are measured in the new units."""
     learner = make_learner("popart", 2, optimizer=pf.adam(0.01))
@@ -282,6 +296,7 @@ X = torch.zeros(3, 6, dtype=F64)
         (X, ValueError, r"`batch` must be \(x, y\) or \(x, y, indices\), got Tensor"),
         ((X,), ValueError, "got 1 parts"),
         ((X, 3.0), TypeError, "the targets y of `batch` must be a tensor, got float"),
+        ((X, torch.zeros(3), 1), TypeError, "the indices of `batch` must be a tensor, got int"),
         ((X, torch.zeros(2, 2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2, 2\)"),
         ((X, torch.zeros(2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2,\)"),
         (
@@ -307,6 +322,12 @@ def test_errors_of_single_outputs_and_heads():
     learner = make_learner("popart", 2, head="value")
     with pytest.raises(ValueError, match="split: `head` must name a layer"):
         learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 2)))
+    for name in ("popart", "normalized_sgd"):
+        learner = make_learner(name, 1, popart=pf.popart(1, 0.1), head="hidden3")
+        with pytest.raises(
+            ValueError, match=f"{name}_learner: `head` must name the last layer.*'hidden3' has 5 outputs"
+        ):
+            learner.update(learner.init(params_of(1)), (X, torch.zeros(3, 1)))
     learner = make_learner("popart", 2, popart=pf.popart(3, 0.1))
     with pytest.raises(ValueError, match=r"outputs = 3 tasks, got \(2, 5\)"):
         learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 3)))

@@ -102,6 +102,20 @@ def test_stateless_is_pure():
     assert all(torch.equal(value, before[name]) for name, value in params.items())
 
 
+def test_stateless_leaves_buffers_alone():
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    before = module[1].running_mean.clone()
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    pf.stateless(module)(params, torch.randn(5, 2) + 9)
+    assert torch.equal(module[1].running_mean, before)
+    assert module[1].num_batches_tracked == 0
+    shifted = {**params, "1.running_mean": torch.full((3,), 2.0)}
+    module.eval()
+    assert not torch.equal(
+        pf.stateless(module)(shifted, torch.ones(1, 2)), pf.stateless(module)(params, torch.ones(1, 2))
+    )
+
+
 def test_errors():
     params = pf.init_params(make_unified, 0)
     with pytest.raises(

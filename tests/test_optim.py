@@ -183,6 +183,10 @@ def test_purity():
         (lambda: pf.adam(0.1, b1=1.0), "adam: `b1` must be >= 0 and < 1"),
         (lambda: pf.adam(0.1, b2=-0.5), "adam: `b2` must be >= 0 and < 1"),
         (lambda: pf.adam(0.1, eps=-1.0), "adam: `eps` must be >= 0, got -1.0"),
+        (
+            lambda: pf.apply_updates({"w": torch.ones(2)}, {"w": torch.ones(2, 2)}),
+            r"apply_updates: `updates` must have the shapes of `params`, got \(2, 2\) for \(2,\)",
+        ),
         (lambda: pf.chain(pf.sgd(0.1)).update(PARAMS, ()), "chain: `state` must have 1 parts, one a transform, got 0"),
         (
             lambda: pf.rescale_moments(optim.trace(0.9).init(PARAMS), {"x": torch.ones(1)}),

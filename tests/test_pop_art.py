@@ -61,8 +61,11 @@ def test_statistics_are_weighted_moments(step_size, targets, bias_correction):
     state, weights, values = pf.init_state(1, dtype=FLOAT64), [1.0], [0.0]
     variances = [1.0]  # The start counts as a cloud of mean 0 and variance 1.
     for time, target in enumerate(targets, start=1):
-        step = step_size / (1 - (1 - step_size) ** time) if bias_correction and time > 1 else step_size
-        step = 1.0 if bias_correction and time == 1 else step
+        step = step_size
+        if bias_correction and step_size < 1 and time > 1:
+            step = step_size / -math.expm1(time * math.log1p(-step_size))
+        elif bias_correction:
+            step = 1.0
         weights = [weight * (1 - step) for weight in weights] + [step]
         values, variances = [*values, target], [*variances, 0.0]
         state = pf.art(
@@ -93,11 +96,28 @@ def test_bias_corrected_weights_of_a_running_mean():
 @pytest.mark.parametrize("step_size", [1e-4, 0.3, 1.0])
 def test_bias_correction_is_exact_for_small_steps(step_size):
     """In float32, 1 − (1−β)^t computed as written is off by 1e-3 at β = 1e-4."""
-    state = pf.init_state(1)
-    for _ in range(3):
-        state = pf.art(state, torch.tensor([1.0]), step_size=step_size, bias_correction=True)
-    # A constant target from a corrected start: the mean is the target after any number of updates.
-    assert float(state.shift + state.residue) == pytest.approx(1.0, rel=3e-7)
+    narrow, wide = (pf.init_state(1, dtype=dtype) for dtype in (FLOAT32, FLOAT64))
+    for target in (1.0, 5.0, -3.0, 20.0):
+        narrow = pf.art(narrow, torch.tensor([target]), step_size=step_size, bias_correction=True)
+        wide = pf.art(wide, torch.tensor([target], dtype=FLOAT64), step_size=step_size, bias_correction=True)
+    assert float(narrow.shift + narrow.residue) == pytest.approx(float(wide.shift), rel=1e-6)
+    assert float(narrow.scale) == pytest.approx(float(wide.scale), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_variance_does_not_cancel_when_a_step_forgets_everything(batch):
+    """Small targets after a variance of 1, or 1e12: at β_1 = 1 nothing of the old one may be left as rounding."""
+    targets = torch.randn(3, batch, 1) * 2e-3
+    for start in (1.0, 1e12):
+        states = []
+        for dtype in (FLOAT32, FLOAT64):
+            state = pf.init_state(1, dtype=dtype)._replace(variance=torch.tensor([start], dtype=dtype))
+            for row in targets:
+                state = pf.art(state, row.to(dtype), step_size=3e-4, bias_correction=True)
+            states.append(state)
+        assert float(states[0].scale) == pytest.approx(float(states[1].scale), rel=1e-5)
+    forgotten = pf.art(pf.init_state(1), torch.tensor([[1e6], [-1e6]]), step_size=1.0)
+    assert pf.art(forgotten, torch.tensor([[1.0], [3.0]]), step_size=1.0).scale == 1.0
 
 
 def test_reciprocal_steps_give_the_sample_moments():
@@ -173,6 +193,19 @@ def test_a_nan_target_stays_in_its_task():
     assert all(torch.equal(a[[0, 2]], b[[0, 2]]) for a, b in zip(new, clean, strict=True))
 
 
+def test_sequential_updates_keep_the_bounds():
+    options = {"step_size": 0.5, "scale_lb": 7.0, "scale_ub": 8.0}
+    for targets, bound in (([0.0, 0.1], 7.0), ([0.0, 1e3], 8.0)):
+        assert pf.art(pf.init_state(1), torch.tensor(targets), reduction="sequential", **options).scale == bound
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_indices_of_any_integer_dtype(dtype):
+    state, targets, indices = random_state(3), torch.ones(2, dtype=FLOAT64), torch.tensor([2, 0])
+    for call in (lambda i: pf.art(state, targets, i, step_size=0.1), lambda i: pf.normalize(state, targets, i)):
+        assert pf.tree.max_difference(call(indices), call(indices.to(dtype))) == 0
+
+
 def test_an_empty_batch_changes_nothing():
     state = random_state(2, FLOAT32)
     for arguments in ((torch.empty(0, 2),), (torch.empty(0), torch.empty(0, dtype=torch.int64))):
@@ -205,8 +238,18 @@ def test_no_gradient_flows_through_the_statistics():
         return pf.art(pf.init_state(1), target[None], step_size=0.5).scale.sum()
 
     assert grad(scale)(torch.tensor(3.0)) == 0
-    target = torch.tensor([3.0], requires_grad=True)
-    assert not any(field.requires_grad for field in pf.art(pf.init_state(1), target, step_size=0.5))
+    assert (
+        grad(lambda size: pf.art(pf.init_state(1), torch.tensor([3.0]), step_size=size).shift.sum())(torch.tensor(0.1))
+        == 0
+    )
+    for reduction in ("mean", "sequential"):
+        target, size = torch.tensor([3.0], requires_grad=True), torch.tensor(0.5, requires_grad=True)
+        state = pf.init_state(1)
+        state = state._replace(
+            shift=state.shift.clone().requires_grad_(), variance=state.variance.clone().requires_grad_()
+        )
+        new = pf.art(state, target, step_size=size, scale_ub=size * 1e6, reduction=reduction, bias_correction=True)
+        assert not any(field.requires_grad for field in new)
 
 
 def test_proposition_2_is_kept_and_reached():
@@ -256,6 +299,15 @@ def test_pop_composes_and_inverts():
     assert pf.tree.max_difference(pf.pop(pf.pop(head, a, b), b, a), head) < 1e-11
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_head_is_popped_in_float32(dtype):
+    """One rounding at the end: the ratio itself is not rounded to the head's dtype."""
+    head, old, new = random_head(3, dtype), random_state(3, FLOAT32), random_state(3, FLOAT32)
+    wide = pf.pop({name: value.float() for name, value in head.items()}, old, new)
+    for name, value in pf.pop(head, old, new).items():
+        assert torch.equal(value, wide[name].to(dtype))
+
+
 def test_pop_to_the_same_statistics_is_the_identity_to_the_bit():
     head, state = random_head(3, FLOAT32), random_state(3, FLOAT32)
     assert all(torch.equal(value, head[name]) for name, value in pf.pop(head, state, state).items())
@@ -285,7 +337,8 @@ def test_a_head_without_bias():
     head, state = {"weight": torch.randn(2, 3)}, random_state(2, FLOAT32)
     wider = state._replace(scale=state.scale * 2)
     torch.testing.assert_close(pf.pop(head, state, wider)["weight"], head["weight"] / 2)
-    assert pf.fold(head, state)["bias"].shape == (2,)
+    precise = state._replace(residue=torch.tensor([0.5, -0.25]))
+    assert torch.equal(pf.fold(head, precise)["bias"], state.shift + torch.tensor([0.5, -0.25]))
     with pytest.raises(ValueError, match=r"pop: `params` has no bias.*shift that moves\. Give"):
         pf.pop(head, state, state._replace(shift=state.shift + 1))
     with pytest.raises(ValueError, match="inside a transform whether it moves cannot be known"):
@@ -423,6 +476,12 @@ T3 = torch.zeros(3)
         (lambda: pf.art(STATE, T3, step_size=T3), ValueError, r"0-d tensor, got a tensor of shape \(3,\).*torch.vmap"),
         (lambda: pf.popart(3, 2), ValueError, "popart: `step_size` must be > 0 and <= 1, got 2"),
         (lambda: pf.popart(0, 0.1), ValueError, "popart: `num_outputs` must be at least 1, got 0"),
+        (lambda: pf.popart(1.5, 0.1), TypeError, "popart: `num_outputs` must be an integer, got float"),
+        (
+            lambda: pf.pop({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, pf.init_state(1), STATE),
+            ValueError,
+            r"pop: `old` and `new` must have the same tasks, got shapes \(1,\) and \(3,\)",
+        ),
         (lambda: pf.popart(3, 0.1, scale_lb=0.0), ValueError, "popart: `scale_lb` must be > 0, got 0.0"),
         (lambda: pf.popart(3, 0.1, 2.0, 1.0), ValueError, "popart: `scale_ub` must be >= 2.0, got 1.0"),
         (

@@ -14,7 +14,7 @@ from types import ModuleType
 import optree
 import torch
 
-from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, make_lane_scan
+from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, check_tensors, make_lane_scan
 from popart_func.tree import PyTree
 
 __all__ = ["ENGINES", "EngineUnavailableError", "available_engines", "resolve_engine", "scan", "scan_lanes"]
@@ -37,7 +37,7 @@ def scan(
         carry: a pytree of tensors.
         xs: a pytree of tensors ``[time, ...]``, or None.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``.
+        engine: one of `ENGINES`, or ``"auto"``; see `scan_lanes`.
 
     Returns:
         The last carry, and the ys stacked on a leading time axis.
@@ -49,9 +49,9 @@ def scan(
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
     (tensor(6), tensor([0, 0, 1, 3]))
     """
-    lanes = make_lane_scan(
-        "scan", step, optree.tree_map(lambda leaf: leaf[None], carry), xs, shared=True, length=length
-    )
+    check_tensors("scan", "carry", carry)
+    one = optree.tree_map(lambda leaf: leaf[None], carry)
+    lanes = make_lane_scan("scan", step, one, xs, shared=True, length=length)
     carry, ys = _run(engine, lanes)
     return optree.tree_map(lambda leaf: leaf[0], carry), optree.tree_map(lambda leaf: leaf[:, 0], ys)
 
@@ -68,12 +68,16 @@ def scan_lanes(
 ) -> tuple[PyTree, PyTree]:
     """`scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
 
+    Engines other than `eager` read what a step closes over when they first see it: what changes from call to call
+    belongs into the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"`` then
+    picks.
+
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
             hyper-parameters, so that a learner can be built inside the step.
         carry: a pytree of tensors ``[lanes, ...]``.
         xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
-        hparams: a pytree of tensors ``[lanes]`` (or of numbers, the same in all lanes).
+        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes.
         shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do).
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
@@ -134,7 +138,13 @@ def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
 
 
 def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
-    return _module(resolve_engine(engine, lanes.device, lanes.steps)).run(lanes)
+    reason = lanes.why_only_eager()
+    if reason is not None and engine == "auto":
+        engine = "eager"
+    name = resolve_engine(engine, lanes.device, lanes.steps)
+    if reason is not None and name != "eager":
+        raise EngineUnavailableError(f"scan: the engine {name!r} can't do this: {reason}. Use the engine 'eager'.")
+    return _module(name).run(lanes)
 
 
 def _module(name: str) -> ModuleType:

@@ -9,10 +9,11 @@ from typing import Any
 import optree
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from popart_func.tree import PyTree
 
-__all__ = ["EngineUnavailableError", "LaneScan", "check_carry", "make_lane_scan"]
+__all__ = ["EngineUnavailableError", "LaneScan", "check_carry", "check_tensors", "make_lane_scan"]
 
 
 class EngineUnavailableError(RuntimeError):
@@ -50,6 +51,15 @@ class LaneScan:
         xs = (leaf[0] if shared else leaf[0, 0] for leaf, shared in zip(self.xs, self.shared, strict=True))
         return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
 
+    def why_only_eager(self) -> str | None:
+        """Why compiled engines can't run it, or None: autograd and transforms must see each operation."""
+        tensors = (*self.carry, *self.xs, *self.hparams)
+        if any(is_functorch_wrapped_tensor(leaf) for leaf in tensors):
+            return "it can't run inside a transform such as torch.vmap or torch.func.grad"
+        if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tensors):
+            return "no gradient flows through it, and an input requires one"
+        return None
+
     def lane_axes(self) -> tuple[int | None, ...]:
         """Where the lane axis of each argument of one time step lies: 0, or None where all lanes share it."""
         return (
@@ -72,8 +82,8 @@ def make_lane_scan(
     """Checks and flattens the arguments of `scan_lanes`."""
     if not callable(step):
         raise TypeError(f"{caller}: `step` must be a function, got {type(step).__name__}.")
-    carry_leaves = _tensors(caller, "carry", carry)
-    xs_leaves = _tensors(caller, "xs", xs)
+    carry_leaves = check_tensors(caller, "carry", carry)
+    xs_leaves = check_tensors(caller, "xs", xs)
     if not carry_leaves:
         raise ValueError(f"{caller}: `carry` must have at least one tensor, which says how many lanes there are.")
     lanes = _common_axis(caller, "carry", carry, 0, "lane")
@@ -87,7 +97,9 @@ def make_lane_scan(
             f"{caller}: there must be at least one step and one lane, got {steps} steps and {lanes} lanes."
         )
     arguments: PyTree = (carry, xs) if hparams is None else (carry, xs, hparams)
-    hparam_leaves = tuple(_hparam(caller, leaf, lanes, carry_leaves[0]) for leaf in optree.tree_leaves(hparams))
+    doubles = any(leaf.dtype == torch.float64 for leaf in carry_leaves)
+    dtype, device = torch.float64 if doubles else torch.get_default_dtype(), carry_leaves[0].device
+    hparam_leaves = tuple(_hparam(caller, leaf, lanes, dtype, device) for leaf in optree.tree_leaves(hparams))
     devices = {leaf.device for leaf in (*carry_leaves, *xs_leaves, *hparam_leaves)}
     if len(devices) > 1:
         raise ValueError(f"{caller}: all tensors must lie on one device, got {sorted(map(str, devices))}.")
@@ -128,7 +140,8 @@ def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
     return carry, y
 
 
-def _tensors(caller: str, name: str, tree: PyTree) -> tuple[Tensor, ...]:
+def check_tensors(caller: str, name: str, tree: PyTree) -> tuple[Tensor, ...]:
+    """The leaves of a tree, if all are tensors."""
     leaves = optree.tree_leaves(tree)
     for path, leaf in zip(optree.tree_paths(tree), leaves, strict=True):
         if not isinstance(leaf, Tensor):
@@ -147,9 +160,11 @@ def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> 
     return int(leaves[0].shape[axis])
 
 
-def _hparam(caller: str, leaf: Any, lanes: int, like: Tensor) -> Tensor:
+def _hparam(caller: str, leaf: Any, lanes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-        return torch.full((lanes,), leaf, dtype=torch.get_default_dtype(), device=like.device)
+        return torch.full((lanes,), leaf, dtype=dtype, device=device)
+    if isinstance(leaf, Tensor) and leaf.ndim == 0:
+        return leaf.expand(lanes)
     if not isinstance(leaf, Tensor) or leaf.shape != (lanes,):
         got = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
         raise ValueError(f"{caller}: every leaf of `hparams` must be a number or have shape ({lanes},), got {got}.")

@@ -23,7 +23,7 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func import optim
-from popart_func._typing import Int
+from popart_func._typing import Integer
 from popart_func.engines import resolve_engine, scan_lanes
 from popart_func.experiments._checks import check_device, check_names, check_seeds
 from popart_func.learners import (
@@ -96,7 +96,7 @@ LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "no
 _MODEL = (16, 10, 1)
 
 
-def streams(seeds: Iterable[SupportsIndex]) -> Int[Tensor, "5004 seeds"]:
+def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
     """The numbers to learn: inputs (as bits) and targets in one.
 
     5000 draws of ``numpy.random.RandomState(seed).randint(0, 1024)``, laid out row by row as 1000 x 5; block j is
@@ -125,7 +125,7 @@ def streams(seeds: Iterable[SupportsIndex]) -> Int[Tensor, "5004 seeds"]:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
 
 
-def bits(number: Int[Tensor, "*axes"]) -> Int[Tensor, "*axes 16"]:
+def bits(number: Integer[Tensor, "*axes"]) -> Integer[Tensor, "*axes 16"]:
     """The 16 binary digits of a number, most significant first.
 
     Args:
