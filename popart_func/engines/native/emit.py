@@ -44,7 +44,8 @@ def emit(program: Program, carries: int, xs: int) -> str:
     once = schedule(statement for statement in program.statements if writes(statement) in steady)
     always = schedule(statement for statement in program.statements if writes(statement) not in steady)
     merged = in_place(always, inputs[:carries], program.carry)
-    body = _Body(merged)
+    local = _stay_in_registers([*once, *always]) - {*merged, *program.carry, *program.ys}
+    body = _Body(merged, local)
     with body.block("static void run_block(const Run& run, Block& b, const int64_t first, const int valid)"):
         for index, buffer in enumerate(inputs):
             constant = not carries <= index < carries + xs
@@ -74,7 +75,7 @@ def emit(program: Program, carries: int, xs: int) -> str:
             place = f"(({_stored(carry)}*)run.outputs[{index}]) + first * {carry.numel}"
             if carry.numel:
                 body.line(f"store_lanes<{carry.numel}>({place}, b.{carry.name}, valid);")
-    return "\n".join([_header(program, merged), *body.lines, _ENTRY])
+    return "\n".join([_header(program, {*merged, *local}), *body.lines, _ENTRY])
 
 
 _ENTRY = """
@@ -86,8 +87,21 @@ extern "C" __attribute__((visibility("default"))) int32_t run(const Run* run, in
 """
 
 
-def _header(program: Program, merged: dict[Buffer, Buffer]) -> str:
-    written = {writes(statement): None for statement in program.statements if writes(statement) not in merged}
+def _stay_in_registers(groups: Sequence[Group]) -> set[Buffer]:
+    """The buffers that only the group reads which computes them."""
+    where = {writes(statement): group for group in groups if group.shape is not None for statement in group.statements}
+    elsewhere = {
+        load.buffer
+        for group in groups
+        for statement in group.statements
+        for load in reads(statement)
+        if where.get(load.buffer) is not group
+    }
+    return where.keys() - elsewhere
+
+
+def _header(program: Program, elsewhere: set[Buffer]) -> str:
+    written = {writes(statement): None for statement in program.statements if writes(statement) not in elsewhere}
     buffers = [buffer for buffer in program.inputs if not buffer.uniform] + list(written)
     floats = [buffer.dtype for buffer in buffers if buffer.dtype.is_floating_point]
     widest = max((dtype.itemsize for dtype in floats), default=4)
@@ -130,9 +144,10 @@ def _address(layout: Layout, indices: Sequence[str]) -> str:
 class _Body:
     """The lines of a function; values of the loop that is being written have names."""
 
-    def __init__(self, merged: dict[Buffer, Buffer]) -> None:
+    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer]) -> None:
         self.lines: list[str] = []
         self._merged = merged
+        self._local = local
         self._indent = ""
         self._names: dict[object, str] = {}
         self._count = 0
@@ -190,7 +205,8 @@ class _Body:
                 value = self._value(statement.value, indices)
                 if statement.target.is_whole:
                     self._names[statement.target.buffer] = value
-                stores.append(f"{self._element(statement.target, indices)} = {value};")
+                if statement.target.buffer not in self._local:
+                    stores.append(f"{self._element(statement.target, indices)} = {value};")
             for store in stores:
                 self.line(store)
 
@@ -326,8 +342,9 @@ class _Body:
             yield
 
 
-def _tiles(length: int, size: int) -> list[tuple[range, int]]:
-    """An axis cut into whole tiles, and what is left."""
+def _tiles(length: int, most: int) -> list[tuple[range, int]]:
+    """An axis cut into tiles of the same size, at most ``most``, and a shorter one if there is a rest."""
+    size = -(-length // -(-length // most))
     whole = length // size * size
     parts = [(range(whole), size), (range(whole, length), length - whole)]
     return [(part, step) for part, step in parts if len(part)]
