@@ -27,7 +27,7 @@ from popart_func.engines.native.statements import (
 
 __all__ = ["emit"]
 
-TILE = 8
+TILE = 12
 """How many sums of a matrix product are kept in registers at once."""
 
 
@@ -312,8 +312,8 @@ class _Body:
 
     def _matmul(self, statement: MatMul) -> None:
         batch, rows, columns = statement.target.shape
-        wide = min(columns, TILE)
-        tall = min(rows, max(TILE // wide, 1))
+        wide = TILE if rows == 1 else 1 if columns == 1 else 4
+        tall = TILE // wide
         for row, tile_rows in _tiles(rows, tall):
             for column, tile_columns in _tiles(columns, wide):
                 self._matmul_tiles(statement, row, column, tile_rows, tile_columns)

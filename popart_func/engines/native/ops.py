@@ -133,7 +133,11 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _operand(kernel: Kernel, value: Any, dtype: torch.dtype) -> Expr:
-    return Const(torch.tensor(value).to(dtype).item(), dtype) if isinstance(value, int | float) else kernel.cast(value, dtype)
+    """An operand as an expression of a dtype."""
+    if isinstance(value, int | float):
+        wide = torch.float64 if isinstance(value, float) else torch.int64
+        return Const(torch.tensor(value, dtype=wide).to(dtype).item(), dtype)
+    return kernel.cast(value, dtype)
 
 
 def _common_dtype(*operands: Any) -> torch.dtype:
