@@ -1,10 +1,11 @@
 """Functional Pop-Art for PyTorch: pure functions over parameter pytrees, thousands of seeds at once.
 
-Every algorithm is a pair of pure functions ``(init, update)``, written for one example of one seed. Importing this package
-imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name.
+Every algorithm is a pair of pure functions ``(init, update)``, written for one example of one seed. Importing this
+package imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name.
 """
 
-from popart_func import learners, models, optim, pop_art, tree
+from popart_func import engines, learners, models, optim, pop_art, tree
+from popart_func.engines import scan, scan_lanes
 from popart_func.learners import (
     Info,
     Learner,
@@ -27,5 +28,47 @@ from popart_func.models import (
 )
 from popart_func.optim import GradientTransformation, adam, apply_updates, chain, rescale_moments, sgd
 from popart_func.pop_art import PopArt, PopArtState, art, fold, init_state, normalize, pop, popart, unnormalize
+
+__all__ = [
+    "GradientTransformation",
+    "Info",
+    "Learner",
+    "LearnerState",
+    "LowerLayers",
+    "PopArt",
+    "PopArtState",
+    "SplitParams",
+    "UnifiedModel",
+    "UpperLayer",
+    "adam",
+    "apply_updates",
+    "art",
+    "art_learner",
+    "chain",
+    "engines",
+    "fold",
+    "init_lanes",
+    "init_params",
+    "init_state",
+    "learners",
+    "models",
+    "normalize",
+    "normalized_sgd_learner",
+    "optim",
+    "pop",
+    "pop_art",
+    "popart",
+    "popart_learner",
+    "rescale_moments",
+    "scan",
+    "scan_lanes",
+    "sgd",
+    "sgd_learner",
+    "split",
+    "stateless",
+    "tree",
+    "unify",
+    "unnormalize",
+]
 
 __version__ = "0.1.0"

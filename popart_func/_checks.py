@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, get_args
+
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["check_scalar", "is_known"]
+from popart_func._typing import Scalar
+
+if TYPE_CHECKING:
+    from popart_func.pop_art import PopArtState
+
+__all__ = [
+    "Reduction",
+    "check_head",
+    "check_hyper_parameters",
+    "check_indices",
+    "check_same_shift",
+    "check_scalar",
+    "check_sum",
+    "check_targets",
+    "check_task_axis",
+    "check_values",
+    "is_known",
+]
+
+Reduction = Literal["mean", "sum", "sequential"]
+"""How the samples that a task has in one batch act: see `pop_art.art`."""
 
 
 def is_known(*tensors: Tensor) -> bool:
@@ -24,19 +47,20 @@ def is_known(*tensors: Tensor) -> bool:
 def check_scalar(
     caller: str,
     name: str,
-    value: float | Tensor,
+    value: Scalar,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: int | float | None = None,
+    least: int | float | None = None,
+    below: int | float | None = None,
+    most: int | float | None = None,
 ) -> None:
     """Raises unless a hyper-parameter is a number within bounds, or a real 0-d tensor (whose value is left alone)."""
     if isinstance(value, Tensor):
         if value.ndim != 0 or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
-                f"{caller}: `{name}` must be a number or a real 0-d tensor, got a tensor of shape {tuple(value.shape)} and "
-                f"dtype {value.dtype}. For one value per lane, take the lanes apart with torch.vmap."
+                f"{caller}: `{name}` must be a number or a real 0-d tensor, "
+                f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}. "
+                f"For one value per lane, take the lanes apart with torch.vmap."
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -53,3 +77,120 @@ def check_scalar(
         high = "" if below is None and most is None else f"< {below}" if most is None else f"<= {most}"
         expected = " and ".join(part for part in (low, high) if part)
         raise ValueError(f"{caller}: `{name}` must be {expected}, got {value}.")
+
+
+def check_hyper_parameters(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub: Scalar, reduction: str) -> None:
+    check_scalar(caller, "step_size", step_size, above=0, most=1)
+    check_scalar(caller, "scale_lb", scale_lb, above=0)
+    if isinstance(scale_lb, Tensor):
+        check_scalar(caller, "scale_ub", scale_ub, above=0)
+    else:
+        check_scalar(caller, "scale_ub", scale_ub, least=scale_lb)
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"{caller}: `reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}.")
+
+
+def check_values(caller: str, name: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{caller}: `{name}` must be a tensor, got {type(values).__name__}.")
+    if values.is_complex() or values.dtype == torch.bool:
+        raise TypeError(f"{caller}: `{name}` must be real numbers, got dtype {values.dtype}.")
+
+
+def check_task_axis(caller: str, state: PopArtState, name: str, values: Tensor) -> None:
+    tasks = state.shift.shape[-1]
+    if values.ndim == 0 or values.shape[-1] != tasks:
+        raise ValueError(
+            f"{caller}: the last axis of `{name}` must be the {tasks} tasks, got shape {tuple(values.shape)}. "
+            f"Pass `indices` to say which task each value belongs to."
+        )
+
+
+def check_indices(caller: str, state: PopArtState, name: str, values: Tensor, indices: Tensor) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{caller}: `indices` must be a tensor, got {type(indices).__name__}.")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(f"{caller}: `indices` must be integers, got dtype {indices.dtype}.")
+    if values.shape != indices.shape:
+        raise ValueError(
+            f"{caller}: `{name}` and `indices` must have the same shape, "
+            f"got {tuple(values.shape)} and {tuple(indices.shape)}."
+        )
+    tasks = state.shift.shape[-1]
+    if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tasks:
+        raise ValueError(
+            f"{caller}: `indices` must lie in [0, {tasks}), "
+            f"got values from {int(indices.min())} to {int(indices.max())}."
+        )
+
+
+def check_targets(
+    caller: str, state: PopArtState, targets: Tensor, indices: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
+    check_values(caller, "targets", targets)
+    if state.shift.ndim != 1:
+        raise ValueError(
+            f"{caller}: the fields of `state` must have shape [tasks], got {tuple(state.shift.shape)}. "
+            f"For many lanes, use torch.vmap."
+        )
+    if indices is not None:
+        check_indices(caller, state, "targets", targets, indices)
+        return targets.reshape(-1), indices.reshape(-1)
+    tasks = state.shift.shape[0]
+    if tasks > 1:
+        check_task_axis(caller, state, "targets", targets)
+    return targets.reshape(-1, tasks), None
+
+
+def check_sum(caller: str, step_size: Scalar, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
+    if isinstance(step_size, Tensor):
+        return
+    if indices is None:
+        samples = targets.shape[0]
+    elif is_known(indices):
+        samples = int(indices.bincount(minlength=tasks).max())
+    else:
+        return
+    if samples * step_size > 1:
+        raise ValueError(
+            f"{caller}: with `reduction` 'sum' a task's {samples} targets at step size {step_size} make one step of "
+            f"{samples * step_size:g}, which must not exceed 1: it would diverge. Use 'mean' or a smaller `step_size`."
+        )
+
+
+def check_head(caller: str, params: Mapping[str, Tensor], state: PopArtState) -> tuple[str, str | None]:
+    """The names of weight and bias, and that their shapes fit the statistics."""
+    weights = [name for name in params if name.rpartition(".")[2] == "weight"]
+    prefix = weights[0].removesuffix("weight") if weights else ""
+    bias = prefix + "bias"
+    if len(weights) != 1 or not params.keys() <= {weights[0], bias}:
+        raise ValueError(
+            f"{caller}: `params` must hold one linear layer, a 'weight' and optionally a 'bias', got {sorted(params)}. "
+            f"`split` cuts a network's parameters at its head."
+        )
+    weight = params[weights[0]]
+    tasks = state.shift.shape[-1]
+    if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
+        raise ValueError(
+            f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
+            f"got {tuple(weight.shape)}."
+        )
+    if bias not in params:
+        return weights[0], None
+    if params[bias].shape != weight.shape[:-1]:
+        raise ValueError(
+            f"{caller}: '{bias}' must have shape {tuple(weight.shape[:-1])} to go with '{weights[0]}', "
+            f"got {tuple(params[bias].shape)}."
+        )
+    return weights[0], bias
+
+
+def check_same_shift(caller: str, old: PopArtState, new: PopArtState) -> None:
+    known = is_known(old.shift, new.shift, old.residue, new.residue)
+    if not known or not (torch.equal(old.shift, new.shift) and torch.equal(old.residue, new.residue)):
+        raise ValueError(
+            f"{caller}: `params` has no bias, so it cannot absorb a shift that moves"
+            + ("." if known else ", and inside a transform whether it moves cannot be known.")
+            + " Give the head a bias."
+        )

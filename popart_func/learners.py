@@ -4,13 +4,14 @@ State: LearnerState(params, statistics, opt_state)
 init:   learner.init(params) -> LearnerState
 update: learner.update(state, batch) -> (LearnerState, Info)
 
-`sgd_learner` regresses on the raw targets, `art_learner` on normalized ones, `popart_learner` also preserves its outputs
-(Algorithm 1), `normalized_sgd_learner` reaches the same by scaling a gradient instead of the head (Algorithm 2). All are
-written for one lane; `torch.vmap` over states, batches and hyper-parameters runs thousands.
+`sgd_learner` regresses on the raw targets, `art_learner` on normalized ones, `popart_learner` also preserves its
+outputs (Algorithm 1), `normalized_sgd_learner` reaches the same by scaling a gradient instead of the head (Algorithm
+2). All are written for one lane; `torch.vmap` over states, batches and hyper-parameters runs thousands.
 
 ``apply(params, x)`` gives the network's outputs, the head's last axis included: ``[outputs]`` for one example,
-``[batch, outputs]`` for a batch. A batch is ``(x, y)`` or ``(x, y, indices)``: with indices each example has one target, that of
-the output ``indices`` names; without, one for every output (with a single output, ``y`` may lack the last axis).
+``[batch, outputs]`` for a batch. A batch is ``(x, y)`` or ``(x, y, indices)``: with indices each example has one
+target, that of the output ``indices`` names; without, one for every output (with a single output, ``y`` may lack the
+last axis).
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """
@@ -25,9 +26,10 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from popart_func import optim
+from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
-from popart_func.pop_art import PopArt, PopArtState, init_state, normalize, pop, unnormalize
+from popart_func.pop_art import PopArt, PopArtState, init_state, normalize, unnormalize
 
 __all__ = [
     "Apply",
@@ -49,7 +51,7 @@ Batch = tuple[Any, ...]
 
 
 class LearnerState(NamedTuple):
-    """What the next step needs. All learners have the same, so that they can be compared; SGD's statistics stay 0 and 1.
+    """What the next step needs, the same for all learners, so that they can be compared; SGD's statistics stay 0 and 1.
 
     Attributes:
         params: the network's flat parameters.
@@ -74,12 +76,12 @@ class Info(NamedTuple):
         normalized_target: ``(y − μ) / σ``.
     """
 
-    loss: Tensor
-    prediction: Tensor
-    target: Tensor
-    error: Tensor
-    normalized_prediction: Tensor
-    normalized_target: Tensor
+    loss: Float[Tensor, "*lanes"]
+    prediction: Float[Tensor, "..."]
+    target: Num[Tensor, "..."]
+    error: Float[Tensor, "..."]
+    normalized_prediction: Float[Tensor, "..."]
+    normalized_target: Float[Tensor, "..."]
 
 
 class Learner(NamedTuple):
@@ -176,10 +178,10 @@ def popart_learner(
 def normalized_sgd_learner(
     apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "output_linear"
 ) -> Learner:
-    """Normalized SGD (Algorithm 2): raw targets, and the gradient of the layers below the head scaled by σ⁻², per output.
+    """Normalized SGD (Algorithm 2): raw targets; below the head, the gradient is scaled by σ⁻², output by output.
 
-    With plain `optim.sgd` and the same start it makes the predictions of `popart_learner`, step by step (Proposition 3). The
-    outputs of ``apply`` are unnormalized here.
+    With plain `optim.sgd` and the same start it makes the predictions of `popart_learner`, step by step (Proposition
+    3). The outputs of ``apply`` are unnormalized here.
 
     Args:
         apply: ``apply(params, x)`` -> unnormalized outputs.
@@ -192,11 +194,15 @@ def normalized_sgd_learner(
         example = _unpack("normalized_sgd_learner", batch)
         statistics = _update_statistics(popart, state.statistics, example)
         lower, upper = split(state.params, head)
-        outputs, pull_back = vjp(lambda lower, upper: apply(unify(SplitParams(lower, upper)), example.x), lower, upper)
+
+        def predict(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
+            return apply(unify(SplitParams(lower, upper)), example.x)
+
+        outputs, pull_back = vjp(predict, lower, upper)  # type: ignore[misc]  # three results only with has_aux
         prediction = _select(outputs, example)
         delta = prediction - example.y
 
-        # δ reaches the head as it is, and the layers below it as σ⁻² δ: scaled output by output, before the head's weights.
+        # δ reaches the head as it is, the layers below as σ⁻² δ: scaled output by output, before the head's weights.
         scaled_delta = _rescale(statistics, _rescale(statistics, delta, example), example)
         lower_grads, _ = pull_back(_lift(scaled_delta, outputs, example))
         _, upper_grads = pull_back(_lift(delta, outputs, example))
@@ -228,7 +234,8 @@ def _unpack(caller: str, batch: Batch) -> _Example:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(f"{caller}: `batch` must be (x, y) or (x, y, indices), got {got}.")
-    x, y, indices = (*batch, None)[:3]
+    x, y = batch[:2]
+    indices = batch[2] if len(batch) == 3 else None
     if not isinstance(y, Tensor):
         raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
     return _Example(x, y, indices)
@@ -297,8 +304,8 @@ def _select(outputs: Tensor, example: _Example) -> Tensor:
     if indices is not None:
         if not indices.shape == y.shape == outputs.shape[:-1]:
             raise ValueError(
-                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])} of the "
-                f"outputs {tuple(outputs.shape)} without the last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
+                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])}, that of "
+                f"the outputs without their last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
             )
         return outputs.gather(-1, indices.long()[..., None]).squeeze(-1)
     if y.shape == outputs.shape:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,6 @@ def stateless(module: nn.Module) -> Callable[..., Any]:
     >>> apply(params, torch.ones(2))
     tensor([8.])
     """
-
     expected = {name for name, _ in module.named_parameters()}
     allowed = expected | {name for name, _ in module.named_buffers()}
 
@@ -109,14 +108,15 @@ def stateless(module: nn.Module) -> Callable[..., Any]:
     return apply
 
 
-def init_params(make_module: Callable[[], nn.Module], seed: int) -> dict[str, Tensor]:
+def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> dict[str, Tensor]:
     """The parameters a fresh module has under a seed, without touching the global random state.
 
     Bit-equal to ``torch.manual_seed(seed); make_module().named_parameters()``.
 
     Args:
-        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random state is
-            only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the result.
+        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random
+            state is only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the
+            result.
         seed: an integer.
 
     Returns:
@@ -125,17 +125,17 @@ def init_params(make_module: Callable[[], nn.Module], seed: int) -> dict[str, Te
     >>> sorted(init_params(lambda: UpperLayer(3, 1), seed=0))
     ['output_linear.bias', 'output_linear.weight']
     """
-    seed = operator.index(seed)
+    number = operator.index(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(number)
         if devices:
-            torch.cuda.manual_seed_all(seed)
+            torch.cuda.manual_seed_all(number)
         module = make_module()
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[int]) -> dict[str, Tensor]:
+def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[SupportsIndex]) -> dict[str, Tensor]:
     """`init_params` for each seed, stacked on a leading lane axis.
 
     >>> init_lanes(lambda: UpperLayer(3, 1), seeds=range(5))["output_linear.weight"].shape

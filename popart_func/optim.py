@@ -2,7 +2,8 @@
 
 State: whatever a transformation needs, as NamedTuples and dicts of tensors
 init:   sgd(learning_rate).init(params) -> state
-update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new parameters
+update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new
+  parameters
 
 Every rate is a number, a 0-d tensor (so that each lane can have its own), or a schedule: a function from the count of
 updates so far, a 0-d int32 tensor, to a 0-d tensor.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from popart_func._checks import check_scalar
+from popart_func._typing import Scalar
 from popart_func.tree import PyTree
 
 __all__ = [
@@ -37,12 +39,12 @@ __all__ = [
     "trace",
 ]
 
-Rate = float | Tensor | Callable[[Tensor], Tensor]
+Rate = Scalar | Callable[[Tensor], Tensor]
 """A number, a 0-d tensor, or a schedule ``count -> 0-d tensor``."""
 
 
 class GradientTransformation(NamedTuple):
-    """A pair of pure functions: ``init(params) -> state``, ``update(grads, state, params=None) -> (updates, state)``."""
+    """A pair: ``init(params) -> state`` and ``update(grads, state, params=None) -> (updates, state)``."""
 
     init: Callable[[PyTree], Any]
     update: Callable[..., tuple[PyTree, Any]]
@@ -51,7 +53,7 @@ class GradientTransformation(NamedTuple):
 class LearningRateState(NamedTuple):
     """How many updates there were, a 0-d int32 tensor."""
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
 
 
 class MomentumState(NamedTuple):
@@ -63,12 +65,12 @@ class MomentumState(NamedTuple):
 class AdamState(NamedTuple):
     """Adam's count (0-d int32) and its first and second moments, in the structure of the parameters."""
 
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
     mu: PyTree
     nu: PyTree
 
 
-def sgd(learning_rate: Rate, *, momentum: float | Tensor | None = None, nesterov: bool = False) -> GradientTransformation:
+def sgd(learning_rate: Rate, *, momentum: Scalar | None = None, nesterov: bool = False) -> GradientTransformation:
     """Stochastic gradient descent: ``u = −α g``; with momentum ρ: ``m' = g + ρ m``, ``u = −α m'``.
 
     Args:
@@ -96,9 +98,7 @@ def sgd(learning_rate: Rate, *, momentum: float | Tensor | None = None, nesterov
     return chain(trace(momentum, nesterov=nesterov), scale_by_learning_rate(learning_rate))
 
 
-def adam(
-    learning_rate: Rate, b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float | Tensor = 1e-8
-) -> GradientTransformation:
+def adam(learning_rate: Rate, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
     """Adam: ``u = −α m̂ / (√v̂ + ε)`` with bias-corrected moments m̂ and v̂.
 
     Args:
@@ -155,7 +155,7 @@ def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
-def trace(decay: float | Tensor, *, nesterov: bool = False) -> GradientTransformation:
+def trace(decay: Scalar, *, nesterov: bool = False) -> GradientTransformation:
     """Momentum: ``m' = g + ρ m``, and ``u = m'``, or ``u = g + ρ m'`` (Nesterov)."""
 
     def init(params: PyTree) -> MomentumState:
@@ -171,9 +171,7 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> GradientTransform
     return GradientTransformation(init, update)
 
 
-def scale_by_adam(
-    b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float | Tensor = 1e-8
-) -> GradientTransformation:
+def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
     """``u = m̂ / (√v̂ + ε)``: `adam` without its learning rate."""
     check_scalar("adam", "b1", b1, least=0, below=1)
     check_scalar("adam", "b2", b2, least=0, below=1)
@@ -186,7 +184,7 @@ def scale_by_adam(
     def update(grads: PyTree, state: AdamState, params: PyTree = None) -> tuple[PyTree, AdamState]:
         count = state.count + 1
 
-        def decay(rate: float | Tensor, moment: Tensor, value: Tensor) -> Tensor:
+        def decay(rate: Scalar, moment: Tensor, value: Tensor) -> Tensor:
             rate = _as(rate, moment)
             return rate * moment + (1 - rate) * value
 
@@ -228,7 +226,9 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
     def scaled(moments: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
         missing = sorted(factors.keys() - moments.keys())
         if missing:
-            raise ValueError(f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}.")
+            raise ValueError(
+                f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}."
+            )
         return {
             name: (moment * factors[name] ** power).to(moment.dtype) if name in factors else moment
             for name, moment in moments.items()
@@ -249,17 +249,15 @@ def _zero_count(params: PyTree) -> Tensor:
     return torch.zeros((), dtype=torch.int32, device=leaves[0].device if leaves else None)
 
 
-def _as(value: float | Tensor, like: Tensor) -> float | Tensor:
+def _as(value: Scalar, like: Tensor) -> Scalar:
     return value.to(like.dtype) if isinstance(value, Tensor) else value
 
 
-def _one_minus_power(rate: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+def _one_minus_power(rate: Scalar, count: Tensor, dtype: torch.dtype) -> Tensor:
     """``1 − rate^count`` without cancellation: in float32 the plain form is off by 1e-5 for a rate of 0.999."""
     if isinstance(rate, Tensor):
-        log = rate.to(dtype).log()
-    else:
-        log = math.log(rate) if rate > 0 else -math.inf
-    return -torch.expm1(count.to(dtype) * log)
+        return -torch.expm1(count.to(dtype) * rate.to(dtype).log())
+    return -torch.expm1(count.to(dtype) * (math.log(rate) if rate > 0 else -math.inf))
 
 
 def _check_rate(caller: str, rate: Rate) -> None:

@@ -1,35 +1,55 @@
 """Pop-Art: adaptively rescale targets (ART), preserve outputs precisely (POP).
 
-A head's output is *normalized*, ``n = W h + b``; ``f(x) = σ n + μ`` is *unnormalized*. ART moves the statistics μ (shift) and
-σ (scale) with the targets; POP moves the head so that f does not move. Both are pure functions, written for one lane.
+A head's output is *normalized*, ``n = W h + b``; ``f(x) = σ n + μ`` is *unnormalized*. ART moves the statistics μ
+(shift) and σ (scale) with the targets; POP moves the head so that f does not move. Both are pure functions, written
+for one lane.
 
 State: PopArtState(shift, scale, variance, count, residue), each ``[tasks]``
 init:   popart(num_outputs, step_size).init() -> PopArtState
 update: popart(num_outputs, step_size).update(params, state, targets, indices) -> (params, PopArtState)
 
 The statistics are kept in a form that float32 can hold. The textbook's ``σ² = ν − μ²`` cancels: for targets 1000 ± 1 it
-comes out negative in float32. Here the variance itself is carried, and what rounding takes from the mean is carried along
-as a residue, so that the mean is ``shift + residue``.
+comes out negative in float32. Here the variance itself is carried, and what rounding takes from the mean is carried
+along as a residue, so that the mean is ``shift + residue``.
 
-Sources: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Propositions 1 and 2;
-Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for several tasks and the bounds.
+Sources: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Propositions 1
+and 2; Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for several tasks and the bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from popart_func._checks import check_scalar, is_known
+from popart_func._checks import (
+    Reduction,
+    check_head,
+    check_hyper_parameters,
+    check_indices,
+    check_same_shift,
+    check_sum,
+    check_targets,
+    check_task_axis,
+    check_values,
+)
+from popart_func._typing import Float, Int, Num, Scalar
 from popart_func.models import Params
 
-__all__ = ["PopArt", "PopArtState", "Reduction", "art", "fold", "init_state", "normalize", "pop", "popart", "unnormalize"]
-
-Reduction = Literal["mean", "sum", "sequential"]
-"""How the samples that a task has in one batch act: see `art`."""
+__all__ = [
+    "PopArt",
+    "PopArtState",
+    "Reduction",
+    "art",
+    "fold",
+    "init_state",
+    "normalize",
+    "pop",
+    "popart",
+    "unnormalize",
+]
 
 
 class PopArtState(NamedTuple):
@@ -43,11 +63,11 @@ class PopArtState(NamedTuple):
         residue: what rounding took from ``shift``.
     """
 
-    shift: Tensor
-    scale: Tensor
-    variance: Tensor
-    count: Tensor
-    residue: Tensor
+    shift: Float[Tensor, "*lanes tasks"]
+    scale: Float[Tensor, "*lanes tasks"]
+    variance: Float[Tensor, "*lanes tasks"]
+    count: Int[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
+    residue: Float[Tensor, "*lanes tasks"]
 
 
 class PopArt(NamedTuple):
@@ -71,18 +91,22 @@ def init_state(
     zeros = torch.zeros(num_tasks, dtype=dtype, device=device)
     ones = torch.ones(num_tasks, dtype=dtype, device=device)
     return PopArtState(
-        shift=zeros, scale=ones, variance=ones.clone(), count=torch.zeros_like(zeros, dtype=torch.int32), residue=zeros.clone()
+        shift=zeros,
+        scale=ones,
+        variance=ones.clone(),
+        count=torch.zeros_like(zeros, dtype=torch.int32),
+        residue=zeros.clone(),
     )
 
 
 def art(
     state: PopArtState,
-    targets: Tensor,
-    indices: Tensor | None = None,
+    targets: Num[Tensor, "..."],
+    indices: Int[Tensor, "..."] | None = None,
     *,
-    step_size: float | Tensor,
-    scale_lb: float | Tensor = 1e-4,
-    scale_ub: float | Tensor = 1e6,
+    step_size: Scalar,
+    scale_lb: Scalar = 1e-4,
+    scale_ub: Scalar = 1e6,
     reduction: Reduction = "mean",
     bias_correction: bool = False,
 ) -> PopArtState:
@@ -92,19 +116,20 @@ def art(
 
         μ' = μ + β e        v' = v + β ((1 − β) e² − v)        σ' = clip(√v', scale_lb, scale_ub)
 
-    which is ``μ' = (1−β) μ + β y``, ``ν' = (1−β) ν + β y²``, ``σ'² = ν' − μ'²`` without its cancellation. Several targets of
-    one task enter through their mean and variance:
+    which is ``μ' = (1−β) μ + β y``, ``ν' = (1−β) ν + β y²``, ``σ'² = ν' − μ'²`` without its cancellation. Several
+    targets of one task enter through their mean and variance:
 
     - ``"mean"``: as one update with step β, however many they are.
-    - ``"sum"``: every target adds ``β (y − μ)``: one update with step nβ for n targets (the rule of rlax). Above 1 it diverges.
+    - ``"sum"``: every target adds ``β (y − μ)``: one update with step nβ for n targets (the rule of rlax). Above 1 it
+      diverges.
     - ``"sequential"``: exactly as if they had come one by one, in order; costs one update each.
 
     A task without a target keeps its entries to the bit. No gradient flows through the statistics.
 
     Args:
         state: the statistics, each ``[tasks]``.
-        targets: unnormalized targets. Without indices ``[..., tasks]``; with a single task any shape. With indices any shape.
-            Computed in the wider of the state's dtype and theirs.
+        targets: unnormalized targets. Without indices ``[..., tasks]``; with a single task any shape. With indices
+            any shape. Computed in the wider of the state's dtype and theirs.
         indices: the task of each target, integers in ``[0, tasks)`` of the targets' shape.
         step_size: β in (0, 1], a number or a 0-d tensor. Not a decay.
         scale_lb: least scale, > 0.
@@ -124,13 +149,11 @@ def art(
     >>> state.shift, state.variance
     (tensor([2.5000]), tensor([6.7500]))
     """
-    _check_hyper_parameters("art", step_size, scale_lb, scale_ub, reduction)
-    targets, indices = _check_targets("art", state, targets, indices)
+    check_hyper_parameters("art", step_size, scale_lb, scale_ub, reduction)
+    targets, indices = check_targets("art", state, targets, indices)
     dtype = _wider(state, targets)
-    shift, _, variance, count, residue = state = PopArtState(
-        *(field.detach() if field is state.count else field.detach().to(dtype) for field in state)
-    )
     targets = targets.detach().to(dtype)
+    state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in (step_size, scale_lb, scale_ub))
 
     if reduction == "sequential":
@@ -145,51 +168,35 @@ def art(
                 bias_correction=bias_correction,
             )
         return state
+
     if reduction == "sum":
-        _check_sum("art", step_size, shift.shape[0], targets, indices)
-
-    # The mean and variance of each task's deviations e = (y − μ) − r, and how many there are.
-    if indices is None:
-        samples = targets.shape[0]
-        if samples == 0:
-            return state
-        deviations = (targets - shift) - residue
-        mean = deviations.mean(0)
-        spread = (deviations - mean).square().mean(0)
-    else:
-        belongs = indices[:, None] == torch.arange(shift.shape[0], device=indices.device)
-        samples = belongs.sum(0)
-        share = 1 / samples.clamp(min=1).to(dtype)
-        deviations = (targets - shift.index_select(0, indices)) - residue.index_select(0, indices)
-        mean = torch.where(belongs, deviations[:, None], 0).sum(0) * share
-        spread = torch.where(belongs, deviations[:, None] - mean, 0).square().sum(0) * share
-
-    step = samples * step_size if reduction == "sum" else step_size
+        check_sum("art", step_size, state.shift.shape[0], targets, indices)
+    count = state.count + 1
+    samples, mean, spread = _moments(state, targets, indices)
+    step = step_size * samples if reduction == "sum" else step_size
     if bias_correction:
-        step = _bias_corrected(step, count + 1, dtype)
+        step = _bias_corrected(step, count, dtype)
 
     # A square beyond the dtype's range would stay infinite for ever; the largest number is forgotten in time.
     largest = torch.finfo(dtype).max
-    new_shift, new_residue = _two_sum(shift, step * mean + residue)
-    second_moment = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
-    new_variance = variance + step * (second_moment - variance)
-    new_scale = new_variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
-    new = PopArtState(new_shift, new_scale, new_variance, count + 1, new_residue)
-    if indices is None:
-        return new
+    shift, residue = _two_sum(state.shift, step * mean + state.residue)
+    square = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
+    variance = state.variance + step * (square - state.variance)
+    scale = variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
+    new = PopArtState(shift, scale, variance, count, residue)
     return PopArtState(*(torch.where(samples > 0, after, before) for after, before in zip(new, state, strict=True)))
 
 
 def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
     """Moves a head so that its unnormalized outputs stay where they are while the statistics move (POP).
 
-    ``W' = (σ/σ') W`` and ``b' = (σ b + μ − μ') / σ'``. Everything that is normalized by the same statistics needs it: target
-    networks, Polyak averages, every head of an ensemble.
+    ``W' = (σ/σ') W`` and ``b' = (σ b + μ − μ') / σ'``. Everything that is normalized by the same statistics needs it:
+    target networks, Polyak averages, every head of an ensemble.
 
     Args:
-        params: one linear layer: ``"weight"`` ``[..., outputs, inputs]`` and ``"bias"`` ``[..., outputs]``, under these names
-            or with a common prefix (``"critic.head.weight"``), as `models.split` cuts it. ``outputs`` is the number of tasks;
-            a single task may be shared by all outputs.
+        params: one linear layer: ``"weight"`` ``[..., outputs, inputs]`` and ``"bias"`` ``[..., outputs]``, under
+            these names or with a common prefix (``"critic.head.weight"``), as `models.split` cuts it. ``outputs`` is
+            the number of tasks; a single task may be shared by all outputs.
         old: the statistics before.
         new: the statistics after.
 
@@ -197,8 +204,8 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
         The head, same names, shapes and dtypes. Computed in the statistics' dtype.
 
     Raises:
-        ValueError: not one layer, shapes that do not fit, or no bias while the shift moves (or may move: in a transform its
-            value cannot be known).
+        ValueError: not one layer, shapes that do not fit, or no bias while the shift moves (or may move: in a
+            transform its value cannot be known).
 
     Source: the 2016 paper, Proposition 1.
 
@@ -208,9 +215,9 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
     tensor([2.0000])
     """
-    weight, bias = _check_head("pop", params, old)
+    weight, bias = check_head("pop", params, old)
     if bias is None:
-        _check_same_shift("pop", old, new)
+        check_same_shift("pop", old, new)
     moved: dict[str, Tensor] = dict(params)
     ratio = old.scale / new.scale
     moved[weight] = (params[weight] * ratio[..., None]).to(params[weight].dtype)
@@ -235,7 +242,7 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
     {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
     """
-    weight, bias = _check_head("fold", params, state)
+    weight, bias = check_head("fold", params, state)
     folded: dict[str, Tensor] = dict(params)
     folded[weight] = params[weight] * state.scale[..., None]
     if bias is None:
@@ -246,7 +253,9 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     return folded
 
 
-def normalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+def normalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
     """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
 
     Args:
@@ -264,7 +273,9 @@ def normalize(state: PopArtState, values: Tensor, indices: Tensor | None = None)
     return ((values - shift) - residue) / scale
 
 
-def unnormalize(state: PopArtState, values: Tensor, indices: Tensor | None = None) -> Tensor:
+def unnormalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Int[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
     """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
 
     >>> unnormalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(2.0))
@@ -276,18 +287,18 @@ def unnormalize(state: PopArtState, values: Tensor, indices: Tensor | None = Non
 
 def popart(
     num_outputs: int,
-    step_size: float | Tensor,
-    scale_lb: float | Tensor = 1e-4,
-    scale_ub: float | Tensor = 1e6,
+    step_size: Scalar,
+    scale_lb: Scalar = 1e-4,
+    scale_ub: Scalar = 1e6,
     *,
     reduction: Reduction = "mean",
     bias_correction: bool = False,
 ) -> PopArt:
     """Pop-Art as a pair of pure functions.
 
-    ``init(params=None)`` gives the statistics, in float64 and on the device of ``params`` where these are given and wide, else
-    in float32. ``update(params, state, targets, indices=None)`` runs `art` and `pop` and returns the popped head and the new
-    statistics *together*: keeping one without the other moves every prediction.
+    ``init(params=None)`` gives the statistics, in float64 and on the device of ``params`` where these are given and
+    wide, else in float32. ``update(params, state, targets, indices=None)`` runs `art` and `pop` and returns the
+    popped head and the new statistics *together*: keeping one without the other moves every prediction.
 
     Args:
         num_outputs: the number of tasks; 1 for one statistic shared by all outputs.
@@ -309,7 +320,7 @@ def popart(
     """
     if num_outputs < 1:
         raise ValueError(f"popart: `num_outputs` must be at least 1, got {num_outputs}.")
-    _check_hyper_parameters("popart", step_size, scale_lb, scale_ub, reduction)
+    check_hyper_parameters("popart", step_size, scale_lb, scale_ub, reduction)
 
     def init(params: Params | None = None) -> PopArtState:
         if not params:
@@ -318,7 +329,7 @@ def popart(
         return init_state(num_outputs, dtype=some.dtype, device=some.device)
 
     def update(
-        params: Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
+        params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Int[Tensor, "..."] | None = None
     ) -> tuple[dict[str, Tensor], PopArtState]:
         new = art(
             state,
@@ -335,7 +346,24 @@ def popart(
     return PopArt(init, update)
 
 
-def _bias_corrected(step: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+def _moments(state: PopArtState, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """How many targets each task has, and the mean and (biased) variance of their ``e = (y − μ) − r``; 0 where none."""
+    tasks = state.shift.shape[0]
+    if indices is None:
+        deviations = (targets - state.shift) - state.residue
+        belongs = torch.ones_like(targets, dtype=torch.bool)
+    else:
+        deviations = (targets - state.shift.index_select(0, indices)) - state.residue.index_select(0, indices)
+        deviations = deviations[:, None]
+        belongs = indices[:, None] == torch.arange(tasks, device=indices.device)
+    samples = belongs.sum(0).to(targets.dtype)
+    at_least_one = samples.clamp(min=1)
+    mean = torch.where(belongs, deviations, 0).sum(0) / at_least_one
+    spread = torch.where(belongs, deviations - mean, 0).square().sum(0) / at_least_one
+    return samples, mean, spread
+
+
+def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
     """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=dtype, device=count.device)
@@ -350,28 +378,21 @@ def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return total, (a - (total - b_part)) + (b - b_part)
 
 
-def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    return value.to(dtype) if isinstance(value, Tensor) else value
-
-
-def _widen(state: PopArtState, dtype: torch.dtype) -> PopArtState:
-    wide = torch.promote_types(state.shift.dtype, dtype) if dtype.is_floating_point else state.shift.dtype
-    return PopArtState(*(field.detach() if field is state.count else field.detach().to(wide) for field in state))
-
-
 def _broadcast_statistics(
     caller: str, state: PopArtState, values: Tensor, indices: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values in the dtype to compute in; shift, scale and residue in the shape in which they act on them."""
-    _check_values(caller, "values", values)
+    check_values(caller, "values", values)
     statistics = state.shift, state.scale, state.residue
     if indices is not None:
-        _check_indices(caller, state, "values", values, indices)
-        shift, scale, residue = (field.index_select(0, indices.reshape(-1)).reshape(indices.shape) for field in statistics)
+        check_indices(caller, state, "values", values, indices)
+        shift, scale, residue = (
+            field.index_select(0, indices.reshape(-1)).reshape(indices.shape) for field in statistics
+        )
     elif state.shift.shape[-1] == 1:
         shift, scale, residue = (field.squeeze(-1) for field in statistics)
     else:
-        _check_task_axis(caller, state, "values", values)
+        check_task_axis(caller, state, "values", values)
         shift, scale, residue = statistics
     return values.to(_wider(state, values)), shift, scale, residue
 
@@ -381,123 +402,5 @@ def _wider(state: PopArtState, values: Tensor) -> torch.dtype:
     return torch.promote_types(own, values.dtype) if values.is_floating_point() else own
 
 
-def _cast(value: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+def _cast(value: Scalar, dtype: torch.dtype) -> Scalar:
     return value.to(dtype) if isinstance(value, Tensor) else value
-
-
-def _check_hyper_parameters(
-    caller: str, step_size: float | Tensor, scale_lb: float | Tensor, scale_ub: float | Tensor, reduction: str
-) -> None:
-    check_scalar(caller, "step_size", step_size, above=0, most=1)
-    check_scalar(caller, "scale_lb", scale_lb, above=0)
-    if isinstance(scale_lb, Tensor):
-        check_scalar(caller, "scale_ub", scale_ub, above=0)
-    else:
-        check_scalar(caller, "scale_ub", scale_ub, least=scale_lb)
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"{caller}: `reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}.")
-
-
-def _check_values(caller: str, name: str, values: Tensor) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{caller}: `{name}` must be a tensor, got {type(values).__name__}.")
-    if values.is_complex() or values.dtype == torch.bool:
-        raise TypeError(f"{caller}: `{name}` must be real numbers, got dtype {values.dtype}.")
-
-
-def _check_task_axis(caller: str, state: PopArtState, name: str, values: Tensor) -> None:
-    tasks = state.shift.shape[-1]
-    if values.ndim == 0 or values.shape[-1] != tasks:
-        raise ValueError(
-            f"{caller}: the last axis of `{name}` must be the {tasks} tasks, got shape {tuple(values.shape)}. "
-            f"Pass `indices` to say which task each value belongs to."
-        )
-
-
-def _check_indices(caller: str, state: PopArtState, name: str, values: Tensor, indices: Tensor) -> None:
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"{caller}: `indices` must be a tensor, got {type(indices).__name__}.")
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(f"{caller}: `indices` must be integers, got dtype {indices.dtype}.")
-    if values.shape != indices.shape:
-        raise ValueError(
-            f"{caller}: `{name}` and `indices` must have the same shape, "
-            f"got {tuple(values.shape)} and {tuple(indices.shape)}."
-        )
-    tasks = state.shift.shape[-1]
-    if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tasks:
-        raise ValueError(
-            f"{caller}: `indices` must lie in [0, {tasks}), got values from {int(indices.min())} to {int(indices.max())}."
-        )
-
-
-def _check_targets(
-    caller: str, state: PopArtState, targets: Tensor, indices: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
-    _check_values(caller, "targets", targets)
-    if state.shift.ndim != 1:
-        raise ValueError(
-            f"{caller}: the fields of `state` must have shape [tasks], got {tuple(state.shift.shape)}. "
-            f"For many lanes, use torch.vmap."
-        )
-    if indices is not None:
-        _check_indices(caller, state, "targets", targets, indices)
-        return targets.reshape(-1), indices.reshape(-1)
-    tasks = state.shift.shape[0]
-    if tasks > 1:
-        _check_task_axis(caller, state, "targets", targets)
-    return targets.reshape(-1, tasks), None
-
-
-def _check_sum(caller: str, step_size: float | Tensor, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
-    if isinstance(step_size, Tensor):
-        return
-    if indices is None:
-        samples = targets.shape[0]
-    elif is_known(indices):
-        samples = int(indices.bincount(minlength=tasks).max())
-    else:
-        return
-    if samples * step_size > 1:
-        raise ValueError(
-            f"{caller}: with `reduction` 'sum' a task's {samples} targets at step size {step_size} make one step of "
-            f"{samples * step_size:g}, which must not exceed 1: it would diverge. Use 'mean' or a smaller `step_size`."
-        )
-
-
-def _check_head(caller: str, params: Params, state: PopArtState) -> tuple[str, str | None]:
-    """The names of weight and bias, and that their shapes fit the statistics."""
-    weights = [name for name in params if name.rpartition(".")[2] == "weight"]
-    prefix = weights[0].removesuffix("weight") if weights else ""
-    bias = prefix + "bias"
-    if len(weights) != 1 or not params.keys() <= {weights[0], bias}:
-        raise ValueError(
-            f"{caller}: `params` must hold one linear layer, a 'weight' and optionally a 'bias', got {sorted(params)}. "
-            f"`split` cuts a network's parameters at its head."
-        )
-    weight = params[weights[0]]
-    tasks = state.shift.shape[-1]
-    if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
-        raise ValueError(
-            f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
-            f"got {tuple(weight.shape)}."
-        )
-    if bias not in params:
-        return weights[0], None
-    if params[bias].shape != weight.shape[:-1]:
-        raise ValueError(
-            f"{caller}: '{bias}' must have shape {tuple(weight.shape[:-1])} to go with '{weights[0]}', "
-            f"got {tuple(params[bias].shape)}."
-        )
-    return weights[0], bias
-
-
-def _check_same_shift(caller: str, old: PopArtState, new: PopArtState) -> None:
-    known = is_known(old.shift, new.shift, old.residue, new.residue)
-    if not known or not (torch.equal(old.shift, new.shift) and torch.equal(old.residue, new.residue)):
-        raise ValueError(
-            f"{caller}: `params` has no bias, so it cannot absorb a shift that moves"
-            + ("." if known else ", and inside a transform whether it moves cannot be known.")
-            + " Give the head a bias."
-        )

@@ -1,15 +1,16 @@
 """Pytrees of tensors, through optree.
 
-Parameters, states and batches are pytrees: dicts, NamedTuples, tuples and lists of tensors, nested at will. These are the
-few operations on whole trees that the library needs and that optree does not have under one name.
+Parameters, states and batches are pytrees: dicts, NamedTuples, tuples and lists of tensors, nested at will. These are
+the few operations on whole trees that the library needs and that optree does not have under one name.
 
-Dict leaves come in sorted order here, as in JAX, while `torch.utils._pytree` keeps the order of insertion. Never zip the
-leaves of one library with the structure of another.
+Dict leaves come in sorted order here, as in JAX, while `torch.utils._pytree` keeps the order of insertion. Never zip
+the leaves of one library with the structure of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import optree
@@ -55,12 +56,10 @@ def unstack(tree: PyTree) -> list[PyTree]:
     [{'w': tensor(1.)}, {'w': tensor(2.)}]
     """
     leaves = optree.tree_leaves(tree)
-    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(lengths) != 1 or None in lengths:
+    if not leaves or any(leaf.shape[:1] != leaves[0].shape[:1] or leaf.ndim == 0 for leaf in leaves):
         shapes = [tuple(leaf.shape) for leaf in leaves]
         raise ValueError(f"unstack: the leaves of `tree` must share one leading axis, got shapes {shapes}.")
-    (length,) = lengths
-    return [optree.tree_map(lambda leaf: leaf[lane], tree) for lane in range(length)]  # noqa: B023
+    return [optree.tree_map(itemgetter(lane), tree) for lane in range(leaves[0].shape[0])]
 
 
 def partition(tree: PyTree, predicate: Callable[[Tensor], bool]) -> tuple[PyTree, PyTree]:
@@ -125,9 +124,7 @@ def max_difference(first: PyTree, second: PyTree) -> Tensor:
     return torch.stack([difference.to(dtype) for difference in differences]).amax()
 
 
-def _check_same_structure(
-    caller: str, first: PyTree, other: PyTree, name: str, *, none_is_leaf: bool = False
-) -> None:
+def _check_same_structure(caller: str, first: PyTree, other: PyTree, name: str, *, none_is_leaf: bool = False) -> None:
     expected = optree.tree_structure(first, none_is_leaf=none_is_leaf)
     got = optree.tree_structure(other, none_is_leaf=none_is_leaf)
     if expected != got:

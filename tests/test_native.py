@@ -54,12 +54,12 @@ def make_scan(learner: str, optimizer: str, dtype: torch.dtype, *, steps: int = 
     params = {name: leaf.to(dtype) for name, leaf in init_lanes(lambda: UnifiedModel(5, 4, 1), range(lanes)).items()}
     state = vmap(LEARNERS[learner](OPTIMIZERS[optimizer](0.1), 0.1).init)(params)
     x = torch.randn(steps, lanes, 5, generator=generator, dtype=dtype)
-    y = x.sum(-1, keepdim=True) * 3 + 7 + torch.randn(steps, 1, 1, generator=generator, dtype=dtype)
+    y = x.sum(-1, keepdim=True) + 2 + torch.randn(steps, 1, 1, generator=generator, dtype=dtype) / 4
     hparams = {
         "rate": torch.linspace(1e-3, 3e-3, lanes, dtype=dtype),
         "beta": torch.linspace(0.05, 0.3, lanes, dtype=dtype),
     }
-    return make_lane_scan("test", step or make_step(learner, optimizer), state, (x, y), hparams, shared=False)
+    return make_lane_scan("scan_lanes", step or make_step(learner, optimizer), state, (x, y), hparams, shared=False)
 
 
 def difference(first: Any, second: Any) -> float:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import optree
 import torch
@@ -17,7 +17,7 @@ import torch
 from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, make_lane_scan
 from popart_func.tree import PyTree
 
-__all__ = ["ENGINES", "EngineUnavailableError", "available_engines", "scan", "scan_lanes"]
+__all__ = ["ENGINES", "EngineUnavailableError", "available_engines", "resolve_engine", "scan", "scan_lanes"]
 
 ENGINES = ("inductor", "eager")
 """All engines, in the order in which ``engine="auto"`` prefers them."""
@@ -52,7 +52,7 @@ def scan(
     lanes = make_lane_scan(
         "scan", step, optree.tree_map(lambda leaf: leaf[None], carry), xs, shared=True, length=length
     )
-    carry, ys = _engine("scan", engine, lanes).run(lanes)
+    carry, ys = _run(engine, lanes)
     return optree.tree_map(lambda leaf: leaf[0], carry), optree.tree_map(lambda leaf: leaf[:, 0], ys)
 
 
@@ -74,9 +74,9 @@ def scan_lanes(
         carry: a pytree of tensors ``[lanes, ...]``.
         xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
         hparams: a pytree of tensors ``[lanes]`` (or of numbers, the same in all lanes).
-        shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do). If not
-            given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it where a shared
-            leaf's second axis may have that length by chance.
+        shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do).
+            If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
+            where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
         engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off.
 
@@ -93,7 +93,7 @@ def scan_lanes(
     (tensor([ 0.,  5., 10.]), torch.Size([5, 3]))
     """
     lanes = make_lane_scan("scan_lanes", step, carry, xs, hparams, shared=shared, length=length)
-    return _engine("scan_lanes", engine, lanes).run(lanes)
+    return _run(engine, lanes)
 
 
 def available_engines(device: torch.device | str = "cpu") -> dict[str, str | None]:
@@ -105,20 +105,42 @@ def available_engines(device: torch.device | str = "cpu") -> dict[str, str | Non
     return {name: _module(name).why_not(torch.device(device)) for name in ENGINES}
 
 
+def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
+    """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
+
+    `inductor` compiles for 6 to 10 s, in which `eager` takes some 5000 steps of 50 lanes or 2000 of 1000 lanes.
+
+    Raises:
+        ValueError: no such engine.
+        EngineUnavailableError: the engine can't run on the device; the message says why.
+
+    >>> resolve_engine("auto", "cpu", steps=10)
+    'eager'
+    """
+    device = torch.device(device)
+    if engine == "auto":
+        candidates = ENGINES if steps >= 2000 else ("eager",)
+        reasons = {name: _module(name).why_not(device) for name in candidates}
+        chosen = next(name for name in candidates if reasons[name] is None)
+        for name in candidates[: candidates.index(chosen)]:
+            _say_once(f"engine 'auto': {name} can't run on {device}: {reasons[name]} Going on with {chosen}.")
+        return chosen
+    if engine not in ENGINES:
+        raise ValueError(f"scan: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
+    reason = _module(engine).why_not(device)
+    if reason is not None:
+        raise EngineUnavailableError(f"scan: the engine {engine!r} can't run on {device}: {reason}")
+    return engine
+
+
+def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
+    return _module(resolve_engine(engine, lanes.device, lanes.steps)).run(lanes)
+
+
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"popart_func.engines.{name}")
 
 
-def _engine(caller: str, name: str, lanes: LaneScan) -> ModuleType:
-    if name != "auto":
-        if name not in ENGINES:
-            raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {name!r}.")
-        reason = _module(name).why_not(lanes.device)
-        if reason is not None:
-            raise EngineUnavailableError(f"{caller}: the engine {name!r} can't run on {lanes.device}: {reason}")
-        return _module(name)
-    return _choose(lanes)
-
-
-def _choose(lanes: LaneScan) -> ModuleType:
-    return _module("eager")
+@functools.cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=5)

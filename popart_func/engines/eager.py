@@ -23,7 +23,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     structures: list[optree.PyTreeSpec] = []
 
     def flat_step(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        carry, y = check_carry("scan", scan, scan.step(*optree.tree_unflatten(scan.structure, leaves)))
+        carry, y = check_carry(scan, scan.step(*optree.tree_unflatten(scan.structure, leaves)))
         carry_leaves, carry_structure = optree.tree_flatten(carry)
         y_leaves, y_structure = optree.tree_flatten(y)
         structures[:] = carry_structure, y_structure

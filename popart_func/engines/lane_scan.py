@@ -83,8 +83,10 @@ def make_lane_scan(
     if length is not None and length != steps:
         raise ValueError(f"{caller}: `length` must be the leading axis of `xs`, {steps}, got {length}.")
     if steps < 1 or lanes < 1:
-        raise ValueError(f"{caller}: there must be at least one step and one lane, got {steps} steps and {lanes} lanes.")
-    arguments = (carry, xs) if hparams is None else (carry, xs, hparams)
+        raise ValueError(
+            f"{caller}: there must be at least one step and one lane, got {steps} steps and {lanes} lanes."
+        )
+    arguments: PyTree = (carry, xs) if hparams is None else (carry, xs, hparams)
     hparam_leaves = tuple(_hparam(caller, leaf, lanes, carry_leaves[0]) for leaf in optree.tree_leaves(hparams))
     devices = {leaf.device for leaf in (*carry_leaves, *xs_leaves, *hparam_leaves)}
     if len(devices) > 1:
@@ -102,26 +104,27 @@ def make_lane_scan(
     )
 
 
-def check_carry(caller: str, scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
+def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
     """The step's ``(carry, y)``, if the carry is what went in: same structure, shapes and dtypes (of one lane)."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"{caller}: `step` must return (carry, y), got {type(result).__name__}.")
+        raise TypeError(f"scan: `step` must return (carry, y), got {type(result).__name__}.")
     carry, y = result
-    expected = optree.tree_structure(optree.tree_unflatten(scan.structure, [0] * scan.structure.num_leaves)[0])
+    expected = scan.structure.child(0)
     got = optree.tree_structure(carry)
     if expected != got:
-        raise TypeError(f"{caller}: `step` must return a carry of the structure it took, {expected}, got {got}.")
+        raise TypeError(f"scan: `step` must return a carry of the structure it took, {expected}, got {got}.")
     for path, before, after in zip(optree.tree_paths(carry), scan.carry, optree.tree_leaves(carry), strict=True):
         if not isinstance(after, Tensor):
-            raise TypeError(f"{caller}: `step` must return tensors, got {type(after).__name__} at {path} of the carry.")
+            raise TypeError(f"scan: `step` must return tensors, got {type(after).__name__} at {path} of the carry.")
         if after.dtype != before.dtype or after.shape != before.shape[1:]:
             raise TypeError(
-                f"{caller}: `step` must return a carry of the shapes and dtypes it took: at {path} it took "
+                "scan: `step` must return a carry of the shapes and dtypes it took: "
+                f"at {path} it took "
                 f"{before.dtype} {tuple(before.shape[1:])} and returned {after.dtype} {tuple(after.shape)}."
             )
     for path, leaf in zip(optree.tree_paths(y), optree.tree_leaves(y), strict=True):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{caller}: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
+            raise TypeError(f"scan: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
     return carry, y
 
 

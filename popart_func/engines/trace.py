@@ -18,8 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from popart_func.tree import PyTree
-
 __all__ = ["StepGraph", "TensorSpec", "describe", "trace"]
 
 
@@ -45,6 +43,7 @@ class StepGraph(NamedTuple):
         outputs: what comes out.
         out_structure: the result's structure.
         constants: tensors that the function closed over, with the values they had.
+        compiled: what engines have made of the graph, so that it lives as long as the function does.
     """
 
     module: fx.GraphModule
@@ -52,18 +51,26 @@ class StepGraph(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     out_structure: optree.PyTreeSpec
     constants: tuple[Tensor, ...]
+    compiled: dict[Any, Any]
 
 
 _graphs: weakref.WeakKeyDictionary[Callable[..., Any], dict[Any, StepGraph]] = weakref.WeakKeyDictionary()
 
 
-def trace(function: Callable[..., Any], structure: optree.PyTreeSpec, inputs: Sequence[TensorSpec]) -> StepGraph:
+def trace(
+    function: Callable[..., Any],
+    structure: optree.PyTreeSpec,
+    inputs: Sequence[TensorSpec],
+    *,
+    check: Callable[[Any], Any] | None = None,
+) -> StepGraph:
     """Traces ``function(*arguments)`` once for each structure, shapes and dtypes of its arguments.
 
     Args:
         function: pure, from pytrees of tensors to a pytree of tensors. Tensors it closes over become constants.
         structure: of the tuple of arguments.
         inputs: their leaves.
+        check: is shown the result, and may refuse it by raising.
 
     Raises:
         TypeError: the function returns something that is not a tensor.
@@ -71,15 +78,21 @@ def trace(function: Callable[..., Any], structure: optree.PyTreeSpec, inputs: Se
     graphs = _graphs.setdefault(function, {})
     key = (structure, tuple(inputs))
     if key not in graphs:
-        graphs[key] = _trace(function, structure, tuple(inputs))
+        graphs[key] = _trace(function, structure, tuple(inputs), check or (lambda result: None))
     return graphs[key]
 
 
-def _trace(function: Callable[..., Any], structure: optree.PyTreeSpec, inputs: tuple[TensorSpec, ...]) -> StepGraph:
+def _trace(
+    function: Callable[..., Any],
+    structure: optree.PyTreeSpec,
+    inputs: tuple[TensorSpec, ...],
+    check: Callable[[Any], Any],
+) -> StepGraph:
     out_structure: list[optree.PyTreeSpec] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
         result = function(*optree.tree_unflatten(structure, leaves))
+        check(result)
         out_leaves, spec = optree.tree_flatten(result)
         out_structure.append(spec)
         for path, leaf in zip(optree.tree_paths(result), out_leaves, strict=True):
@@ -94,7 +107,7 @@ def _trace(function: Callable[..., Any], structure: optree.PyTreeSpec, inputs: t
     first = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
     module = make_fx(
         functionalize(first, remove="mutations"),
-        decomposition_table=core_aten_decompositions(),
+        decomposition_table=dict(core_aten_decompositions()),
         tracing_mode="fake",
         _allow_non_fake_inputs=True,
     )(*fakes)
@@ -108,12 +121,13 @@ def _trace(function: Callable[..., Any], structure: optree.PyTreeSpec, inputs: t
         outputs=tuple(TensorSpec.of(node.meta["val"]) for node in output.args[0]),
         out_structure=out_structure[0],
         constants=constants,
+        compiled={},
     )
 
 
 def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
     """Turns the tensors that the graph holds into further inputs."""
-    constants = []
+    constants: list[Tensor] = []
     last_input = [node for node in module.graph.nodes if node.op == "placeholder"][-1:]
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         value = getattr(module, node.target)

@@ -8,9 +8,7 @@ lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fus
 from __future__ import annotations
 
 import ctypes
-import weakref
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
 
 import optree
 import torch
@@ -28,11 +26,6 @@ __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
 BAD_INDEX, BAD_DIVISOR = 1, 2
 
 
-class _Kernel(NamedTuple):
-    graph: StepGraph
-    library: ctypes.CDLL
-
-
 class _Run(ctypes.Structure):
     """`Run` of prelude.hpp."""
 
@@ -44,9 +37,6 @@ class _Run(ctypes.Structure):
         ("lanes", ctypes.c_int64),
         ("steps", ctypes.c_int64),
     ]
-
-
-_kernels: weakref.WeakKeyDictionary[Callable[..., Any], dict[Any, _Kernel]] = weakref.WeakKeyDictionary()
 
 
 def why_not(device: torch.device) -> str | None:
@@ -70,8 +60,8 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs):
         raise UnsupportedError("native: no gradients flow through a run; detach its inputs, or use the engine 'eager'.")
-    kernel = _kernel(scan)
-    graph, carries = kernel.graph, len(scan.carry)
+    specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
+    graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
     tensors += [constant.contiguous() for constant in graph.constants]
     outputs = [
@@ -90,23 +80,17 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         scan.lanes,
         scan.steps,
     )
-    _check_values(graph, kernel.library.run(ctypes.byref(arguments), torch.get_num_threads()))
+    _check_values(graph, _kernel(scan, graph).run(ctypes.byref(arguments), torch.get_num_threads()))
     return optree.tree_unflatten(graph.out_structure, outputs)
 
 
-def _kernel(scan: LaneScan) -> _Kernel:
-    """The scan's kernel, traced and built unless that has been done."""
-    specs = tuple(TensorSpec.of(leaf) for leaf in scan.one_lane())
-    kernels = _kernels.setdefault(scan.step, {})
-    key = scan.structure, specs, scan.shared
-    if key not in kernels:
-        graph = trace(scan.step, scan.structure, specs)
-        outputs = [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in graph.outputs]
-        check_carry("scan", scan, optree.tree_unflatten(graph.out_structure, outputs))
+def _kernel(scan: LaneScan, graph: StepGraph) -> ctypes.CDLL:
+    """The step's kernel, built unless that has been done."""
+    key = "native", scan.shared
+    if key not in graph.compiled:
         program = lower(graph, len(scan.carry), _uniform(scan, graph))
-        library = build(emit(program, len(scan.carry), len(scan.xs)))
-        kernels[key] = _Kernel(graph, library)
-    return kernels[key]
+        graph.compiled[key] = build(emit(program, len(scan.carry), len(scan.xs)))
+    return graph.compiled[key]
 
 
 def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:

@@ -1,0 +1,53 @@
+"""Every annotation is enforced; every test starts from a seed of its own, printed when it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+# Packages' own __init__ modules are left out, since a name stands for all below it; and so is what Dynamo must read.
+SOURCES = Path(importlib.util.find_spec("popart_func").origin).parent
+MODULES = [
+    ".".join(("popart_func", *path.relative_to(SOURCES).with_suffix("").parts))
+    for path in sorted(SOURCES.rglob("*.py"))
+    if path.stem not in ("__init__", "__main__", "inductor")
+]
+jaxtyping.install_import_hook(MODULES, "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    number = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(number)
+    request.node.user_properties.append(("seed", number))
+    return number
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    for name, value in item.user_properties:
+        if report.failed and name == "seed":
+            report.sections.append(("Random state", f"torch.manual_seed({value})"))
+    return report
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without jaxtyping: for the library's own messages where a type is wrong, and for long loops."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,307 @@
+"""Algorithms 1 and 2, by hand, against each other, and in lanes."""
+
+from __future__ import annotations
+
+import optree
+import pytest
+import torch
+from torch.func import vmap
+
+import popart_func as pf
+
+F64 = torch.float64
+
+
+def make(outputs):
+    return lambda: pf.UnifiedModel(6, 5, outputs)
+
+
+def params_of(outputs, seed=0):
+    return {name: value.double() for name, value in pf.init_params(make(outputs), seed).items()}
+
+
+APPLY = {outputs: pf.stateless(make(outputs)()) for outputs in (1, 2, 3)}
+
+
+def make_learner(name, outputs, optimizer=None, popart=None, **options):
+    apply = APPLY[outputs]
+    optimizer = optimizer or pf.sgd(0.05)
+    popart = popart or pf.popart(outputs, 0.2)
+    if name == "sgd":
+        return pf.sgd_learner(apply, optimizer)
+    build = {"art": pf.art_learner, "popart": pf.popart_learner, "normalized_sgd": pf.normalized_sgd_learner}[name]
+    return build(apply, optimizer, popart, **options)
+
+
+NAMES = ["sgd", "art", "popart", "normalized_sgd"]
+
+
+def layers(params):
+    return [(params[f"{name}.weight"], params[f"{name}.bias"]) for name in ("input_linear", "hidden1", "hidden2", "hidden3")]
+
+
+def hidden_of(params, x):
+    for weight, bias in layers(params):
+        x = torch.tanh(weight @ x + bias)
+    return x
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_one_step_by_hand(name, outputs):
+    """Order and formulas of Algorithms 1 and 2, written out with autograd for the lower layers alone."""
+    alpha, beta = 0.05, 0.2
+    learner, params = make_learner(name, outputs), params_of(outputs)
+    state = learner.init(params)
+    x, y = torch.randn(6, dtype=F64), torch.randn(outputs, dtype=F64) * 50 + torch.arange(1.0, outputs + 1, dtype=F64) * 90
+    state, info = learner.update(state, (x, y))
+
+    lower = {name: value.clone().requires_grad_() for name, value in pf.split(params).lower.items()}
+    weight, bias = params["output_linear.weight"], params["output_linear.bias"]
+    shift, scale = torch.zeros(outputs, dtype=F64), torch.ones(outputs, dtype=F64)
+    if name != "sgd":
+        shift, second = beta * y, (1 - beta) + beta * y**2
+        scale = (second - shift**2).sqrt()
+    if name == "popart":
+        weight, bias = weight / scale[:, None], (bias - shift) / scale
+    hidden = hidden_of(lower, x)
+    normalized = weight @ hidden + bias
+    if name == "normalized_sgd":
+        delta = normalized - y
+        hidden.backward((weight / scale[:, None]).T @ (delta / scale).detach())
+        prediction = normalized
+    else:
+        delta = normalized - (y - shift) / scale
+        hidden.backward(weight.T @ delta.detach())
+        prediction = scale * normalized + shift
+    delta = delta.detach()
+    expected = {name: (value - alpha * value.grad).detach() for name, value in lower.items()}
+    expected["output_linear.weight"] = weight - alpha * torch.outer(delta, hidden.detach())
+    expected["output_linear.bias"] = bias - alpha * delta
+    assert pf.tree.max_difference(state.params, expected) < 1e-12
+    torch.testing.assert_close(info.prediction, prediction.detach(), rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(info.error, (prediction - y).abs().detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(info.normalized_target, (y - shift) / scale, rtol=1e-12, atol=1e-12)
+    half = 0.5 * ((prediction.detach() - y) / scale).square().sum()
+    torch.testing.assert_close(info.loss, half, rtol=1e-10, atol=1e-12)
+    assert torch.equal(info.target, y)
+
+
+@pytest.mark.parametrize("with_indices", [False, True])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_algorithms_1_and_2_agree(outputs, with_indices):
+    """Proposition 3: the same lower layers and the same predictions, for scales that jump over eight orders of magnitude."""
+    learners = {name: make_learner(name, outputs) for name in ("popart", "normalized_sgd")}
+    states = {name: learner.init(params_of(outputs)) for name, learner in learners.items()}
+    for step in range(300):
+        x = torch.randn(4, 6, dtype=F64)
+        magnitude = 10.0 ** torch.randint(-2, 6, (), dtype=F64)
+        if with_indices:
+            batch = (x, torch.randn(4, dtype=F64) * magnitude + step, torch.randint(0, outputs, (4,)))
+        else:
+            batch = (x, torch.randn(4, outputs, dtype=F64) * magnitude - step)
+        infos = {}
+        for name, learner in learners.items():
+            states[name], infos[name] = learner.update(states[name], batch)
+        first, second = states["popart"], states["normalized_sgd"]
+        assert pf.tree.max_difference(pf.split(first.params).lower, pf.split(second.params).lower) < 1e-9
+        torch.testing.assert_close(infos["popart"].prediction, infos["normalized_sgd"].prediction, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(infos["popart"].loss, infos["normalized_sgd"].loss, rtol=1e-7, atol=1e-9)
+    folded = pf.fold(pf.split(first.params).upper, first.statistics)
+    assert pf.tree.max_difference(folded, pf.split(second.params).upper) < 1e-4 * float(first.statistics.scale.max())
+    assert pf.tree.max_difference(first.statistics, second.statistics) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["plain", "indices", "shared", "shared_indices"])
+def test_a_batch_is_the_average_of_its_examples(name, case):
+    """With the statistics held still, the gradient step on a batch is the mean of the steps on its examples."""
+    outputs, tasks = 3, 1 if case.startswith("shared") else 3
+    tiny = pf.popart(tasks, 1e-12)
+    learner = make_learner(name, outputs, popart=tiny)
+    state = learner.init(params_of(outputs))
+    x = torch.randn(5, 6, dtype=F64)
+    if case.endswith("indices"):
+        batch = (x, torch.randn(5, dtype=F64), torch.tensor([0, 2, 2, 1, 0]))
+    else:
+        batch = (x, torch.randn(5, outputs, dtype=F64))
+    together, info = learner.update(state, batch)
+    single = [learner.update(state, tuple(part[row] for part in batch)) for row in range(5)]
+    for key, value in together.params.items():
+        mean = torch.stack([one.params[key] for one, _ in single]).mean(0)
+        torch.testing.assert_close(value, mean, rtol=0, atol=1e-11)
+    torch.testing.assert_close(info.loss, torch.stack([one.loss for _, one in single]).mean(), rtol=1e-10, atol=0)
+    assert info.prediction.shape == batch[1].shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_output_needs_no_axis(name):
+    learner = make_learner(name, 1)
+    state = learner.init(params_of(1))
+    x = torch.randn(4, 6, dtype=F64)
+    for with_axis, without in (((x[0], torch.tensor([3.0])), (x[0], torch.tensor(3.0))), ((x, x[:, :1]), (x, x[:, 0]))):
+        one, first = learner.update(state, with_axis)
+        two, second = learner.update(state, without)
+        assert pf.tree.max_difference(one, two) == 0
+        assert first.error.shape == with_axis[1].shape
+        assert second.error.shape == without[1].shape
+
+
+def test_all_learners_have_one_state_and_one_info():
+    structures = set()
+    for name in NAMES:
+        learner = make_learner(name, 1)
+        state, info = learner.update(learner.init(params_of(1)), (torch.ones(6, dtype=F64), torch.tensor([2.0])))
+        structures.add(str(optree.tree_structure((state, info))))
+        shapes = [tuple(leaf.shape) for leaf in optree.tree_leaves((state, info))]
+        structures.add(str(shapes))
+    assert len(structures) == 2
+
+
+@pytest.mark.parametrize("name", ["sgd", "art", "popart"])
+def test_gradient_is_that_of_the_loss_by_finite_differences(name):
+    """The change of each parameter is −α times a central difference of the loss, the statistics being the new ones.
+
+    (Algorithm 2's direction is not the gradient of one loss.)
+    """
+    learner, params = make_learner(name, 2), params_of(2)
+    state = learner.init(params)
+    batch = (torch.randn(3, 6, dtype=F64), torch.randn(3, 2, dtype=F64) * 4 + 3)
+    after, _ = learner.update(state, batch)
+    still, _ = make_learner(name, 2, optimizer=pf.sgd(0.0)).update(state, batch)
+
+    def loss(params):
+        outputs = APPLY[2](params, batch[0])
+        return 0.5 * (outputs - pf.normalize(still.statistics, batch[1])).square().sum() / 3
+
+    def loss_of_sgd(params):
+        return 0.5 * (APPLY[2](params, batch[0]) - batch[1]).square().sum() / 3
+
+    function, step = loss_of_sgd if name == "sgd" else loss, 1e-5
+    for key, value in still.params.items():
+        place = (0,) * value.ndim
+        up, down = value.clone(), value.clone()
+        up[place] += step
+        down[place] -= step
+        slope = (function({**still.params, key: up}) - function({**still.params, key: down})) / (2 * step)
+        change = (after.params[key] - value)[place]
+        # Central differences err by step² of the third derivative, and by 2⁻⁵³ · loss / step.
+        torch.testing.assert_close(change, -0.05 * slope, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_hyper_parameter_is_a_lane(name):
+    lanes = 4
+    rates = {
+        "learning_rate": torch.linspace(0.01, 0.1, lanes, dtype=F64),
+        "momentum": torch.linspace(0.0, 0.9, lanes, dtype=F64),
+        "step_size": torch.linspace(0.01, 0.5, lanes, dtype=F64),
+        "scale_lb": torch.linspace(1e-3, 2.0, lanes, dtype=F64),
+        "scale_ub": torch.linspace(3.0, 40.0, lanes, dtype=F64),
+    }
+    params = pf.tree.stack([params_of(2, seed) for seed in range(lanes)])
+    batches = [(torch.randn(lanes, 3, 6, dtype=F64), torch.randn(lanes, 3, 2, dtype=F64) * 30 + 7) for _ in range(3)]
+
+    def run(params, rates, *batches):
+        optimizer = pf.sgd(rates["learning_rate"], momentum=rates["momentum"])
+        popart = pf.popart(2, rates["step_size"], rates["scale_lb"], rates["scale_ub"])
+        learner = make_learner(name, 2, optimizer, popart)
+        state = learner.init(params)
+        for batch in batches:
+            state, info = learner.update(state, batch)
+        return state, info
+
+    together = pf.tree.unstack(vmap(run)(params, rates, *batches))
+    for lane in range(lanes):
+        one, numbers, *data = optree.tree_map(lambda leaf: leaf[lane], (params, rates, *batches))  # noqa: B023
+        alone = run(one, {key: float(value) for key, value in numbers.items()}, *data)
+        assert pf.tree.max_difference(together[lane], alone) < 1e-10
+
+
+def test_adam_with_popart_rescales_its_moments():
+    """A jump of the scale in mid-run: with rescaling the head's moments are measured in the new units."""
+    learner = make_learner("popart", 2, optimizer=pf.adam(0.01))
+    plain = make_learner("popart", 2, optimizer=pf.adam(0.01), rescale_moments=False)
+    state = learner.init(params_of(2))
+    x = torch.randn(6, dtype=F64)
+    for _ in range(5):
+        state, _ = learner.update(state, (x, torch.tensor([1.0, -2.0], dtype=F64)))
+    jump = (x, torch.tensor([1e5, -2.0], dtype=F64))
+    (scaled, _), (unscaled, _) = learner.update(state, jump), plain.update(state, jump)
+    ratio = (state.statistics.scale / scaled.statistics.scale)[0]
+    before = state.opt_state[0]
+    grad = (unscaled.opt_state[0].mu["output_linear.bias"] - 0.9 * before.mu["output_linear.bias"])[0] / 0.1
+    expected_mu = 0.9 * ratio * before.mu["output_linear.bias"][0] + 0.1 * grad
+    expected_nu = 0.999 * ratio**2 * before.nu["output_linear.bias"][0] + 0.001 * grad**2
+    torch.testing.assert_close(scaled.opt_state[0].mu["output_linear.bias"][0], expected_mu, rtol=1e-10, atol=0)
+    torch.testing.assert_close(scaled.opt_state[0].nu["output_linear.bias"][0], expected_nu, rtol=1e-10, atol=0)
+    lower = "hidden1.weight"
+    assert torch.equal(scaled.opt_state[0].mu[lower], unscaled.opt_state[0].mu[lower])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_networks_keep_float32_statistics(dtype):
+    learner = make_learner("popart", 1, popart=pf.popart(1, 0.1))
+    params = {name: value.to(dtype) for name, value in pf.init_params(make(1), 0).items()}
+    state = learner.init(params)
+    for _ in range(5):
+        state, info = learner.update(state, (torch.ones(6, dtype=dtype), torch.tensor([3000.0])))
+    assert {value.dtype for value in state.params.values()} == {dtype}
+    assert state.statistics.shift.dtype == torch.float32
+    assert float(state.statistics.shift) == pytest.approx(3000 * (1 - 0.9**5), rel=1e-5)
+    assert torch.isfinite(info.error).all()
+
+
+def test_purity():
+    for name in NAMES:
+        learner = make_learner(name, 2, optimizer=pf.adam(0.1) if name != "normalized_sgd" else pf.sgd(0.1))
+        state = learner.init(params_of(2))
+        batch = (torch.randn(3, 6, dtype=F64), torch.randn(3, 2, dtype=F64))
+        before = optree.tree_map(torch.clone, (state, batch))
+        learner.update(state, batch)
+        assert all(map(torch.equal, optree.tree_leaves(before), optree.tree_leaves((state, batch))))
+
+
+def update(name, batch, outputs=2):
+    learner = make_learner(name, outputs)
+    return learner.update(learner.init(params_of(outputs)), batch)
+
+
+X = torch.zeros(3, 6, dtype=F64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        (X, ValueError, r"`batch` must be \(x, y\) or \(x, y, indices\), got Tensor"),
+        ((X,), ValueError, "got 1 parts"),
+        ((X, 3.0), TypeError, "the targets y of `batch` must be a tensor, got float"),
+        ((X, torch.zeros(2, 2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2, 2\)"),
+        ((X, torch.zeros(2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2,\)"),
+        (
+            (X, torch.zeros(2), torch.tensor([0, 1])),
+            ValueError,
+            r"with indices, targets and indices must have the shape \(3,\).*got \(2,\) and \(2,\)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors(name, batch, error, message):
+    with pytest.raises(error, match=message):
+        update(name, batch)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors_of_single_outputs_and_heads():
+    with pytest.raises(ValueError, match=r"shape of the outputs, \(3, 1\), got \(3, 3\)"):
+        update("sgd", (X, torch.zeros(3, 3)), outputs=1)
+    scalar = pf.sgd_learner(lambda params, x: params["w"].sum(), pf.sgd(0.1))
+    with pytest.raises(ValueError, match="`apply` must return outputs of shape"):
+        scalar.update(scalar.init({"w": torch.ones(2)}), (X, torch.zeros(3)))
+    with pytest.raises(ValueError, match="split: `head` must name a layer"):
+        learner = make_learner("popart", 2, head="value")
+        learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 2)))
+    with pytest.raises(ValueError, match=r"outputs = 3 tasks, got \(2, 5\)"):
+        learner = make_learner("popart", 2, popart=pf.popart(3, 0.1))
+        learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 3)))

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import popart_func as pf
+
+
+def make_unified():
+    return pf.UnifiedModel(16, 10, 1)
+
+
+class Critic(nn.Module):
+    """A network with a nested head, and a sibling whose name begins like the head's."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(3, 4)
+        self.critic = nn.ModuleDict({"head": nn.Linear(4, 2), "header": nn.Linear(4, 4)})
+
+    def forward(self, x):
+        return self.critic["head"](torch.tanh(self.critic["header"](torch.tanh(self.body(x)))))
+
+
+@pytest.mark.parametrize("seed_", [0, 426, -1, 2**63 - 1])
+def test_init_params_is_bit_equal_to_torch(seed_):
+    params = pf.init_params(make_unified, seed_)
+    torch.manual_seed(seed_)
+    expected = dict(make_unified().named_parameters())
+    assert list(params) == list(expected)
+    assert all(torch.equal(params[name], expected[name]) for name in params)
+    assert not any(value.requires_grad for value in params.values())
+
+
+def test_init_params_leaves_the_global_random_state():
+    before = torch.get_rng_state()
+    pf.init_params(make_unified, 3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_unified_model_is_lower_then_upper():
+    def make_both():
+        return nn.ModuleList([pf.LowerLayers(16, 10), pf.UpperLayer(10, 2)])
+
+    both = pf.init_params(make_both, 5)
+    unified = pf.init_params(lambda: pf.UnifiedModel(16, 10, 2), 5)
+    assert {name.partition(".")[2]: value for name, value in both.items()}.keys() == unified.keys()
+    assert all(torch.equal(value, unified[name.partition(".")[2]]) for name, value in both.items())
+    x = torch.rand(7, 16)
+    lower, upper = pf.split(unified)
+    hidden = pf.stateless(pf.LowerLayers(16, 10))(lower, x)
+    split_output = pf.stateless(pf.UpperLayer(10, 2))(upper, hidden)
+    assert torch.equal(split_output, pf.stateless(pf.UnifiedModel(16, 10, 2))(unified, x))
+
+
+def test_upper_layer_starts_as_a_sum_and_advances_the_random_stream():
+    torch.manual_seed(0)
+    layer = pf.UpperLayer(10, 1)
+    after = torch.get_rng_state()
+    assert torch.equal(layer.output_linear.weight, torch.ones(1, 10))
+    assert torch.equal(layer.output_linear.bias, torch.zeros(1))
+    torch.manual_seed(0)
+    nn.Linear(10, 1)
+    assert torch.equal(after, torch.get_rng_state())
+
+
+def test_init_lanes_stacks_single_seeds_in_any_company():
+    lanes = pf.init_lanes(make_unified, [4, 9, 2])
+    other = pf.init_lanes(make_unified, [9])
+    for name, value in lanes.items():
+        assert torch.equal(value[1], other[name][0])
+        assert torch.equal(value[1], pf.init_params(make_unified, 9)[name])
+
+
+@pytest.mark.parametrize(
+    ("make", "head"), [(make_unified, "output_linear"), (Critic, "critic.head"), (Critic, "critic")]
+)
+def test_unify_inverts_split(make, head):
+    params = pf.init_params(make, 0)
+    lower, upper = pf.split(params, head=head)
+    assert upper
+    assert all(name.startswith(head + ".") for name in upper)
+    again = pf.unify(pf.SplitParams(lower, upper))
+    assert again.keys() == params.keys()
+    assert all(again[name] is params[name] for name in params)
+    assert pf.split(again, head=head) == (lower, upper)
+
+
+def test_split_does_not_take_a_sibling_with_a_longer_name():
+    _, upper = pf.split(pf.init_params(Critic, 0), head="critic.head")
+    assert sorted(upper) == ["critic.head.bias", "critic.head.weight"]
+
+
+def test_stateless_is_pure():
+    module = make_unified()
+    own = {name: value.clone() for name, value in module.named_parameters()}
+    params = pf.init_params(make_unified, 1)
+    before = {name: value.clone() for name, value in params.items()}
+    pf.stateless(module)(params, torch.ones(16))
+    assert all(torch.equal(value, own[name]) for name, value in module.named_parameters())
+    assert all(torch.equal(value, before[name]) for name, value in params.items())
+
+
+def test_errors():
+    params = pf.init_params(make_unified, 0)
+    with pytest.raises(
+        ValueError, match=r"split: `head` must name a layer of `params`, one of \['hidden1'.*got 'head'"
+    ):
+        pf.split(params, head="head")
+    lower, upper = pf.split(params)
+    with pytest.raises(ValueError, match=r"unify: .* different names, got \['output_linear.bias'"):
+        pf.unify(pf.SplitParams({**lower, **upper}, upper))
+    with pytest.raises(
+        ValueError, match=r"stateless: .* UnifiedModel.* missing \['output_linear.bias'.* unexpected \[\]"
+    ):
+        pf.stateless(make_unified())(lower, torch.ones(16))
+    with pytest.raises(ValueError, match=r"unexpected \['w'\]"):
+        pf.stateless(make_unified())({**params, "w": torch.ones(1)}, torch.ones(16))
+    with pytest.raises(TypeError, match="seed"):
+        pf.init_params(make_unified, "0")

@@ -1,0 +1,193 @@
+"""Each optimizer against torch.optim and optax, on the change it makes, not on the result."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optree
+import pytest
+import torch
+from torch.func import vmap
+
+import popart_func as pf
+from popart_func import optim
+
+TABLE = {
+    "sgd": (lambda: pf.sgd(0.1), lambda p: torch.optim.SGD(p, 0.1), lambda: optax.sgd(0.1)),
+    "momentum": (
+        lambda: pf.sgd(0.1, momentum=0.8),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.8),
+        lambda: optax.sgd(0.1, momentum=0.8),
+    ),
+    "nesterov": (
+        lambda: pf.sgd(0.1, momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, nesterov=True),
+        lambda: optax.sgd(0.1, momentum=0.8, nesterov=True),
+    ),
+    "adam": (
+        lambda: pf.adam(0.1, b1=0.7, b2=0.99, eps=1e-3),
+        lambda p: torch.optim.Adam(p, 0.1, betas=(0.7, 0.99), eps=1e-3),
+        lambda: optax.adam(0.1, b1=0.7, b2=0.99, eps=1e-3),
+    ),
+    "adam_b1_0": (
+        lambda: pf.adam(0.1, b1=0.0),
+        lambda p: torch.optim.Adam(p, 0.1, betas=(0.0, 0.999)),
+        lambda: optax.adam(0.1, b1=0.0),
+    ),
+}
+PARAMS = {"w": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), "b": torch.tensor([4.0], dtype=torch.float64)}
+
+
+def gradients(steps, dtype=torch.float64):
+    return [optree.tree_map(lambda p: torch.randn_like(p, dtype=dtype) * 3 + 1, PARAMS) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_change_equals_torch(name):
+    make, make_torch, _ = TABLE[name]
+    init, update = make()
+    params, state = PARAMS, init(PARAMS)
+    theirs = {key: value.clone().requires_grad_() for key, value in PARAMS.items()}
+    optimizer = make_torch(list(theirs.values()))
+    for grads in gradients(6):
+        before = {key: value.detach().clone() for key, value in theirs.items()}
+        for key, value in theirs.items():
+            value.grad = grads[key].clone()
+        optimizer.step()
+        updates, state = update(grads, state, params)
+        params = pf.apply_updates(params, updates)
+        for key, value in theirs.items():
+            # The subtraction of numbers of order 1 costs 2⁻⁵³ of them.
+            torch.testing.assert_close(updates[key], value.detach() - before[key], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_updates_equal_optax(name):
+    make, _, make_optax = TABLE[name]
+    init, update = make()
+    theirs = make_optax()
+    params = optree.tree_map(lambda p: p.float(), PARAMS)
+    state = init(params)
+    their_state = theirs.init({key: jnp.array(value.numpy()) for key, value in params.items()})
+    for grads in gradients(6, torch.float32):
+        updates, state = update(grads, state, params)
+        their_updates, their_state = theirs.update({k: jnp.array(v.numpy()) for k, v in grads.items()}, their_state)
+        for key, value in updates.items():
+            # optax computes 1 − b2^t in float32 as written, which is off by 2⁻²⁴ / (1 − b2) = 6e-5 for 0.999, halved by √.
+            np.testing.assert_allclose(value, their_updates[key], rtol=4e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_float32_is_float64_rounded(name):
+    init, update = TABLE[name][0]()
+    narrow = init(optree.tree_map(lambda p: p.float(), PARAMS))
+    wide = init(PARAMS)
+    for grads in gradients(6, torch.float32):
+        updates, narrow = update(grads, narrow)
+        expected, wide = update(optree.tree_map(lambda g: g.double(), grads), wide)
+        for key, value in updates.items():
+            # Moments forget cancellation slowly: a dozen roundings of terms up to 10 times the result.
+            torch.testing.assert_close(value.double(), expected[key], rtol=2e-5, atol=1e-6)
+
+
+def test_every_rate_is_a_lane():
+    lanes = 4
+    params = optree.tree_map(lambda p: torch.stack([p] * lanes), PARAMS)
+    grads = gradients(3)
+    rates = {
+        "learning_rate": torch.linspace(0.1, 0.4, lanes, dtype=torch.float64),
+        "momentum": torch.linspace(0.0, 0.9, lanes, dtype=torch.float64),
+        "b1": torch.linspace(0.0, 0.9, lanes, dtype=torch.float64),
+        "b2": torch.linspace(0.5, 0.99, lanes, dtype=torch.float64),
+        "eps": torch.logspace(-8, -2, lanes, dtype=torch.float64),
+    }
+
+    def run(params, rates):
+        results = []
+        for transform in (
+            pf.sgd(rates["learning_rate"], momentum=rates["momentum"], nesterov=True),
+            pf.adam(rates["learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
+        ):
+            moved, state = params, transform.init(params)
+            for grad in grads:
+                updates, state = transform.update(grad, state, moved)
+                moved = pf.apply_updates(moved, updates)
+            results.append(moved)
+        return results
+
+    together = pf.tree.unstack(vmap(run)(params, rates))
+    for lane in range(lanes):
+        alone = run(PARAMS, {name: float(value[lane]) for name, value in rates.items()})
+        assert pf.tree.max_difference(together[lane], alone) < 1e-13
+
+
+def test_schedules_see_the_count_from_zero():
+    init, update = pf.sgd(lambda count: 1.0 / (1 + count))
+    state = init(PARAMS)
+    grads = optree.tree_map(torch.ones_like, PARAMS)
+    seen = []
+    for _ in range(3):
+        updates, state = update(grads, state)
+        seen.append(float(updates["b"]))
+    assert seen == pytest.approx([-1.0, -1 / 2, -1 / 3])
+    assert state.count.dtype == torch.int32
+
+
+def test_chain_applies_in_order():
+    doubled = pf.GradientTransformation(
+        lambda params: (), lambda grads, state, params=None: (optree.tree_map(lambda g: 2 * g, grads), state)
+    )
+    init, update = pf.chain(doubled, pf.sgd(0.5))
+    updates, state = update({"b": torch.tensor([3.0])}, init({"b": torch.tensor([0.0])}))
+    assert updates["b"].item() == -3.0
+    assert len(state) == 2
+
+
+def test_apply_updates_keeps_dtypes():
+    params = {"w": torch.ones(2, dtype=torch.bfloat16)}
+    assert pf.apply_updates(params, {"w": torch.ones(2)})["w"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("make", [lambda: pf.sgd(0.1, momentum=0.8), lambda: pf.adam(0.1)])
+def test_rescaled_moments_are_those_of_the_rescaled_history(make):
+    init, update = make()
+    factors = {"w": torch.tensor([[2.0], [0.1]], dtype=torch.float64)}
+    state, expected = init(PARAMS), init(PARAMS)
+    for grads in gradients(4):
+        _, state = update(grads, state)
+        _, expected = update({**grads, "w": grads["w"] * factors["w"]}, expected)
+    assert pf.tree.max_difference(pf.rescale_moments(state, factors), expected) < 1e-12
+    assert pf.tree.max_difference(state, expected) > 0.1
+
+
+def test_purity():
+    for make, _, _ in TABLE.values():
+        init, update = make()
+        state, (grads,) = init(PARAMS), gradients(1)
+        before = optree.tree_map(torch.clone, (PARAMS, state, grads))
+        update(grads, state, PARAMS)
+        assert all(map(torch.equal, optree.tree_leaves(before), optree.tree_leaves((PARAMS, state, grads))))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pf.sgd(-0.1), "sgd: `learning_rate` must be >= 0, got -0.1"),
+        (lambda: pf.sgd(0.1, momentum=1.0), "sgd: `momentum` must be >= 0 and < 1, got 1.0"),
+        (lambda: pf.sgd(0.1, nesterov=True), "sgd: `nesterov` needs `momentum`, got None"),
+        (lambda: pf.adam(torch.zeros(2)), r"adam: `learning_rate` must be .* 0-d tensor, got a tensor of shape \(2,\)"),
+        (lambda: pf.adam(0.1, b1=1.0), "adam: `b1` must be >= 0 and < 1"),
+        (lambda: pf.adam(0.1, b2=-0.5), "adam: `b2` must be >= 0 and < 1"),
+        (lambda: pf.adam(0.1, eps=-1.0), "adam: `eps` must be >= 0, got -1.0"),
+        (lambda: pf.chain(pf.sgd(0.1)).update(PARAMS, ()), "chain: `state` must have 1 parts, one a transform, got 0"),
+        (
+            lambda: pf.rescale_moments(optim.trace(0.9).init(PARAMS), {"x": torch.ones(1)}),
+            r"rescale_moments: `factors` must name parameters, one of \['b', 'w'\], got \['x'\]",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
