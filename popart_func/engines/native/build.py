@@ -18,7 +18,8 @@ __all__ = ["BuildError", "build", "cache_directory", "compiler", "why_no_compile
 
 FLAGS = (
     "-std=c++17",
-    "-O3",
+    "-O2",
+    "-ftree-vectorize",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",

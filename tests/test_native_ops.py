@@ -1,0 +1,187 @@
+"""Every op of the native engine against PyTorch, on random shapes and on special values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from popart_func.engines import eager, native
+from popart_func.engines.lane_scan import make_lane_scan
+
+pytestmark = [
+    pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
+    pytest.mark.usefixtures("unchecked"),
+]
+
+LANES, STEPS = 19, 8
+INF, NAN = float("inf"), float("nan")
+SPECIAL = [NAN, INF, -INF, 0.0, -0.0, 1e-42, -1e-42, 1e-320, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 88.0, -104.0, 1e30, 3.0]
+
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "neg abs sign sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh "
+            "asinh acosh atanh erf erfc sigmoid relu floor ceil trunc round square isnan isinf isfinite logical_not frac signbit"
+        ).split()
+    },
+    **{
+        name: getattr(F, name)
+        for name in "silu gelu elu leaky_relu hardtanh softplus mish hardswish hardsigmoid relu6 selu celu logsigmoid".split()
+    },
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "round_decimals": lambda x: torch.round(x.clamp(-100, 100), decimals=1),
+    "pow_2": lambda x: x**2,
+    "pow_3": lambda x: x**3,
+    "pow_half": lambda x: x**0.5,
+    "pow_minus_1": lambda x: x**-1,
+    "pow_minus_2": lambda x: x**-2,
+    "pow_1.7": lambda x: x**1.7,
+    "pow_0": lambda x: x**0,
+    "2_pow": lambda x: 2.0**x,
+    "clamp": lambda x: x.clamp(-0.5, 2),
+    "clamp_min": lambda x: x.clamp(min=0.25),
+    "clamp_max": lambda x: x.clamp(max=0.25),
+    "clamp_crossed": lambda x: x.clamp(2, -2),
+    "nan_to_num": lambda x: torch.nan_to_num(x, nan=3.0, posinf=2.0, neginf=-2.0),
+    "where": lambda x: torch.where(x > 0, x, -x * 0.1),
+    "rsub": lambda x: 1 - x,
+    "rdiv": lambda x: 2 / x,
+    "div_scalar": lambda x: x / 3,
+    "remainder_scalar": lambda x: x % 0.75,
+    "to_double": lambda x: x.double() * 2,
+    "to_float": lambda x: x.float() * 2,
+    "to_bool": lambda x: x.bool(),
+    "to_int": lambda x: torch.nan_to_num(x, nan=0.0).clamp(-1e6, 1e6).int(),
+    "to_long": lambda x: torch.nan_to_num(x, nan=0.0).clamp(-1e6, 1e6).long(),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 7.0),
+    "zeros_like": lambda x: torch.zeros_like(x) + torch.ones_like(x) * torch.full_like(x, 2.5),
+    "lerp": lambda x: torch.lerp(x, x * 2, 0.25),
+    "addcmul": lambda x: torch.addcmul(x, x, x, value=0.5),
+    "softmax": lambda x: torch.softmax(x, -1),
+    "log_softmax": lambda x: torch.log_softmax(x, 0),
+    "logsumexp": lambda x: torch.logsumexp(x, -1),
+    "cumsum": lambda x: x.cumsum(0),
+    "cumprod": lambda x: x.cumprod(-1),
+    "sum": lambda x: x.sum(),
+    "sum_0": lambda x: x.sum(0),
+    "sum_keep": lambda x: x.sum(-1, keepdim=True) * x,
+    "mean": lambda x: x.mean(1),
+    "prod": lambda x: x.prod(0),
+    "amax": lambda x: x.amax(0),
+    "amin": lambda x: x.amin((0, 1)),
+    "max": lambda x: x.max(),
+    "min": lambda x: x.min(),
+    "max_dim": lambda x: torch.cat([x.max(0).values, x.max(0).indices.to(x.dtype)]),
+    "min_dim": lambda x: torch.cat([x.min(1).values, x.min(1).indices.to(x.dtype)]),
+    "argmax": lambda x: x.argmax(0),
+    "argmin": lambda x: x.argmin(-1, keepdim=True),
+    "argmax_all": lambda x: x.argmax(),
+    "any": lambda x: (x > 0).any(0),
+    "all": lambda x: (x > 0).all(),
+    "var": lambda x: x.var(0),
+    "std": lambda x: x.std(),
+    "norm": lambda x: x.norm(),
+    "var_mean": lambda x: torch.stack(torch.var_mean(x, 1, correction=0)),
+}
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "add sub mul div maximum minimum atan2 fmod remainder floor_divide pow eq ne lt le gt ge fmax fmin hypot copysign "
+            "logical_and logical_or logical_xor"
+        ).split()
+    },
+    "add_alpha": lambda x, y: torch.add(x, y, alpha=0.5),
+    "sub_alpha": lambda x, y: torch.sub(x, y, alpha=2),
+    "div_floor": lambda x, y: torch.div(x, y, rounding_mode="floor"),
+    "div_trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
+    "clamp_tensors": lambda x, y: torch.clamp(x, y, y + 1),
+    "where": lambda x, y: torch.where(x > y, x, y),
+    "mixed": lambda x, y: x.float() + y.double() * (x > 0),
+}
+INTEGER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "add sub mul div maximum minimum eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor logical_and logical_or"
+        ).split()
+    },
+    **{
+        name: lambda x, y, name=name: getattr(torch, name)(x, torch.where(y == 0, 3, y))
+        for name in ("floor_divide", "remainder", "fmod")
+    },
+    "div_trunc": lambda x, y: torch.div(x, torch.where(y == 0, -1, y), rounding_mode="trunc"),
+    "shift_left": lambda x, y: x << (y & 7),
+    "shift_right": lambda x, y: x >> (y & 15),
+    "shift_right_scalar": lambda x, y: x >> 3,
+    "not": lambda x, y: ~x,
+    "neg_abs_sign": lambda x, y: -x.abs() * y.sign(),
+    "pow_2": lambda x, y: x**2,
+    "pow": lambda x, y: (x % 7) ** (y & 3),
+    "sum": lambda x, y: x.sum(0) + y.prod(),
+    "mean": lambda x, y: x.float().mean(),
+    "amax": lambda x, y: x.amax(0) - y.amin(-1).sum(),
+    "argmax": lambda x, y: x.argmax(-1),
+    "cumsum": lambda x, y: x.cumsum(0),
+    "times_float": lambda x, y: x * 0.5 + y,
+    "plus_bool": lambda x, y: x + (y > 0),
+    "clamp": lambda x, y: x.clamp(-3, 5),
+    "to_float": lambda x, y: (x.float() / 7).exp(),
+    "true_div": lambda x, y: x / 4,
+    "sqrt": lambda x, y: x.abs().sqrt(),
+    "tanh": lambda x, y: torch.tanh(x),
+    "one_hot": lambda x, y: F.one_hot(x.long() % 5, 5),
+    "mm": lambda x, y: (x % 9) @ (y % 9).T,
+    "bool_ops": lambda x, y: ((x > 0) & (y > 0)) | ~(x < 3) ^ (y == 2),
+    "bool_sum": lambda x, y: (x > 0).sum(0),
+    "bool_max": lambda x, y: (x > 0).amax(0),
+    "to_small": lambda x, y: x.to(torch.int8).to(torch.int16) + y.to(torch.uint8),
+}
+
+
+def compare(functions: dict[str, Any], arguments: dict[str, Tensor], rtol: float, shared: bool = False) -> None:
+    """Runs all functions in one kernel, once with each argument list along time."""
+
+    def step(carry: Tensor, xs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return carry + 1, {name: function(*xs.values()) for name, function in functions.items()}
+
+    scan = make_lane_scan("scan", step, torch.zeros(LANES), arguments, shared=shared)
+    expected, got = eager.run(scan)[1], native.run(scan)[1]
+    wrong = []
+    for name in functions:
+        a, b = got[name], expected[name]
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        atol = {torch.float32: 1e-44, torch.float64: 1e-323}.get(a.dtype, 0)
+        close = torch.isclose(a, b, rtol=rtol, atol=max(atol, 8 * rtol * ("sum" in name or "mean" in name or "matmul" in name)), equal_nan=True)
+        if not close.all():
+            where = tuple((~close).nonzero()[0].tolist())
+            wrong.append(f"{name}: {a[where]} != {b[where]} at {where}, {int((~close).sum())} in all")
+    assert not wrong, "\n".join(wrong)
+
+
+def special(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    values = torch.tensor(SPECIAL, dtype=dtype)
+    picked = values[torch.randint(0, len(values), shape, generator=generator)]
+    normal = torch.randn(shape, generator=generator, dtype=dtype) * 3
+    return torch.where(torch.rand(shape, generator=generator) < 0.4, picked, normal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floating_point(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (special(generator, dtype, STEPS, LANES, 3, 4) for _ in range(2))
+    functions = {f"unary_{name}": lambda x, y, op=op: op(x) for name, op in UNARY.items()}
+    compare({**functions, **BINARY}, {"x": x, "y": y}, rtol=3e-6 if dtype == torch.float32 else 3e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randint(-20, 20, (STEPS, LANES, 3, 4), generator=generator).to(dtype) for _ in range(2))
+    compare(INTEGER, {"x": x, "y": y}, rtol=3e-6)
