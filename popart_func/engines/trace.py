@@ -185,7 +185,7 @@ def _trace(
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """The core decompositions, and some that the core keeps whole for speed that no engine here needs."""
     aten = torch.ops.aten
-    more = [aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm, aten.hypot]
+    more = [aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm]
     return {**core_aten_decompositions(), **get_decompositions(more)}
 
 

@@ -39,6 +39,10 @@ ARITHMETIC = {
     "mul": "{0} * {1}",
     "maximum": "maximum({0}, {1})",
     "minimum": "minimum({0}, {1})",
+    "fmax": "skipping_maximum({0}, {1})",
+    "fmin": "skipping_minimum({0}, {1})",
+    "copysign": "std::copysign({0}, {1})",
+    "hypot": "std::hypot({0}, {1})",
     "atan2": "std::atan2({0}, {1})",
     "fmod": "modulo_c({0}, {1}, BAD)",
     "remainder": "modulo_python({0}, {1}, BAD)",
@@ -311,8 +315,10 @@ def _arg(better: str) -> Callable[..., Expr]:
     return op
 
 
-def _best(name: str, better: str) -> Callable[..., list[Expr]]:
-    def op(kernel: Kernel, outs: list[TensorSpec], x: Expr, axis: int, *_: Any) -> list[Expr]:
+def _best(name: str, better: str) -> Callable[..., Any]:
+    def op(kernel: Kernel, outs: Any, x: Expr, axis: int | None = None, *_: Any) -> Any:
+        if axis is None:
+            return _reduction(name)(kernel, outs, x)
         x = kernel.stored(x)
         return [_reduction(name)(kernel, outs[0], x, axis), _arg(better)(kernel, outs[1], x, axis)]
 
@@ -380,6 +386,10 @@ OPS: dict[str, Callable[..., Any]] = {
     "iota": _iota,
     "mean": _mean,
     "var": _var,
+    "var_mean": lambda kernel, outs, x, axes=None, *rest: [
+        _var(kernel, outs[0], x, axes, *rest),
+        _mean(kernel, outs[1], x, axes),
+    ],
     "_softmax": _softmax(log=False),
     "_log_softmax": _softmax(log=True),
     "argmax": _arg("better_max({0}, {1})"),

@@ -50,6 +50,8 @@ template <class T> using Same = typename std::enable_if<true, T>::type;  // an o
 // NaN wins.
 template <class T> static inline T maximum(T a, Same<T> b) { return (a > b) | (a != a) ? a : b; }
 template <class T> static inline T minimum(T a, Same<T> b) { return (a < b) | (a != a) ? a : b; }
+template <class T> static inline T skipping_maximum(T a, Same<T> b) { return (a >= b) | (b != b) ? a : b; }
+template <class T> static inline T skipping_minimum(T a, Same<T> b) { return (a <= b) | (b != b) ? a : b; }
 template <class T> static inline bool better_max(T a, T b) { return (a > b) | ((a != a) & (b == b)); }
 template <class T> static inline bool better_min(T a, T b) { return (a < b) | ((a != a) & (b == b)); }
 
