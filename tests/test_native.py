@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from popart_func import optim
 from popart_func.engines import eager, native
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
+from popart_func.engines.native.build import build, cache_directory, compiler
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import art, init_state, popart
-from popart_func.tree import max_difference
 
-pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
+    pytest.mark.usefixtures("unchecked"),  # thousands of steps in eager
+]
 
 MODEL = UnifiedModel(5, 4, 1)
 APPLY = stateless(MODEL)
@@ -66,7 +71,7 @@ def difference(first: Any, second: Any) -> float:
     """The largest difference, relative to 1 + |value|."""
     return max(
         float(((a - b).abs() / (1 + b.abs())).max())
-        for a, b in zip(torch.utils._pytree.tree_leaves(first), torch.utils._pytree.tree_leaves(second), strict=True)
+        for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True)
     )
 
 
@@ -84,3 +89,194 @@ def test_agrees_with_eager_in_float32(learner: str, optimizer: str) -> None:
     scan = make_scan(learner, optimizer, torch.float32)
     # Sums of 5 products and vector functions of 4 ulp differ by about 1e-6 a step; training contracts it.
     assert difference(native.run(scan), eager.run(scan)) < 2e-4
+
+
+def test_keeps_the_statistics_where_float32_is_short() -> None:
+    """Targets c ± 1 in one kernel: the shift's residue is lost if sums are re-associated or the update is contracted."""
+    lanes, steps = 12, 20_000
+    centres = torch.tensor([1e2, 1e3, 1e4, 1e5, 1e6, 1e7], dtype=torch.float64).repeat(2)
+    betas = torch.tensor([1e-2, 1e-4], dtype=torch.float32).repeat_interleave(6)
+    signs = torch.randint(0, 2, (steps, lanes), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    targets = (centres + signs).float()  # exact
+
+    def step(state: Any, y: Any, beta: Any) -> Any:
+        return art(state, y[None], step_size=beta), y
+
+    def run(dtype: torch.dtype) -> Any:
+        start = init_state(1, dtype=dtype)._replace(shift=torch.zeros(1, dtype=dtype))
+        state = vmap(lambda centre: start._replace(shift=start.shift + centre))(centres.to(dtype))
+        scan = make_lane_scan("scan_lanes", step, state, targets.to(dtype), betas.to(dtype), shared=False)
+        return native.run(scan)[0]
+
+    narrow, wide = run(torch.float32), run(torch.float64)
+    assert ((narrow.scale - wide.scale).abs() / wide.scale).max() < 1e-4
+    mean = (narrow.shift.double() - wide.shift) + (narrow.residue.double() - wide.residue)
+    assert (mean.abs() / wide.scale).max() < 1e-5
+
+
+def test_lanes_are_bit_equal_for_any_number_of_lanes_and_threads() -> None:
+    step = make_step("popart", "adam")
+    scan = make_scan("popart", "adam", torch.float32, lanes=50, step=step)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(native.run(scan))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert_bit_equal(other, results[0])
+    for lane in (0, 17, 49):  # alone, it stands first in a block of its own
+        alone = native.run(part_of(scan, [lane]))
+        assert_bit_equal(alone, (pick(results[0][0], lane, 0), pick(results[0][1], lane, 1)))
+
+
+def test_a_lane_that_diverges_leaves_its_neighbours_alone() -> None:
+    scan = make_scan("popart", "adam", torch.float32, lanes=20, step=(step := make_step("popart", "adam")))
+    calm_carry, calm_ys = native.run(scan)
+    for bad in (float("nan"), float("inf"), -1e38):
+        y = scan.xs[1].clone()
+        y[3, 5] = bad
+        carry, ys = native.run(dataclasses.replace(scan, step=step, xs=(scan.xs[0], y)))
+        others = [lane for lane in range(20) if lane != 5]
+        assert_bit_equal((pick(carry, others, 0), pick(ys, others, 1)), (pick(calm_carry, others, 0), pick(calm_ys, others, 1)))
+        assert not torch.equal(ys["error"][3:, 5], calm_ys["error"][3:, 5])
+
+
+def test_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def step(carry: Any, x: Any, rate: Any) -> Any:
+        calls.append("trace")
+        return carry + rate * x, carry * 2
+
+    monkeypatch.setattr(native, "build", lambda source: calls.append("build") or build(source))
+    for lanes, steps in ((3, 5), (40, 7), (1, 1)):
+        carry, xs = torch.zeros(lanes, 2), torch.ones(steps, 2)
+        scan = make_lane_scan("scan_lanes", step, carry, xs, torch.arange(float(lanes)), shared=True)
+        carry, ys = native.run(scan)
+        assert torch.equal(carry, steps * torch.arange(float(lanes))[:, None].expand(lanes, 2))
+        assert ys.shape == (steps, lanes, 2)
+    assert sorted(calls) == ["build", "trace"]
+
+
+def test_a_kernel_on_disk_serves_the_next_process(tmp_path: Path) -> None:
+    program = """
+import sys, torch
+from popart_func.engines import native
+from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.native import build
+if sys.argv[1] == "no compiler":
+    build._compile = None
+scan = make_lane_scan("scan_lanes", lambda c, x: (c + x, c), torch.zeros(3), torch.arange(4.0))
+print(native.run(scan)[0].tolist())
+"""
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache")}
+    for argument in ("a compiler", "no compiler"):
+        command = [sys.executable, "-c", program, argument]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert result.stdout == "[6.0, 6.0, 6.0]\n"
+    (library,) = (tmp_path / "cache").iterdir()
+    assert library.suffix == ".so"
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
+    with pytest.raises(PermissionError, match="only you may write to it"):
+        cache_directory()
+
+
+def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    compiler.cache_clear()
+    try:
+        assert "set CXX" in (native.why_not(torch.device("cpu")) or "")
+    finally:
+        compiler.cache_clear()
+    assert "CPU only" in (native.why_not(torch.device("cuda")) or "")
+
+
+def test_reads_what_lanes_share_where_it_lies() -> None:
+    """Inputs that all lanes share are neither copied nor spread; an expanded lane axis isn't either."""
+    def step(carry: Any, x: Any) -> Any:
+        shared, expanded, strided = x
+        return carry + shared.sum() * expanded[0] - strided, carry.sum()
+
+    time = torch.arange(6.0)
+    expanded = time[:, None, None].expand(6, 21, 2)
+    strided = torch.randn(21, 12)[:, ::2].T  # per lane, time last in memory
+    xs = (torch.randn(6, 3), expanded, strided)
+    scan = make_lane_scan("scan_lanes", step, torch.zeros(21, 2), xs, shared=(True, False, False))
+    assert difference(native.run(scan), eager.run(scan)) < 1e-5
+
+
+def test_carries_of_all_dtypes_that_swap_and_stay() -> None:
+    def step(carry: Any, x: Any) -> Any:
+        a, b, count, flag, same, ring = carry
+        ring = torch.cat([ring[1:], a[None]])
+        return (b, a + x, count + 1, ~flag, same, ring.scatter(0, count[None] % 4, b[None])), (a, flag, same, ring)
+
+    carry = (
+        torch.randn(18),
+        torch.randn(18),
+        torch.zeros(18, dtype=torch.int64),
+        torch.arange(18) % 2 == 0,
+        torch.randn(18, 3, dtype=torch.float64),
+        torch.randn(18, 4),
+    )
+    scan = make_lane_scan("scan_lanes", step, carry, torch.randn(7), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
+def test_does_not_change_its_inputs() -> None:
+    scan = make_scan("popart", "momentum", torch.float64, steps=3)
+    before = [leaf.clone() for leaf in (*scan.carry, *scan.xs, *scan.hparams)]
+    native.run(scan)
+    assert_bit_equal([*scan.carry, *scan.xs, *scan.hparams], before)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (lambda c, x: (c + c[x.long() + 3], c), IndexError, r"out of range.*test_native.py:\d+: `\(lambda c, x"),
+        (lambda c, x: (c, c[:1] + 3 // x.int()), ZeroDivisionError, r"divided by zero.*test_native.py:\d+"),
+        (lambda c, x: (c, torch.linalg.svdvals(c[None])), native.UnsupportedError, r"no op '_?linalg_svd'.*test_native.py:\d+"),
+        (lambda c, x: (c, c.bfloat16()), native.UnsupportedError, r"bfloat16.*test_native.py:\d+"),
+    ],
+)
+def test_says_what_is_wrong_and_where(step: Any, error: type[Exception], message: str) -> None:
+    scan = make_lane_scan("scan_lanes", step, torch.zeros(2, 2), torch.zeros(3), shared=True)
+    with pytest.raises(error, match=message):
+        native.run(scan)
+
+
+def test_refuses_gradients() -> None:
+    scan = make_lane_scan("scan_lanes", lambda c, x: (c + x, c), torch.zeros(2, requires_grad=True), torch.ones(3))
+    with pytest.raises(native.UnsupportedError, match="no gradients"):
+        native.run(scan)
+
+
+def part_of(scan: LaneScan, lanes: list[int]) -> LaneScan:
+    return dataclasses.replace(
+        scan,
+        carry=tuple(leaf[lanes] for leaf in scan.carry),
+        xs=tuple(leaf[:, lanes] for leaf in scan.xs),
+        hparams=tuple(leaf[lanes] for leaf in scan.hparams),
+        lanes=len(lanes),
+    )
+
+
+def pick(tree: Any, lanes: int | list[int], axis: int) -> Any:
+    lanes = lanes if isinstance(lanes, list) else [lanes]
+    return tree_map(lambda leaf: leaf.index_select(axis, torch.tensor(lanes)), tree)
+
+
+def assert_bit_equal(first: Any, second: Any) -> None:
+    for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert ((a == b) | ((a != a) & (b != b))).all()

@@ -236,6 +236,9 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "index_apart": x[:, None][i, :, i],
         "index_column": x[:, i],
         "index_scalar": x[:, k],
+        "index_scalars": x[k, k - 3] + x[None, ..., k][0, 1],
+        "index_scalar_mixed": x[i, k] + x[1:, k, None].sum(),
+        "set_scalar": set_scalar(x, y, k),
         "index_broadcast": x[i[:, None], i],
         "embedding": F.embedding(i, y),
         "scatter": z.scatter(0, j, x),
@@ -264,10 +267,10 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "mean_layer_norm": F.layer_norm(x, (4,)),
         "mean_cross_entropy": F.cross_entropy(x, j[:, 0]),
         "mean_huber": F.huber_loss(x, y) + F.mse_loss(x, y) + F.smooth_l1_loss(x, y),
-        "sort_free_median": x.cummax(0).values if False else x.cumsum(1),
+        "cumsum": x.cumsum(1),
         "vmapped": torch.vmap(lambda row, other: row * other.sum())(x, y),
         "jacobian": torch.func.jacrev(lambda row: torch.tanh(row) * row.sum())(x[0]),
-        "hessian": torch.func.hessian(lambda row: (torch.sigmoid(row) ** 2).sum() * row.prod())(x[0]),
+        "hessian": torch.func.jacrev(torch.func.grad(lambda row: (torch.sigmoid(row) ** 2).sum() * row[0] * row[1]))(x[0]),
         "empty": x[:, :0].sum(1) + x[:0].sum(),
     }
 
@@ -277,6 +280,17 @@ def set_item(x: Tensor, y: Tensor) -> Tensor:
     x[1:, 0] = y[:2, 1]
     x[0] += 1
     return x
+
+
+def set_scalar(x: Tensor, y: Tensor, k: Tensor) -> Tensor:
+    x = x + 0 * k  # torch.vmap writes a lane's own values into a lane's own tensor only
+    x[k] = y[0]
+    x[0, k] = 5.0
+    x[:, k] = y[:, 1]
+    x[k, -k] += 1
+    cube = x[None].repeat(2, 1, 1)
+    cube[:, k, k] = torch.stack([y[0, 0], y[1, 1]])
+    return cube
 
 
 def test_movement() -> None:

@@ -25,6 +25,8 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from popart_func.engines.zero_d_indices import ZeroDIndices
+
 __all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "trace"]
 
 UNKNOWN = "a line that is not known"
@@ -132,7 +134,7 @@ def _trace(
     out_structure: list[optree.PyTreeSpec] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        with _NoteLines():
+        with _NoteLines(), ZeroDIndices():
             result = function(*optree.tree_unflatten(structure, leaves))
         check(result)
         out_leaves, spec = optree.tree_flatten(result)
