@@ -213,7 +213,7 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     >>> new = art(old, torch.tensor([1000.0]), step_size=0.1)
     >>> head = pop({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, old, new)
     >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
-    tensor([2.0000])
+    tensor([2.])
     """
     weight, bias = check_head("pop", params, old)
     if bias is None:

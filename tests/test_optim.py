@@ -36,7 +36,10 @@ TABLE = {
         lambda: optax.adam(0.1, b1=0.0),
     ),
 }
-PARAMS = {"w": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), "b": torch.tensor([4.0], dtype=torch.float64)}
+PARAMS = {
+    "w": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64),
+    "b": torch.tensor([4.0], dtype=torch.float64),
+}
 
 
 def gradients(steps, dtype=torch.float64):
@@ -74,7 +77,7 @@ def test_updates_equal_optax(name):
         updates, state = update(grads, state, params)
         their_updates, their_state = theirs.update({k: jnp.array(v.numpy()) for k, v in grads.items()}, their_state)
         for key, value in updates.items():
-            # optax computes 1 − b2^t in float32 as written, which is off by 2⁻²⁴ / (1 − b2) = 6e-5 for 0.999, halved by √.
+            # optax computes 1 − b2^t in float32 as written: off by 2⁻²⁴ / (1 − b2) = 6e-5 for 0.999, halved by √.
             np.testing.assert_allclose(value, their_updates[key], rtol=4e-5, atol=1e-7)
 
 

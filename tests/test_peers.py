@@ -108,7 +108,7 @@ STEP_SIZES = [1e-2, 3e-4, 1e-4]
 @pytest.mark.parametrize("engine", RUNNABLE)
 @pytest.mark.usefixtures("unchecked")
 def test_7_float32_statistics_across_orders_of_magnitude(engine):
-    """Targets c ± 1, c from 1 to 1e7, β from 1e-2 to 1e-4: the scale within 1e-4 of float64's, the mean within 1e-5 σ."""
+    """Targets c ± 1, c to 1e7, β from 1e-2 to 1e-4: the scale within 1e-4 of float64's, the mean within 1e-5 σ."""
     steps = 6_000 if engine == "eager" else 40_000
     offsets = torch.tensor(OFFSETS).repeat_interleave(len(STEP_SIZES))
     step_sizes = torch.tensor(STEP_SIZES).repeat(len(OFFSETS))
@@ -175,7 +175,7 @@ def test_7_low_precision_heads(dtype):
 
 
 def test_8_bias_corrected_steps_start_at_one():
-    """A running mean with β = 1/2: after two targets the weights are 1/3 and 2/3; in general β / (1 − (1−β)^t) from t = 1."""
+    """A running mean with β = 1/2: weights 1/3 and 2/3 after two targets; in general β / (1 − (1−β)^t) from t = 1."""
     for step_size in (0.5, 0.1):
         state = pf.init_state(1, dtype=torch.float64)
         for time, target in enumerate((8.0, -1.0, 30.0), start=1):

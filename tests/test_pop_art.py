@@ -38,7 +38,7 @@ def outputs_of(head, state, hidden):
     return pf.unnormalize(state, hidden @ head["weight"].mT + head["bias"])
 
 
-# ---------------------------------------------------------------------------------------------------------------- ART
+# -------------------- ART
 
 
 def test_init():
@@ -224,7 +224,7 @@ def test_proposition_2_is_kept_and_reached():
             assert float(pf.normalize(state, target[None]).abs()) <= bound * (1 + 1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- POP
+# -------------------- POP
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(FLOAT64, 1e-12), (FLOAT32, 1e-4), (torch.bfloat16, 10.0)])
@@ -302,7 +302,7 @@ def test_pop_can_be_differentiated():
     torch.testing.assert_close(gradient, (old.scale / new.scale).expand(1, 2))
 
 
-# ------------------------------------------------------------------------------------------------ normalize, unnormalize
+# -------------------- normalize, unnormalize
 
 
 def test_round_trip_with_indices_and_shapes():
@@ -328,11 +328,11 @@ def test_low_precision_values_are_normalized_in_the_statistics_dtype():
     assert pf.unnormalize(state, torch.tensor(3)).item() == 1003
 
 
-# ------------------------------------------------------------------------------------------------------------- parity
+# -------------------- parity
 
 
 def test_rlax_parity():
-    """rlax's rule is the sum: several tasks, duplicated and absent indices, binding bounds. Offsets small enough for rlax."""
+    """rlax's rule is the sum: tasks twice and absent, bounds that bind. Small offsets: rlax cancels."""
     generator = np.random.default_rng(0)
     tasks, step_size, lower, upper = 4, 0.05, 0.5, 2.0
     _, rlax_update = rlax.popart(tasks, step_size, lower, upper)
@@ -361,7 +361,7 @@ def test_rlax_parity():
     )
 
 
-# --------------------------------------------------------------------------------------------------------- transforms
+# -------------------- transforms
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
@@ -402,7 +402,7 @@ def test_inputs_are_left_alone():
     assert all(map(torch.equal, optree.tree_leaves(before), optree.tree_leaves(arguments)))
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# -------------------- errors
 
 STATE = pf.init_state(3)
 HEAD = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}

@@ -107,7 +107,8 @@ def make_lane_scan(
 def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
     """The step's ``(carry, y)``, if the carry is what went in: same structure, shapes and dtypes (of one lane)."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"scan: `step` must return (carry, y), got {type(result).__name__}.")
+        name = "a tensor" if isinstance(result, Tensor) else type(result).__name__
+        raise TypeError(f"scan: `step` must return (carry, y), got {name}.")
     carry, y = result
     expected = scan.structure.child(0)
     got = optree.tree_structure(carry)
@@ -118,8 +119,7 @@ def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
             raise TypeError(f"scan: `step` must return tensors, got {type(after).__name__} at {path} of the carry.")
         if after.dtype != before.dtype or after.shape != before.shape[1:]:
             raise TypeError(
-                "scan: `step` must return a carry of the shapes and dtypes it took: "
-                f"at {path} it took "
+                f"scan: `step` must return a carry of the shapes and dtypes it took: at {path} it took "
                 f"{before.dtype} {tuple(before.shape[1:])} and returned {after.dtype} {tuple(after.shape)}."
             )
     for path, leaf in zip(optree.tree_paths(y), optree.tree_leaves(y), strict=True):

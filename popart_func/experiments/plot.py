@@ -1,0 +1,78 @@
+"""The paper's Figure 1a: the error of each algorithm over the stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xarray
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from popart_func.experiments.regression import LABELS, WINDOW
+from popart_func.experiments.statistics import percentiles
+
+__all__ = ["figure"]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart. Proposition 3 puts normalized SGD right on top of
+# Pop-Art: its line is thin and dark inside a broad light one, so that both are seen.
+_STYLES: dict[str, dict[str, Any]] = {
+    "sgd": {"color": "#D55E00", "linewidth": 1.0, "zorder": 3},
+    "art": {"color": "#009E73", "linewidth": 1.0, "zorder": 4},
+    "popart": {"color": "#56B4E9", "linewidth": 3.4, "zorder": 5},
+    "normalized_sgd": {"color": "#00304D", "linewidth": 0.8, "zorder": 6},
+}
+
+
+def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
+    """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
+
+    Args:
+        dataset: as `regression.reproduce` returns it; only ``rmse`` is read.
+        path: where to write; the suffix says the format, such as ``"figure.png"``. An open file gets a PNG.
+
+    Returns:
+        The figure, drawn without pyplot: nothing to close.
+
+    Raises:
+        ValueError: the dataset has no ``rmse`` (algorithm, seed, sample).
+    """
+    if "rmse" not in dataset or set(dataset["rmse"].dims) != {"algorithm", "seed", "sample"}:
+        raise ValueError(
+            f"figure: `dataset` must have a variable 'rmse' (algorithm, seed, sample), got {dict(dataset.sizes)} with "
+            f"{list(dataset.data_vars)}."
+        )
+    canvas = Figure(figsize=(9, 5.5), dpi=160, layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.add_subplot()
+    for algorithm in dataset["algorithm"].values:
+        over_seeds = percentiles(dataset["rmse"].sel(algorithm=algorithm))
+        # A log axis shows neither infinity nor zero: such points are left out of the line.
+        shown = {name: values.where(np.isfinite(values) & (values > 0)) for name, values in over_seeds.items()}
+        style = _STYLES.get(algorithm, {})
+        sample = dataset["sample"].values
+        axes.plot(sample, shown["median"], label=LABELS.get(algorithm, algorithm), **style)
+        axes.fill_between(
+            sample, shown["p10"], shown["p90"], alpha=0.2, linewidth=0, color=style.get("color"), zorder=2
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(0, int(dataset["sample"][-1]) + WINDOW)
+    axes.set_xlabel("number of samples")
+    axes.set_ylabel("RMSE of the unnormalized prediction")
+    axes.grid(True, which="major", linewidth=0.5, alpha=0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+    seeds = dataset.sizes["seed"]
+    axes.set_title(
+        f"Median and 10th to 90th percentile over {seeds} seed{'s' * (seeds != 1)}, moving average of {WINDOW}",
+        fontsize="medium",
+        loc="left",
+    )
+    legend = canvas.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="large")
+    for line in legend.get_lines():
+        line.set_linewidth(2 * line.get_linewidth())
+    canvas.savefig(path)
+    return canvas

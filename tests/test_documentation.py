@@ -1,0 +1,44 @@
+"""What the documentation shows runs: docstrings' examples and the README's Python blocks."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import popart_func
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(popart_func.__path__, "popart_func."))
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert failed == 0
+    assert module.__doc__, "a module starts with its contract"
+    assert all(hasattr(module, public) for public in getattr(module, "__all__", ()))
+
+
+def test_doctests_are_found():
+    """The import hook must not hide the examples from doctest."""
+    finder = doctest.DocTestFinder()
+    examples = sum(len(test.examples) for test in finder.find(importlib.import_module("popart_func.pop_art")))
+    assert examples >= 10
+
+
+def test_readme(capsys):
+    """The blocks of the README run one after the other, in one namespace; a comment after print says what it prints."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out.strip().splitlines()
+    promised = re.findall(r"^print\(.*\)  # (.*)$", "\n".join(blocks), flags=re.MULTILINE)
+    assert printed == promised

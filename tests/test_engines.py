@@ -1,0 +1,310 @@
+"""What scan means, and that every engine means the same."""
+
+from __future__ import annotations
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optree
+import pytest
+import torch
+import torch._dynamo
+from torch.func import vmap
+
+import popart_func as pf
+from popart_func import engines
+from popart_func.engines import ENGINES, EngineUnavailableError, available_engines, resolve_engine, scan, scan_lanes
+
+RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
+COMPILED = [name for name in RUNNABLE if name != "eager"]
+APPLY = pf.stateless(pf.UnifiedModel(4, 5, 2))
+
+
+def make():
+    return pf.UnifiedModel(4, 5, 2)
+
+
+def learner_step(state, batch, hparams):
+    learner = pf.popart_learner(APPLY, pf.sgd(hparams["learning_rate"]), pf.popart(2, hparams["step_size"]))
+    state, info = learner.update(state, batch)
+    return state, {"error": info.error, "loss": info.loss}
+
+
+def learner_problem(lanes, steps, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    params = optree.tree_map(lambda leaf: leaf.to(dtype), pf.init_lanes(make, range(lanes)))
+    learner = pf.popart_learner(APPLY, pf.sgd(0.1), pf.popart(2, 0.1))
+    xs = torch.randn(steps, lanes, 4, generator=generator, dtype=dtype)
+    ys = torch.randn(steps, lanes, 2, generator=generator, dtype=dtype) * 30 + 12
+    rates = {
+        "learning_rate": torch.linspace(0.01, 0.1, lanes, dtype=dtype),
+        "step_size": torch.linspace(0.05, 0.5, lanes, dtype=dtype),
+    }
+    return vmap(learner.init)(params), (xs, ys), rates
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_scan_means_what_jax_means(engine):
+    def torch_step(carry, x):
+        total, count = carry["total"] + x["a"] * 2, carry["count"] + 1
+        return {"total": total, "count": count}, (total.sum(), x["b"])
+
+    def jax_step(carry, x):
+        total, count = carry["total"] + x["a"] * 2, carry["count"] + 1
+        return {"total": total, "count": count}, (total.sum(), x["b"])
+
+    xs = {"a": np.arange(12, dtype=np.float32).reshape(4, 3), "b": np.arange(4, dtype=np.int32)}
+    start = {"total": np.ones(3, np.float32), "count": np.int32(0)}
+    expected = jax.lax.scan(jax_step, jax.tree.map(jnp.array, start), jax.tree.map(jnp.array, xs))
+    got = scan(torch_step, optree.tree_map(torch.as_tensor, start), optree.tree_map(torch.as_tensor, xs), engine=engine)
+    assert optree.tree_structure(got) == optree.tree_structure(expected)
+    for ours, theirs in zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_scan_without_xs_without_ys_and_with_a_carry_that_stays(engine):
+    carry, ys = scan(lambda c, x: (c + 1, ()), torch.tensor(0), length=4, engine=engine)
+    assert (carry.item(), ys) == (4, ())
+    carry, ys = scan(lambda c, x: (c, {"c": c, "x": x}), torch.tensor(7), torch.arange(3), engine=engine)
+    assert carry.item() == 7
+    assert ys["c"].tolist() == [7, 7, 7]
+    assert ys["x"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_shared_and_per_lane_inputs(engine):
+    """With 3 lanes and rows of 3 the shapes can't tell: `shared` does."""
+    rows = torch.arange(12.0).reshape(4, 3)
+
+    def shared_step(carry, x):
+        return carry + x.sum(), x * carry
+
+    def lane_step(carry, x):
+        return carry + x, x * carry
+
+    start = torch.tensor([1.0, 2.0, 3.0])
+    carry, ys = scan_lanes(shared_step, start, rows, shared=True, engine=engine)
+    assert carry.tolist() == [67, 68, 69]
+    assert ys.shape == (4, 3, 3)
+    assert ys[0, 2].tolist() == [0, 3, 6]
+    carry, ys = scan_lanes(lane_step, start, rows, engine=engine)
+    assert carry.tolist() == [19, 24, 29]
+    assert ys.shape == (4, 3)
+    mixed = {"each": rows, "all": torch.ones(4)}
+    carry, _ = scan_lanes(lambda c, x: (c + x["each"] * x["all"], ()), start, mixed, engine=engine)
+    assert carry.tolist() == [19, 24, 29]
+    again, _ = scan_lanes(
+        lambda c, x: (c + x["each"].sum() * x["all"], ()),
+        start,
+        mixed,
+        shared={"each": True, "all": True},
+        engine=engine,
+    )
+    assert again.tolist() == [67, 68, 69]
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_engines_agree_with_eager(engine, dtype):
+    problem = learner_problem(lanes=7, steps=60, dtype=dtype)
+    start, xs, rates = problem
+    expected = scan_lanes(learner_step, start, xs, hparams=rates, engine="eager")
+    got = scan_lanes(learner_step, start, xs, hparams=rates, engine=engine)
+    assert optree.tree_structure(got) == optree.tree_structure(expected)
+    scale = (
+        60 * 50
+    )  # 60 steps on numbers up to 50, re-ordered; errors grow with the steps, not exponentially, at these rates
+    assert pf.tree.max_difference(got, expected) < scale * torch.finfo(dtype).eps * 10
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_a_step_is_traced_once(engine):
+    calls = []
+
+    def step(carry, x):
+        calls.append(1)
+        return carry * 0.5 + x, carry
+
+    start, xs = torch.zeros(3), torch.randn(5)
+    first = scan_lanes(step, start, xs, engine=engine)
+    after_first = len(calls)
+    second = scan_lanes(step, start, xs, engine=engine)
+    assert torch.equal(first[1], second[1])
+    if engine == "eager":
+        assert len(calls) == 10
+    else:
+        assert len(calls) == after_first == 1
+        scan_lanes(step, torch.zeros(4), xs, engine=engine)
+        assert len(calls) == 1, "another number of lanes needs no new trace"
+        scan_lanes(step, start.double(), xs.double(), engine=engine)
+        assert len(calls) == 2, "another dtype does"
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+@pytest.mark.usefixtures("unchecked")
+def test_lanes_are_independent(engine):
+    """With other neighbours in the same number of lanes: bit for bit. Alone: to rounding (vmap picks other kernels)."""
+    lanes, steps = 6, 25
+    start, xs, rates = learner_problem(lanes, steps, torch.float32)
+    other_start, other_xs, _ = learner_problem(lanes, steps, torch.float32, seed=9)
+
+    def replace(mine, other, axis):
+        keep = torch.zeros(lanes, dtype=torch.bool)
+        keep[2] = True
+        keep = keep.reshape((1,) * axis + (lanes,) + (1,) * (mine.ndim - axis - 1))
+        return torch.where(keep, mine, other.flip(axis))
+
+    mixed_start = optree.tree_map(lambda mine, other: replace(mine, other, 0), start, other_start)
+    mixed_xs = optree.tree_map(lambda mine, other: replace(mine, other, 1), xs, other_xs)
+    carry, ys = scan_lanes(learner_step, start, xs, hparams=rates, engine=engine)
+    mixed_carry, mixed_ys = scan_lanes(learner_step, mixed_start, mixed_xs, hparams=rates, engine=engine)
+    for one, two in zip(optree.tree_leaves(carry), optree.tree_leaves(mixed_carry), strict=True):
+        assert torch.equal(one[2], two[2])
+    assert torch.equal(ys["error"][:, 2], mixed_ys["error"][:, 2])
+    assert not torch.equal(ys["error"][:, 3], mixed_ys["error"][:, 3])
+
+    alone_start, alone_rates = optree.tree_map(lambda leaf: leaf[2:3], (start, rates))
+    alone_xs = optree.tree_map(lambda leaf: leaf[:, 2:3], xs)
+    _, alone = scan_lanes(learner_step, alone_start, alone_xs, hparams=alone_rates, engine=engine)
+    # 25 steps on errors of order 30: 2⁻²⁴ · 30 a step, growing by a factor of a few over so short a run.
+    torch.testing.assert_close(alone["error"][:, 0], ys["error"][:, 2], rtol=0, atol=25 * 30 * 2**-24 * 10)
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_inputs_are_left_alone_and_strides_do_not_matter(engine):
+    start = torch.zeros(1, 3).expand(4, 3)
+    xs = torch.randn(4, 6).T
+    before = xs.clone()
+    carry, ys = scan_lanes(lambda c, x: (c + x, c.sum()), start, xs, engine=engine)
+    assert torch.equal(xs, before)
+    assert torch.equal(start, torch.zeros(4, 3))
+    torch.testing.assert_close(carry[:, 1], xs.sum(0))
+    assert ys.shape == (6, 4)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_many_steps_can_be_compiled(engine):
+    """More than Dynamo's limit of recompilations of one function."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number in range(3):
+            step = lambda c, x, number=number: (c + number, c * x)  # noqa: E731
+            carry, _ = scan_lanes(step, torch.zeros(2), torch.ones(3), engine=engine)
+            assert carry.tolist() == [3.0 * number] * 2
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_numbers_as_hyper_parameters_are_the_same_in_all_lanes(engine):
+    carry, _ = scan_lanes(lambda c, x, h: (c + x * h, ()), torch.zeros(3), torch.ones(4), hparams=0.5, engine=engine)
+    assert carry.tolist() == [2, 2, 2]
+
+
+def test_eager_scan_is_differentiable():
+    weight = torch.tensor(0.5, requires_grad=True)
+    carry, _ = scan(lambda c, x: (c * weight + x, ()), torch.tensor(0.0), torch.ones(3), engine="eager")
+    carry.backward()
+    assert weight.grad.item() == 1 + 2 * 0.5
+
+
+def test_auto_and_unavailable_engines(monkeypatch):
+    assert resolve_engine("auto", "cpu", steps=10) == RUNNABLE[0] or resolve_engine("auto", "cpu", steps=10) == "eager"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    for name in COMPILED:
+        with pytest.raises(EngineUnavailableError, match=rf"the engine '{name}' can't run on cpu: no C\+\+ compiler"):
+            scan(lambda c, x: (c, c), torch.zeros(1), torch.zeros(2), engine=name)
+    engines._say_once.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"engine 'auto': .* can't run on cpu: no C\+\+ compiler.* Going on with eager"
+    ):
+        assert resolve_engine("auto", "cpu", steps=10**6) == "eager"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_engine("auto", "cpu", steps=10**6) == "eager"
+
+
+Z = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda e: scan_lanes(lambda c, x: c, Z, Z, engine=e),
+            TypeError,
+            r"`step` must return \(carry, y\), got a tensor",
+        ),
+        (
+            lambda e: scan_lanes(lambda c, x: ({"a": c}, ()), Z, Z, engine=e),
+            TypeError,
+            r"carry of the structure it took, PyTreeSpec\(\*\), got PyTreeSpec\(\{'a': \*\}\)",
+        ),
+        (
+            lambda e: scan_lanes(lambda c, x: ({"w": c["w"].double()}, ()), {"w": Z}, Z, engine=e),
+            TypeError,
+            r"at \('w',\) it took torch.float32 \(\) and returned torch.float64 \(\)",
+        ),
+        (lambda e: scan_lanes(lambda c, x: (c[None], ()), Z, Z, engine=e), TypeError, r"returned torch.float32 \(1,\)"),
+        (
+            lambda e: scan_lanes(lambda c, x: (c, 1.0), Z, Z, engine=e),
+            TypeError,
+            "return tensors, got float at .* of y",
+        ),
+    ],
+)
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_errors_of_steps(engine, call, error, message):
+    with pytest.raises(error, match=message):
+        call(engine)
+
+
+def keep(carry, x):
+    return carry, ()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: scan_lanes("step", Z, Z), TypeError, "scan_lanes: `step` must be a function, got str"),
+        (lambda: scan_lanes(keep, (), Z), ValueError, "`carry` must have at least one tensor"),
+        (lambda: scan_lanes(keep, {"a": Z, "b": 1.0}, Z), TypeError, r"every leaf of `carry` .* got float at \('b',\)"),
+        (lambda: scan_lanes(keep, Z, [1.0]), TypeError, r"every leaf of `xs` must be a tensor, got float at \(0,\)"),
+        (
+            lambda: scan_lanes(keep, {"a": Z, "b": torch.zeros(4)}, Z),
+            ValueError,
+            r"same leading lane axis: got \(3,\) at \('a',\) and \(4,\) at \('b',\)",
+        ),
+        (lambda: scan_lanes(keep, torch.tensor(1.0), Z), ValueError, r"leading lane axis: got \(\)"),
+        (lambda: scan_lanes(keep, Z, (Z, torch.zeros(2))), ValueError, "same leading time axis"),
+        (lambda: scan_lanes(keep, Z), ValueError, "`xs` has no tensors, so `length` must say how many"),
+        (lambda: scan_lanes(keep, Z, Z, length=5), ValueError, "`length` must be the leading axis of `xs`, 3, got 5"),
+        (lambda: scan_lanes(keep, Z, Z[:0]), ValueError, "at least one step and one lane, got 0 steps and 3 lanes"),
+        (
+            lambda: scan_lanes(keep, Z, Z, hparams=torch.zeros(2)),
+            ValueError,
+            r"number or have shape \(3,\), got shape \(2,\)",
+        ),
+        (lambda: scan_lanes(keep, Z, Z, hparams="a"), ValueError, r"number or have shape \(3,\), got str"),
+        (
+            lambda: scan_lanes(keep, Z, torch.zeros(2, 4), shared=False),
+            ValueError,
+            r"not shared must have shape \[time, lanes = 3, ...\], got \(2, 4\)",
+        ),
+        (
+            lambda: scan_lanes(keep, Z, Z.to("meta")),
+            ValueError,
+            r"all tensors must lie on one device, got \['cpu', 'meta'\]",
+        ),
+        (
+            lambda: scan_lanes(keep, Z, Z, engine="warp"),
+            ValueError,
+            r"`engine` must be 'auto' or one of \[.*\], got 'warp'",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
