@@ -1,4 +1,4 @@
-"""The native engine against the eager one, and what it promises beyond that: isolation, determinism, caching, memory."""
+"""The native engine against eager, and what it promises beyond that: isolation, determinism, caching, messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def make_step(learner: str, optimizer: str) -> Callable[..., Any]:
     return step
 
 
-def make_scan(learner: str, optimizer: str, dtype: torch.dtype, *, steps: int = 200, lanes: int = LANES, step: Any = None) -> LaneScan:
+def make_scan(
+    learner: str, optimizer: str, dtype: torch.dtype, *, steps: int = 200, lanes: int = LANES, step: Any = None
+) -> LaneScan:
     generator = torch.Generator().manual_seed(5)
     params = {name: leaf.to(dtype) for name, leaf in init_lanes(lambda: UnifiedModel(5, 4, 1), range(lanes)).items()}
     state = vmap(LEARNERS[learner](OPTIMIZERS[optimizer](0.1), 0.1).init)(params)
@@ -92,7 +94,7 @@ def test_agrees_with_eager_in_float32(learner: str, optimizer: str) -> None:
 
 
 def test_keeps_the_statistics_where_float32_is_short() -> None:
-    """Targets c ± 1 in one kernel: the shift's residue is lost if sums are re-associated or the update is contracted."""
+    """Targets c ± 1: re-associated sums would lose the residue."""
     lanes, steps = 12, 20_000
     centres = torch.tensor([1e2, 1e3, 1e4, 1e5, 1e6, 1e7], dtype=torch.float64).repeat(2)
     betas = torch.tensor([1e-2, 1e-4], dtype=torch.float32).repeat_interleave(6)
@@ -140,7 +142,9 @@ def test_a_lane_that_diverges_leaves_its_neighbours_alone() -> None:
         y[3, 5] = bad
         carry, ys = native.run(dataclasses.replace(scan, step=step, xs=(scan.xs[0], y)))
         others = [lane for lane in range(20) if lane != 5]
-        assert_bit_equal((pick(carry, others, 0), pick(ys, others, 1)), (pick(calm_carry, others, 0), pick(calm_ys, others, 1)))
+        assert_bit_equal(
+            (pick(carry, others, 0), pick(ys, others, 1)), (pick(calm_carry, others, 0), pick(calm_ys, others, 1))
+        )
         assert not torch.equal(ys["error"][3:, 5], calm_ys["error"][3:, 5])
 
 
@@ -202,6 +206,7 @@ def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_reads_what_lanes_share_where_it_lies() -> None:
     """Inputs that all lanes share are neither copied nor spread; an expanded lane axis isn't either."""
+
     def step(carry: Any, x: Any) -> Any:
         shared, expanded, strided = x
         return carry + shared.sum() * expanded[0] - strided, carry.sum()
@@ -244,7 +249,11 @@ def test_does_not_change_its_inputs() -> None:
     [
         (lambda c, x: (c + c[x.long() + 3], c), IndexError, r"out of range.*test_native.py:\d+: `\(lambda c, x"),
         (lambda c, x: (c, c[:1] + 3 // x.int()), ZeroDivisionError, r"divided by zero.*test_native.py:\d+"),
-        (lambda c, x: (c, torch.linalg.svdvals(c[None])), native.UnsupportedError, r"no op '_?linalg_svd'.*test_native.py:\d+"),
+        (
+            lambda c, x: (c, torch.linalg.svdvals(c[None])),
+            native.UnsupportedError,
+            r"no op '_?linalg_svd'.*test_native.py:\d+",
+        ),
         (lambda c, x: (c, c.bfloat16()), native.UnsupportedError, r"bfloat16.*test_native.py:\d+"),
     ],
 )

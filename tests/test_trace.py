@@ -118,7 +118,9 @@ def test_names_the_line_of_each_operation() -> None:
     for node in traced(function).module.graph.nodes:
         if node.op == "call_function":
             assert __file__ in describe(node)
-    assert "y = torch.tanh(x)" in describe(next(node for node in traced(function).module.graph.nodes if "tanh" in node.name))
+    assert "y = torch.tanh(x)" in describe(
+        next(node for node in traced(function).module.graph.nodes if "tanh" in node.name)
+    )
 
 
 def branch(x: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ def dropout(x: Tensor) -> Tensor:
         (item, "the value of a tensor is read in .* keep the 0-d tensor"),
         (mask, "a shape depends on values in .* use torch.where"),
         (nonzero, "a shape depends on values in .* use torch.where"),
-        (random, "random numbers can't be drawn inside, as 'rand' does in .* pass them in xs"),
+        (random, r"random numbers can't be drawn inside, as 'rand' does in .* pass them in xs"),
         (dropout, "random numbers can't be drawn inside, .* pass them in xs"),
     ],
 )
@@ -177,7 +179,7 @@ def test_leaves_errors_that_are_not_about_tracing_as_they_are() -> None:
     def function(x: Tensor) -> Tensor:
         raise RuntimeError("mine")
 
-    with pytest.raises(RuntimeError, match="^mine$"):
+    with pytest.raises(RuntimeError, match=r"^mine$"):
         traced(function)
     with pytest.raises(TypeError, match=r"every leaf it returns must be a tensor, got float at \(1,\)"):
         traced(lambda x: (x, 1.0))

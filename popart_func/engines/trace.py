@@ -27,14 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from popart_func.engines.zero_d_indices import ZeroDIndices
 
-__all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "trace"]
+__all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "op_name", "trace"]
 
 UNKNOWN = "a line that is not known"
 _LIBRARIES = (sysconfig.get_paths()["stdlib"], str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class TraceError(TypeError):
-    """A function can't be a graph: what it does depends on values. The message names the line, and what to do instead."""
+    """A function can't be a graph: what it does depends on values. The message says where, and what to do instead."""
 
 
 class TensorSpec(NamedTuple):
@@ -57,7 +57,7 @@ class StepGraph(NamedTuple):
     """A traced function: flat tensors in, flat tensors out. Printed, it can be read.
 
     Attributes:
-        module: the graph, ``module(*inputs, *constants) -> list of outputs``; its ops are core ATen, no two of them the same.
+        module: the graph, ``module(*inputs, *constants) -> list of outputs``; core ATen ops, no two of them the same.
         inputs: what goes in, in the order of optree's leaves of the arguments.
         outputs: what comes out.
         out_structure: the result's structure.
@@ -75,7 +75,7 @@ class StepGraph(NamedTuple):
     @property
     def operations(self) -> Counter[str]:
         """How many there are of each op."""
-        return Counter(_op_name(node) for node in self.module.graph.nodes if node.op == "call_function")
+        return Counter(op_name(node) for node in self.module.graph.nodes if node.op == "call_function")
 
     def __str__(self) -> str:
         lines = []
@@ -84,7 +84,7 @@ class StepGraph(NamedTuple):
                 lines.append(f"{node.name}: {_specs(node)}")
             elif node.op == "call_function":
                 arguments = [*map(str, node.args), *(f"{name}={value}" for name, value in node.kwargs.items())]
-                lines.append(f"  {node.name}: {_specs(node)} = {_op_name(node)}({', '.join(arguments)})")
+                lines.append(f"  {node.name}: {_specs(node)} = {op_name(node)}({', '.join(arguments)})")
             else:
                 lines.append(f"return {', '.join(map(str, node.args[0]))}")
         kinds = ", ".join(f"{count} {name}" for name, count in self.operations.most_common())
@@ -110,7 +110,7 @@ def trace(
         check: is shown the result, and may refuse it by raising.
 
     Raises:
-        TraceError: the function branches on values, reads them out, has shapes that depend on them, or draws random numbers.
+        TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
     graphs = _graphs.setdefault(function, {})
@@ -147,7 +147,7 @@ def _trace(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         fakes = [torch.empty(spec.shape, dtype=spec.dtype, device=spec.device) for spec in inputs]
-    # Two passes: in one, an autograd.Function breaks. The first removes torch.func's transforms, the second mutations.
+    # Two passes: in one, an autograd.Function breaks. The first removes torch.func's transforms, the second mutation.
     try:
         with fx.traceback.preserve_node_meta():
             first = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
@@ -159,7 +159,7 @@ def _trace(
     for node in first.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise TraceError(
-                f"step: random numbers can't be drawn inside, as {_op_name(node)!r} does in {describe(node)}: draw them "
+                f"step: random numbers can't be drawn inside, as {op_name(node)!r} does in {describe(node)}: draw them "
                 f"before and pass them in xs."
             )
     with fx.traceback.preserve_node_meta():  # the second pass's nodes come from the same lines as the first's
@@ -241,14 +241,14 @@ def _explained(error: RuntimeError) -> TraceError | None:
     where = _user_line(reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]))
     if isinstance(error, DynamicOutputShapeException) or "dynamic shape" in text:
         return TraceError(
-            f"step: a shape depends on values in {where}: use torch.where, or a mask to multiply with, instead of selecting."
+            f"step: a shape depends on values in {where}: instead of selecting use torch.where, or multiply by a mask."
         )
     if isinstance(error, DataDependentOutputException) or any(
         sign in text for sign in ("value out of a tracing tensor", "data-dependent", ".item()", "local_scalar_dense")
     ):
         return TraceError(
-            f"step: the value of a tensor is read in {where}: a step is traced once for all values. Instead of a branch use "
-            f"torch.where; instead of .item(), int() or float() keep the 0-d tensor."
+            f"step: the value of a tensor is read in {where}: a step is traced once for all values. Instead of a "
+            f"branch use torch.where; instead of .item(), int() or float() keep the 0-d tensor."
         )
     return None
 
@@ -262,9 +262,12 @@ def _user_line(frames: Iterable[FrameType]) -> str:
     return UNKNOWN
 
 
-def _op_name(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """The ATen name of the op that a node calls, without its overload."""
     schema = getattr(node.target, "_schema", None)
-    return schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", str(node.target))
+    return (
+        schema.name.removeprefix("aten::") if schema is not None else getattr(node.target, "__name__", str(node.target))
+    )
 
 
 def _specs(node: fx.Node) -> str:

@@ -1,6 +1,7 @@
 """Indexing by a 0-d integer tensor, as in ``q[action]``, without reading its value.
 
-PyTorch turns such an index into a number, which a trace does not have; `torch.vmap` does not. In here the trace doesn't either.
+PyTorch turns such an index into a number, which a trace does not have; `torch.vmap` does not turn it. In here a trace
+doesn't either.
 """
 
 from __future__ import annotations

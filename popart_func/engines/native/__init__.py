@@ -1,8 +1,8 @@
 """The engine that runs fastest on a CPU: the step as one C++ kernel, the time loop inside, the lanes in SIMD registers.
 
-A block of lanes, one register wide, is run from the first step to the last before the next block begins, so that its
-parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. Results are bit-equal for any number of
-lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
+A block of lanes, one register wide, is run from the first step to the last before the next block begins, so that
+its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. Results are bit-equal for any
+number of lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from popart_func.engines.lane_scan import LaneScan, check_carry
 from popart_func.engines.native.build import BuildError, build, why_no_compiler
 from popart_func.engines.native.emit import emit
 from popart_func.engines.native.lower import UnsupportedError, lower
-from popart_func.engines.trace import StepGraph, TensorSpec, describe, trace
+from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
 
 __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
 
+# As in prelude.hpp; and which ops look at it.
 BAD_INDEX, BAD_DIVISOR = 1, 2
+INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
+DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 
 
 class _Run(ctypes.Structure):
@@ -49,8 +52,8 @@ def why_not(device: torch.device) -> str | None:
 def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Not differentiable.
 
-    The step is traced and compiled once for its shapes and dtypes; how many lanes, steps and threads there are, and what its
-    hyper-parameters and inputs hold, is told at run time.
+    The step is traced and compiled once for its shapes and dtypes; how many lanes, steps and threads there are, and
+    what its hyper-parameters and inputs hold, is told at run time.
 
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks, or gradients are asked of it.
@@ -70,7 +73,10 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     ]
     uniform = _uniform(scan, graph)
     moving = range(carries, carries + len(scan.xs))
-    lane_strides = [0 if same else leaf.stride(1 if i in moving else 0) for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))]
+    lane_strides = [
+        0 if same else leaf.stride(1 if i in moving else 0)
+        for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))
+    ]
     time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
     arguments = _Run(
         (ctypes.c_void_p * len(tensors))(*(leaf.data_ptr() for leaf in tensors)),
@@ -81,7 +87,8 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         scan.steps,
     )
     _check_values(graph, _kernel(scan, graph).run(ctypes.byref(arguments), torch.get_num_threads()))
-    return optree.tree_unflatten(graph.out_structure, outputs)
+    carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
+    return carry, ys
 
 
 def _kernel(scan: LaneScan, graph: StepGraph) -> ctypes.CDLL:
@@ -110,12 +117,10 @@ def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
 
 
 def _check_values(graph: StepGraph, bad: int) -> None:
+    nodes = [node for node in graph.module.graph.nodes if node.op == "call_function"]
     if bad & BAD_INDEX:
-        raise IndexError(f"native: an index was out of range in some lane; indices are used {_where(graph, 'ind', 'gather', 'scatter')}.")
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
+        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")
     if bad & BAD_DIVISOR:
-        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane {_where(graph, 'div', 'remainder', 'fmod')}.")
-
-
-def _where(graph: StepGraph, *names: str) -> str:
-    nodes = [node for node in graph.module.graph.nodes if any(name in str(node.target) for name in names)]
-    return ", or ".join(dict.fromkeys(describe(node) for node in nodes))
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in DIVISIONS)
+        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {', or in '.join(lines)}.")

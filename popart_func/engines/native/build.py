@@ -31,7 +31,7 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
-"""IEEE arithmetic: no re-association, no contraction; only the error codes and exception flags that no one reads are given up."""
+"""IEEE arithmetic: no re-association, no contraction. What is given up are error codes and flags that no one reads."""
 
 
 class BuildError(RuntimeError):
@@ -72,7 +72,9 @@ def _compile(command: list[str], source: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
         source_file, made = Path(directory) / "kernel.cpp", Path(directory) / "kernel.so"
         source_file.write_text(source)
-        result = subprocess.run([*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False
+        )
         if result.returncode:
             raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
         os.replace(made, library)

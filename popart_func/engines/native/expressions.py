@@ -1,7 +1,7 @@
 """What a step is lowered to: pointwise expressions over strided buffers.
 
-An expression has a shape and a dtype, and a value at each index of its shape. Its leaves are strided, so that every view
-(permute, expand, slice, ...) only rewrites strides, however deep the expression below it is.
+An expression has a shape and a dtype, and a value at each index of its shape. Its leaves are strided, so that every
+view (permute, expand, slice, ...) only rewrites strides, however deep the expression below it is.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Buffer:
 
 @dataclass(frozen=True, eq=False)
 class DynamicIndex:
-    """An index that is computed: it adds ``value · stride``, and must lie in ``[0, size)``, from ``-size`` if it wraps."""
+    """A computed index: it adds ``value · stride``, and must lie in ``[0, size)``, or from ``-size`` on if it wraps."""
 
     value: Expr
     stride: int

@@ -13,8 +13,6 @@ from popart_func.engines.native.expressions import (
     Expr,
     Layout,
     Load,
-    NotViewableError,
-    contiguous_strides,
 )
 from popart_func.engines.trace import TensorSpec
 
@@ -54,7 +52,9 @@ def _repeat(kernel: Kernel, out: TensorSpec, x: Expr, repeats: Sequence[int]) ->
     return kernel.reshape(kernel.expand(kernel.reshape(x, split), spread), out.shape)
 
 
-def _slice(kernel: Kernel, out: TensorSpec, x: Expr, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Expr:
+def _slice(
+    kernel: Kernel, out: TensorSpec, x: Expr, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Expr:
     axis %= len(x.shape)
     first, _, _ = slice(start, end, step).indices(x.shape[axis])
     return kernel.slice(x, axis, first, out.shape[axis], step)
@@ -125,7 +125,14 @@ def _pad(kernel: Kernel, out: TensorSpec, x: Expr, pads: Sequence[int], value: A
 
 
 def _slice_scatter(
-    kernel: Kernel, out: TensorSpec, x: Expr, source: Expr, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
+    kernel: Kernel,
+    out: TensorSpec,
+    x: Expr,
+    source: Expr,
+    axis: int = 0,
+    start: Any = None,
+    end: Any = None,
+    step: int = 1,
 ) -> Expr:
     target, axis = kernel.copied(x), axis % len(x.shape)
     first, _, _ = slice(start, end, step).indices(x.shape[axis])
@@ -161,7 +168,7 @@ def _along(kernel: Kernel, x: Load, axis: int, index: Expr) -> Load:
 def _gather(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr, *_: Any) -> Expr:
     x = kernel.stored(x)
     if not x.shape:
-        x, index = kernel.reshape(x, (1,)), kernel.reshape(index, (math.prod(index.shape),))  # type: ignore[assignment]
+        x, index = _place(kernel.reshape(x, (1,))), kernel.reshape(index, (math.prod(index.shape),))
     return kernel.reshape(_along(kernel, x, axis % len(x.shape), kernel.stored(index)), out.shape)
 
 
@@ -209,7 +216,13 @@ def _aligned(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int
 
 
 def _index_put(
-    kernel: Kernel, out: TensorSpec, x: Expr, indices: Sequence[Expr | None], values: Expr, accumulate: bool = False, *_: Any
+    kernel: Kernel,
+    out: TensorSpec,
+    x: Expr,
+    indices: Sequence[Expr | None],
+    values: Expr,
+    accumulate: bool = False,
+    *_: Any,
 ) -> Expr:
     masks = [index for index in indices if index is not None and str(index.dtype) == "torch.bool"]
     if len(masks) == 1 and len(indices) == 1 and math.prod(values.shape) == 1:
@@ -234,7 +247,9 @@ _COMBINE = {
 }
 
 
-def _scatter(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr, source: Any, reduce: Any = None, *rest: Any) -> Expr:
+def _scatter(
+    kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr, source: Any, reduce: Any = None, *rest: Any
+) -> Expr:
     if reduce not in _COMBINE or (rest and rest[0] is False):
         raise NotLoweredError(f"reduce={reduce!r}, include_self={rest[0] if rest else True}")
     target, index = kernel.copied(x), kernel.stored(index)
@@ -244,8 +259,10 @@ def _scatter(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr, s
         source = kernel.slice(source, other, 0, size)
     place: Expr = target
     if not x.shape:
-        place, index, source = (kernel.reshape(value, (1,)) for value in (target, index, source))  # type: ignore[assignment]
-    kernel.scatter(_along(kernel, _place(place), axis % len(place.shape), index), kernel.cast(source, out.dtype), _COMBINE[reduce])
+        place, index, source = (kernel.reshape(value, (1,)) for value in (target, index, source))
+    kernel.scatter(
+        _along(kernel, _place(place), axis % len(place.shape), index), kernel.cast(source, out.dtype), _COMBINE[reduce]
+    )
     return target
 
 

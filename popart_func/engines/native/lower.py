@@ -35,7 +35,7 @@ MAX_DEPTH = 48
 
 
 class UnsupportedError(NotImplementedError):
-    """The native engine lacks an op, a dtype or a shape; the message names it and the line of the step it comes from."""
+    """The native engine lacks an op, a dtype or a shape; the message names it and the line of the step."""
 
 
 class Program(NamedTuple):
@@ -67,7 +67,7 @@ def lower(graph: StepGraph, carries: int, uniform: Sequence[bool]) -> Program:
     """
     kernel = Kernel()
     values: dict[fx.Node, Any] = {}
-    inputs = []
+    inputs: list[Buffer] = []
     nodes = graph.module.graph.nodes
     for node in nodes:
         if node.op == "placeholder":
@@ -82,7 +82,7 @@ def lower(graph: StepGraph, carries: int, uniform: Sequence[bool]) -> Program:
                 value = kernel.stored(value)
             values[node] = value
     (output,) = (node for node in nodes if node.op == "output")
-    outputs = [values[node] for node in output.args[0]]  # type: ignore[union-attr]
+    outputs = [values[node] for node in output.args[0]]
     carry: list[Buffer | None] = []
     for value, buffer in zip(outputs[:carries], inputs, strict=False):
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
@@ -155,9 +155,7 @@ class Kernel:
 
         def view(layout: Layout) -> Layout:
             new = len(shape) - len(layout.shape)
-            strides = (
-                0 if size == 1 else stride for size, stride in zip(layout.shape, layout.strides, strict=True)
-            )
+            strides = (0 if size == 1 else stride for size, stride in zip(layout.shape, layout.strides, strict=True))
             return Layout(shape, (*(0 for _ in range(new)), *strides), layout.offset)
 
         return viewed(expr, view)
@@ -255,7 +253,7 @@ class Kernel:
 def _lower_node(kernel: Kernel, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if node.target.__name__ == "getitem":  # type: ignore[union-attr]
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    schema = getattr(node.target, "_schema", None)
+    schema: Any = getattr(node.target, "_schema", None)
     name = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
     outs = node.meta["val"]
     specs = [TensorSpec.of(out) for out in (outs if isinstance(outs, list | tuple) else [outs])]

@@ -1,4 +1,4 @@
-"""Which loops run one after another, which statements share one, and which values may be written where they came from."""
+"""Which loops there are, which statements share one, and which values may be written where they came from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def schedule(statements: Iterable[Statement]) -> list[Group]:
         if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
             earliest = max(earliest, written[writes(statement)] + 1)
         shape = statement.target.shape if isinstance(statement, Pointwise) else None
-        fitting = [index for index in range(earliest, len(groups)) if shape is not None and groups[index].shape == shape]
+        fitting = [
+            index for index in range(earliest, len(groups)) if shape is not None and groups[index].shape == shape
+        ]
         if fitting:
             index = fitting[-1]
         else:

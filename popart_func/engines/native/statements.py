@@ -34,7 +34,7 @@ class Reduce:
 
 @dataclass(frozen=True, eq=False)
 class ArgReduce:
-    """The position r of the first best ``value[i, r]``; ``better`` is C++ in ``{0}`` (new) and ``{1}`` (best so far)."""
+    """The position r of the first best ``value[i, r]``; ``better`` is C++ in ``{0}`` (new) and ``{1}`` (so far)."""
 
     target: Load
     value: Expr
