@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,7 +21,7 @@ from popart_func.engines import eager, native
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory, compiler
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
-from popart_func.models import UnifiedModel, init_lanes, stateless
+from popart_func.models import init_lanes, stateless
 from popart_func.pop_art import art, init_state, popart
 
 pytestmark = [
@@ -28,8 +29,18 @@ pytestmark = [
     pytest.mark.usefixtures("unchecked"),  # thousands of steps in eager
 ]
 
-MODEL = UnifiedModel(5, 4, 1)
-APPLY = stateless(MODEL)
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(5, 4)
+        self.output_linear = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output_linear(torch.tanh(self.hidden(x)))
+
+
+APPLY = stateless(Network())
 LANES = 19  # two blocks, the last one not full
 
 OPTIMIZERS: dict[str, Callable[[Any], optim.GradientTransformation]] = {
@@ -58,7 +69,7 @@ def make_scan(
     learner: str, optimizer: str, dtype: torch.dtype, *, steps: int = 200, lanes: int = LANES, step: Any = None
 ) -> LaneScan:
     generator = torch.Generator().manual_seed(5)
-    params = {name: leaf.to(dtype) for name, leaf in init_lanes(lambda: UnifiedModel(5, 4, 1), range(lanes)).items()}
+    params = {name: leaf.to(dtype) for name, leaf in init_lanes(Network, range(lanes)).items()}
     state = vmap(LEARNERS[learner](OPTIMIZERS[optimizer](0.1), 0.1).init)(params)
     x = torch.randn(steps, lanes, 5, generator=generator, dtype=dtype)
     y = x.sum(-1, keepdim=True) + 2 + torch.randn(steps, 1, 1, generator=generator, dtype=dtype) / 4

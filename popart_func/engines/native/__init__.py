@@ -13,6 +13,7 @@ from functools import partial
 import optree
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from popart_func.engines.lane_scan import LaneScan, check_carry
 from popart_func.engines.native.build import BuildError, build, why_no_compiler
@@ -63,6 +64,8 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
     if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs):
         raise UnsupportedError("native: no gradients flow through a run; detach its inputs, or use the engine 'eager'.")
+    if any(is_functorch_wrapped_tensor(leaf) for leaf in inputs):
+        raise UnsupportedError("native: it can't run inside a transform such as torch.vmap; use the engine 'eager'.")
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]

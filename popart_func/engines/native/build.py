@@ -83,13 +83,22 @@ def _compile(command: list[str], source: str, library: Path) -> None:
 def cache_directory() -> Path:
     """Where kernels are kept: ``$POPART_FUNC_CACHE``, else the user's cache directory. Only the user may write there.
 
+    Without a home that can be written to it is a directory of the user's own in the temporary one.
+
     Raises:
         PermissionError: it belongs to someone else, or others may write to it: a kernel in it could be theirs.
     """
     given = os.environ.get("POPART_FUNC_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = Path(given) if given else base / "popart_func"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = Path(given or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not given:
+        directory /= "popart_func"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        if given:
+            raise
+        directory = Path(tempfile.gettempdir()) / f"popart_func-{os.getuid()}"
+        directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(

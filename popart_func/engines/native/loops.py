@@ -233,7 +233,9 @@ class Body:
 
 def _tiles(length: int, most: int) -> list[tuple[range, int]]:
     """An axis cut into tiles of the same size, at most ``most``, and a shorter one if there is a rest."""
-    size = -(-length // -(-length // most))
+    size = max(divisor for divisor in range(1, most + 1) if length % divisor == 0)
+    if size <= most // 2:
+        size = -(-length // -(-length // most))
     whole = length // size * size
     parts = [(range(whole), size), (range(whole, length), length - whole)]
     return [(part, step) for part, step in parts if len(part)]

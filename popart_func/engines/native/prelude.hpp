@@ -2,15 +2,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <memory>
-#include <new>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
-// One block of lanes fills one vector register with numbers of the widest floating-point type.
+// One block of lanes fills REGISTERS vector registers with numbers of the widest floating-point type.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64;
 #elif defined(__AVX__)
@@ -36,7 +34,9 @@ enum : int32_t { BAD_INDEX = 1, BAD_DIVISOR = 2 };
   static inline float vector_##name(float x) { return std::name(x); }                  \
   static inline double vector_##name(double x) { return std::name(x); }
 #endif
-VECTOR(exp) VECTOR(expm1) VECTOR(log) VECTOR(log1p) VECTOR(sin) VECTOR(cos) VECTOR(tanh) VECTOR(erf)
+VECTOR(exp) VECTOR(exp2) VECTOR(expm1) VECTOR(log) VECTOR(log2) VECTOR(log10) VECTOR(log1p)
+VECTOR(sin) VECTOR(cos) VECTOR(tan) VECTOR(asin) VECTOR(acos) VECTOR(atan)
+VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh) VECTOR(erf) VECTOR(erfc)
 
 template <class T> constexpr T LOWEST_OF = std::numeric_limits<T>::has_infinity ? -std::numeric_limits<T>::infinity()
                                                                                 : std::numeric_limits<T>::lowest();
@@ -95,7 +95,7 @@ template <class T> static inline T shift_left(T a, T by) {
 }
 template <class T> static inline T shift_right(T a, T by) {
   constexpr T width = sizeof(T) * 8;
-  return T(a >> ((by < 0) | (by >= width) ? T(width - 1 + std::is_unsigned_v<T> * 0) : by));
+  return T(a >> ((by < 0) | (by >= width) ? T(width - 1) : by));
 }
 
 // Integer division raises in PyTorch for a divisor of 0; here it raises when the run is over.
@@ -203,7 +203,7 @@ template <class Block, class Work> static int32_t for_each_block(int64_t lanes, 
   std::atomic<int64_t> next{0};
   std::atomic<int32_t> bad{0};
   auto worker = [&] {
-    std::unique_ptr<Block> block(new (std::align_val_t(64)) Block());
+    const auto block = std::make_unique<Block>();
     for (int64_t i; (i = next++) < blocks;) {
       const int64_t first = i * L;
       work(*block, first, int(lanes - first < L ? lanes - first : L));
