@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,7 +23,7 @@ from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory, compiler
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
 from popart_func.models import init_lanes, stateless
-from popart_func.pop_art import art, init_state, popart
+from popart_func.pop_art import art, init_state, popart, unnormalize
 
 pytestmark = [
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
@@ -83,7 +84,7 @@ def make_scan(
 def difference(first: Any, second: Any) -> float:
     """The largest difference, relative to 1 + |value|."""
     return max(
-        float(((a - b).abs() / (1 + b.abs())).max())
+        float(((a.double() - b.double()).abs() / (1 + b.double().abs())).max())
         for a, b in zip(tree_leaves(first), tree_leaves(second), strict=True)
     )
 
@@ -102,6 +103,62 @@ def test_agrees_with_eager_in_float32(learner: str, optimizer: str) -> None:
     scan = make_scan(learner, optimizer, torch.float32)
     # Sums of 5 products and vector functions of 4 ulp differ by about 1e-6 a step; training contracts it.
     assert difference(native.run(scan), eager.run(scan)) < 2e-4
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
+def test_agrees_on_batches_of_several_tasks(reduction: Any) -> None:
+    tasks, batch, steps = 3, 4, 30
+    generator = torch.Generator().manual_seed(7)
+
+    def step(carry: Any, xyi: Any, beta: Any) -> Any:
+        statistics, head = carry
+        x, y, indices = xyi
+        update = popart(tasks, beta, reduction=reduction, bias_correction=True).update
+        head, statistics = update(head, statistics, y, indices)
+        outputs = torch.softmax(x @ head["weight"].T + head["bias"], -1)
+        return (statistics, head), unnormalize(statistics, outputs.gather(-1, indices[:, None])[:, 0], indices)
+
+    head = {"weight": torch.randn(LANES, tasks, 5, generator=generator), "bias": torch.zeros(LANES, tasks)}
+    carry = vmap(lambda head: (init_state(tasks, dtype=torch.float64), head))(tree_map(torch.Tensor.double, head))
+    x = torch.randn(steps, LANES, batch, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(steps, LANES, batch, generator=generator, dtype=torch.float64) * 9 + 100
+    indices = torch.randint(0, tasks, (steps, LANES, batch), generator=generator)
+    betas = torch.linspace(0.01, 0.2, LANES, dtype=torch.float64)
+    scan = make_lane_scan("scan_lanes", step, carry, (x, y, indices), betas, shared=False)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-12
+
+
+def test_agrees_on_a_learner_with_its_environment_inside() -> None:
+    """Q-learning with a replay memory on a walk: integers, comparisons, indices, writes in place, random bits."""
+    cells, memory = 6, 8
+
+    def step(carry: Any, _: Any, rate: Any) -> Any:
+        q, place, seed, replay, count = carry
+        seed = (seed * 1103515245 + 12345) & 0x7FFFFFFF
+        explore = ((seed >> 16) & 3) != 0
+        action = torch.where(explore, (seed >> 20) & 1, q[place].argmax())
+        after = (place + 2 * action - 1).clamp(0, cells - 1)
+        done = after == cells - 1
+        replay = replay.clone()
+        replay[count % memory] = torch.stack([place, action, after, done.long()])
+        old, did, new, end = replay[(seed >> 8) % torch.minimum(count + 1, torch.tensor(memory))].unbind()
+        target = end + torch.where(end == 1, 0.0, 0.9 * q[new].max())
+        q = q.index_put((old, did), q[old, did] + rate * (target - q[old, did]))
+        return (q, torch.where(done, 0, after), seed, replay, count + 1), (action, done, F.one_hot(after, cells))
+
+    carry = (
+        torch.zeros(LANES, cells, 2, dtype=torch.float64),
+        torch.zeros(LANES, dtype=torch.int64),
+        torch.arange(LANES),
+        torch.zeros(LANES, memory, 4, dtype=torch.int64),
+        torch.zeros(LANES, dtype=torch.int64),
+    )
+    rates = torch.linspace(0.1, 0.5, LANES, dtype=torch.float64)
+    scan = make_lane_scan("scan_lanes", step, carry, None, rates, length=300)
+    expected, got = eager.run(scan), native.run(scan)
+    assert torch.equal(got[1][0], expected[1][0])
+    assert expected[1][1].sum() > 10
+    assert difference(got, expected) < 1e-12
 
 
 def test_keeps_the_statistics_where_float32_is_short() -> None:

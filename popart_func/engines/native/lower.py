@@ -287,6 +287,9 @@ def _fanout(node: fx.Node) -> int:
 
 
 def _is_constant(expr: Expr) -> bool:
+    """Whether it is as cheap to compute as to read: a number, or a few operations on numbers."""
+    if isinstance(expr, Op) and expr.depth > 3:
+        return False
     return not any(isinstance(leaf, Load) for leaf in leaves(expr)) and not any(
         isinstance(leaf, Iota) and math.prod(leaf.shape) > 1 for leaf in leaves(expr)
     )
