@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -149,7 +150,7 @@ def _trace(
         fakes = [torch.empty(spec.shape, dtype=spec.dtype, device=spec.device) for spec in inputs]
     # Two passes: in one, an autograd.Function breaks. The first removes torch.func's transforms, the second mutation.
     try:
-        with fx.traceback.preserve_node_meta():
+        with fx_traceback.preserve_node_meta():
             first = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
     except RuntimeError as error:
         explanation = _explained(error)
@@ -162,7 +163,7 @@ def _trace(
                 f"step: random numbers can't be drawn inside, as {op_name(node)!r} does in {describe(node)}: draw them "
                 f"before and pass them in xs."
             )
-    with fx.traceback.preserve_node_meta():  # the second pass's nodes come from the same lines as the first's
+    with fx_traceback.preserve_node_meta():  # the second pass's nodes come from the same lines as the first's
         module = make_fx(
             functionalize(fx.Interpreter(first).run, remove="mutations"),
             decomposition_table=_decompositions(),
@@ -231,7 +232,7 @@ class _NoteLines(TorchDispatchMode):
     """Notes for each op which line of the user's code called it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        fx.traceback.set_stack_trace([_user_line(frame for frame, _ in traceback.walk_stack(None))])
+        fx_traceback.set_stack_trace([_user_line(frame for frame, _ in traceback.walk_stack(None))])
         return func(*args, **(kwargs or {}))
 
 
