@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import optree
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from popart_func.engines import eager, native
 from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.native.ops import OPS
+from popart_func.engines.trace import TensorSpec, trace
 
 pytestmark = [
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
@@ -232,6 +235,7 @@ INTEGER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "div_trunc": lambda x, y: torch.div(x, torch.where(y == 0, -1, y), rounding_mode="trunc"),
     "shift_left": lambda x, y: x << (y & 7),
     "shift_right": lambda x, y: x >> (y & 15),
+    "bitwise_shifts": lambda x, y: torch.bitwise_left_shift(x, y % 40) + torch.bitwise_right_shift(x, y % 40),
     "shift_right_scalar": lambda x, y: x >> 3,
     "not": lambda x, y: ~x,
     "neg_abs_sign": lambda x, y: -x.abs() * y.sign(),
@@ -305,11 +309,11 @@ def special(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> Tens
     return torch.where(torch.rand(shape, generator=generator) < 0.4, picked, normal)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_floating_point(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, (3, 4)), (torch.float64, (5, 1))])
+def test_floating_point(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
-    x, y = (special(generator, dtype, STEPS, LANES, 3, 4) for _ in range(2))
-    functions = {**BINARY, **{f"{name}_": lambda x, y, op=op: op(x) for name, op in UNARY.items()}}
+    x, y = (special(generator, dtype, STEPS, LANES, *shape) for _ in range(2))
+    functions = all_floating_point()
     tame = {name: function for name, function in functions.items() if name.rstrip("_") in TAME}
 
     def step(x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -317,6 +321,10 @@ def test_floating_point(dtype: torch.dtype) -> None:
         return {name: f(u, v) if name in tame else f(x, y) for name, f in functions.items()}
 
     compare(step, {"x": x, "y": y}, rtol=3e-6 if dtype == torch.float32 else 3e-14)
+
+
+def all_floating_point() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    return {**BINARY, **{f"{name}_": lambda x, y, op=op: op(x) for name, op in UNARY.items()}}
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -387,6 +395,7 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "mm_vector": x @ y[0] + F.linear(y[1], x, x[:, 0]),
         "mm_dot": torch.dot(x[0], y[0]),
         "mm_addmm": torch.addmm(x[:, :3], x, y.T, beta=0.5, alpha=2),
+        "mm_addmv": torch.addmv(x[:, 0], x, y[0], beta=0.5, alpha=2),
         "mm_tensordot": torch.tensordot(x, y, dims=2),
         "mean_layer_norm": F.layer_norm(x, (4,)),
         "mean_cross_entropy": F.cross_entropy(x, j[:, 0]),
@@ -397,6 +406,8 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "hessian": torch.func.jacrev(torch.func.grad(lambda row: (torch.sigmoid(row) ** 2).sum() * row[0] * row[1]))(
             x[0]
         ),
+        "as_strided": torch.as_strided(x + 0, (2, 2), (5, 1), 1),
+        "new": torch.empty(3, 4).fill_(2.0) + torch.empty_like(x.T).copy_(y.T).T + torch.tensor([1.0, 2.0, 3.0, 4.0]),
         "empty": x[:, :0].sum(1) + x[:0].sum(),
     }
 
@@ -431,3 +442,20 @@ def test_movement_of_what_all_lanes_share() -> None:
     x, y = (torch.randn(STEPS, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     i, j, k = (torch.randint(0, 3, (STEPS, *shape), generator=generator) for shape in ((5,), (3, 4), ()))
     compare(movement, {"x": x, "y": y, "i": i, "j": j, "k": k}, rtol=1e-12, shared=True)
+
+
+def test_every_op_of_the_table_is_tested_here() -> None:
+    device = torch.device("cpu")
+    real, whole = (TensorSpec((3, 4), dtype, device) for dtype in (torch.float32, torch.int32))
+
+    def floating_point(x: Tensor, y: Tensor) -> Any:
+        return {name: function(x, y) for name, function in all_floating_point().items()}
+
+    def integers(x: Tensor, y: Tensor) -> Any:
+        return {name: function(x, y) for name, function in INTEGER.items()}
+
+    indices = [TensorSpec(shape, torch.int64, device) for shape in ((5,), (3, 4), ())]
+    used = set()
+    for function, specs in ((floating_point, [real] * 2), (integers, [whole] * 2), (movement, [real, real, *indices])):
+        used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
+    assert set(OPS) <= used

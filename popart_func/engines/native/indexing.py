@@ -34,13 +34,6 @@ def _permute(kernel: Kernel, out: TensorSpec, x: Expr, axes: Sequence[int]) -> E
     return kernel.permute(x, [axis % len(x.shape) for axis in axes])
 
 
-def _transpose(kernel: Kernel, out: TensorSpec, x: Expr, first: int = 0, second: int = 1) -> Expr:
-    axes = list(range(len(x.shape)))
-    if len(axes) > 1:
-        axes[first], axes[second] = axes[second], axes[first]
-    return kernel.permute(x, axes)
-
-
 def _expand(kernel: Kernel, out: TensorSpec, x: Expr, *_: Any) -> Expr:
     return kernel.expand(x, out.shape)
 
@@ -96,11 +89,6 @@ def _pieces(kernel: Kernel, outs: Any, x: Expr, lengths: Any, axis: int = 0, *_:
     return [kernel.slice(x, axis, start, out.shape[axis]) for start, out in zip(starts, outs, strict=True)]
 
 
-def _unbind(kernel: Kernel, outs: Any, x: Expr, axis: int = 0) -> list[Expr]:
-    x, axis = kernel.stored(x), axis % len(x.shape)
-    return [kernel.select(x, axis, index) for index in range(x.shape[axis])]
-
-
 def _cat(kernel: Kernel, out: TensorSpec, parts: Sequence[Expr], axis: int = 0) -> Expr:
     target, axis, start = kernel.buffer(out.shape, out.dtype), axis % len(out.shape), 0
     for part in parts:
@@ -137,13 +125,6 @@ def _slice_scatter(
     target, axis = kernel.copied(x), axis % len(x.shape)
     first, _, _ = slice(start, end, step).indices(x.shape[axis])
     part = kernel.slice(target, axis, first, source.shape[axis], step)
-    kernel.store(_place(part), kernel.cast(source, out.dtype), overwrites=True)
-    return target
-
-
-def _select_scatter(kernel: Kernel, out: TensorSpec, x: Expr, source: Expr, axis: int, index: int) -> Expr:
-    target, axis = kernel.copied(x), axis % len(x.shape)
-    part = kernel.select(target, axis, index % x.shape[axis])
     kernel.store(_place(part), kernel.cast(source, out.dtype), overwrites=True)
     return target
 
@@ -276,10 +257,8 @@ def _place(expr: Expr) -> Load:
 
 
 INDEXING: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze"), _view),
+    **dict.fromkeys(("view", "unsqueeze", "squeeze"), _view),
     "permute": _permute,
-    "transpose": _transpose,
-    "t": _transpose,
     "expand": _expand,
     "repeat": _repeat,
     "slice": _slice,
@@ -287,12 +266,10 @@ INDEXING: dict[str, Callable[..., Any]] = {
     "flip": _flip,
     "diagonal": _diagonal,
     "as_strided": _as_strided,
-    **dict.fromkeys(("split", "split_with_sizes"), _pieces),
-    "unbind": _unbind,
+    "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
     "slice_scatter": _slice_scatter,
-    "select_scatter": _select_scatter,
     "diagonal_scatter": _diagonal_scatter,
     "gather": _gather,
     "index_select": _index_select,

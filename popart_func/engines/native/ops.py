@@ -29,7 +29,6 @@ REDUCTIONS = {
     "amax": ("LOWEST", "maximum({0}, {1})"),
     "amin": ("GREATEST", "minimum({0}, {1})"),
     "any": ("0", "{0} | {1}"),
-    "all": ("1", "{0} & {1}"),
 }
 
 VIEWS = [
@@ -157,10 +156,6 @@ def _mv(kernel: Kernel, out: TensorSpec, matrix: Expr, vector: Expr) -> Expr:
     return _mm(kernel, out, matrix, kernel.reshape(vector, (vector.shape[0], 1)))
 
 
-def _dot(kernel: Kernel, out: TensorSpec, left: Expr, right: Expr) -> Expr:
-    return _mv(kernel, out, kernel.reshape(left, (1, left.shape[0])), right)
-
-
 def _addmm(kernel: Kernel, out: TensorSpec, bias: Expr, left: Expr, right: Expr, beta: Any = 1, alpha: Any = 1) -> Expr:
     product = _mm(kernel, out, left, right) if len(right.shape) > 1 else _mv(kernel, out, left, right)
     if alpha != 1:
@@ -192,8 +187,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "cumprod": _cumulative("{0} * {1}"),
     "mm": _mm,
     "bmm": _mm,
-    "mv": _mv,
-    "dot": _dot,
-    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _addmm),
+    **dict.fromkeys(("addmm", "addmv"), _addmm),
 }
 """Every op that the engine has, by its name in ATen."""

@@ -42,7 +42,6 @@ ARITHMETIC = {
     "atan2": "std::atan2({0}, {1})",
     "fmod": "modulo_c({0}, {1}, BAD)",
     "remainder": "modulo_python({0}, {1}, BAD)",
-    "floor_divide": "divide_floor({0}, {1}, BAD)",
     "bitwise_and": "{0} & {1}",
     "bitwise_or": "{0} | {1}",
     "bitwise_xor": "{0} ^ {1}",
@@ -53,8 +52,6 @@ ARITHMETIC = {
     "neg": "-{0}",
     "abs": "absolute({0})",
     "sign": "sign({0})",
-    "sgn": "sign({0})",
-    "square": "{0} * {0}",
     "sqrt": "std::sqrt({0})",
     "rsqrt": "1 / std::sqrt({0})",
     "reciprocal": "1 / {0}",
@@ -80,15 +77,11 @@ ARITHMETIC = {
     "erf": "vector_erf({0})",
     "erfc": "vector_erfc({0})",
     "sigmoid": "1 / (1 + vector_exp(-{0}))",
-    "silu": "{0} / (1 + vector_exp(-{0}))",
     "relu": "maximum({0}, 0)",
     "floor": "round_floor({0})",
     "ceil": "round_ceil({0})",
     "trunc": "round_trunc({0})",
     "bitwise_not": "invert({0})",
-    # Backward passes that PyTorch keeps as ops.
-    "tanh_backward": "{0} * (1 - {1} * {1})",
-    "sigmoid_backward": "{0} * (1 - {1}) * {1}",
 }
 
 # Operands are cast to their common dtype; the result has its own.
@@ -105,7 +98,6 @@ COMPARISONS = {
     "logical_not": "!truth({0})",
     "isnan": "{0} != {0}",
     "isinf": "is_infinite({0})",
-    "isfinite": "is_finite({0})",
     "signbit": "has_sign({0})",
 }
 
@@ -222,24 +214,17 @@ def _arange(kernel: Kernel, out: TensorSpec, start: Any, end: Any, step: Any = 1
     return kernel.op("{1} + {0} * {2}", out.dtype, kernel.cast(indices, out.dtype), *operands)
 
 
-def _iota(kernel: Kernel, out: TensorSpec, length: int, start: int, step: int, *_: Any) -> Expr:
-    return kernel.cast(Iota(Layout((length,), (step,), start)), out.dtype)
-
-
 POINTWISE: dict[str, Callable[..., Any]] = {
     **{name: _arithmetic(template) for name, template in ARITHMETIC.items()},
     **{name: _comparison(template) for name, template in COMPARISONS.items()},
-    **dict.fromkeys(("_to_copy", "clone", "alias", "detach", "lift_fresh_copy", "contiguous"), _copy),
-    **dict.fromkeys(("full", "full_like", "fill"), _full),
-    **dict.fromkeys(("empty", "empty_like", "empty_strided", "new_empty", "zeros"), _empty),
+    **dict.fromkeys(("_to_copy", "clone", "alias", "lift_fresh_copy"), _copy),
+    **dict.fromkeys(("full", "full_like"), _full),
+    **dict.fromkeys(("empty", "empty_permuted"), _empty),
     "add": _add,
     "sub": _sub,
-    "rsub": lambda kernel, out, x, y, alpha=1: _sub(kernel, out, y, x, alpha),
     "div": _div,
     "pow": _pow,
     "clamp": _clamp,
-    "clamp_min": lambda kernel, out, x, low: _clamp(kernel, out, x, low),
-    "clamp_max": lambda kernel, out, x, high: _clamp(kernel, out, x, None, high),
     "hardtanh": _clamp,
     "where": _where,
     "round": _round,
@@ -247,6 +232,5 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "copy": lambda kernel, out, _, source, *__: _copy(kernel, out, source),
     "scalar_tensor": _scalar_tensor,
     "arange": _arange,
-    "iota": _iota,
 }
 """Every op that computes each element by itself, by its name in ATen."""

@@ -69,10 +69,6 @@ template <class T> static inline bool is_infinite(T a) {
   if constexpr (std::is_floating_point_v<T>) return std::fabs(a) == std::numeric_limits<T>::infinity();
   else return false;
 }
-template <class T> static inline bool is_finite(T a) {
-  if constexpr (std::is_floating_point_v<T>) return std::fabs(a) < std::numeric_limits<T>::infinity();
-  else return true;
-}
 template <class T> static inline bool has_sign(T a) {
   if constexpr (std::is_floating_point_v<T>) return std::signbit(a);
   else return a < 0;
