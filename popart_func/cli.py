@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import xarray
     from rich.console import Group
 
+    from popart_func.experiments.bench import Result
+
 __all__ = ["main"]
 
 app = App(
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(error, 2)
-    except (EngineUnavailableError, OSError) as error:
+    except (EngineUnavailableError, ModuleNotFoundError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written.", 130)
@@ -87,6 +89,16 @@ def _check_device(_: Any, name: str) -> None:
         check_device("reproduce", name)
     except ValueError as error:  # without the function's name: on a command line nobody called one
         raise ValueError(str(error).partition(": ")[2]) from None
+
+
+_BENCHED = (*ENGINES, "jax", "jax_lanes_last", "reference")
+_BENCHED_HELP = f"Which to measure, one or more of {', '.join(_BENCHED)}; by default all that run here."
+
+
+def _check_benched(_: Any, names: Sequence[str] | None) -> None:
+    for name in names or ():
+        if name not in _BENCHED:
+            raise ValueError(f"Choose from: {', '.join(_BENCHED)}.")
 
 
 def _names(algorithms: tuple[Algorithm, ...]) -> str:
@@ -146,6 +158,101 @@ def reproduce(
     console.print(_table(dataset), highlight=False)
     for path in store.write(dataset, out, force=force):
         print(f"wrote {path}")
+
+
+@app.command
+def bench(
+    *,
+    lanes: Annotated[
+        tuple[Annotated[int, Parameter(validator=Number(gte=1))], ...],
+        Parameter(consume_multiple=(1, None), negative=()),
+    ] = (50, 1000),
+    engines: Annotated[
+        tuple[str, ...] | None,
+        Parameter(validator=_check_benched, consume_multiple=(1, None), negative=(), help=_BENCHED_HELP),
+    ] = None,
+    device: Annotated[str, Parameter(validator=_check_device)] = "cpu",
+    repeats: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    json: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Measure the engines against what others would write: Pop-Art on the paper's network, streams of 5004 samples.
+
+    Every engine that runs here, JAX in two forms, and one PyTorch module per seed in a Python loop, all in this run and
+    checked to compute the same. Prints nanoseconds per lane-step (one training step of one seed), the median of the
+    repeats, compile time apart. The slowest are measured on a part, and marked.
+
+    Parameters
+    ----------
+    lanes
+        How many seeds at once, one comparison each.
+    device
+        Where the engines run: cpu, cuda, cuda:1. The peers run on the CPU.
+    repeats
+        How many runs after the first.
+    json
+        Also write the results to this file.
+    plot
+        Also measure the cost against lanes, steps, width and depth, and draw it to this file, such as costs.png.
+    """
+    import json as json_format
+
+    from rich.console import Console
+
+    from popart_func.experiments import bench as benchmark
+
+    console, progress = Console(), Console(stderr=True)
+    results = benchmark.compare(
+        lanes,
+        engines=engines,
+        device=device,
+        repeats=repeats,
+        on_result=lambda result: progress.print(_result_line(result), highlight=False),
+    )
+    console.print(_bench_table(results), highlight=False)
+    if json is not None:
+        json.write_text(json_format.dumps(benchmark.as_json(results), indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {json}")
+    if plot is not None:
+        from popart_func.experiments.plot import costs
+
+        costs(benchmark.costs(device=device), plot)
+        print(f"wrote {plot}")
+
+
+def _result_line(result: Result) -> str:
+    return f"{result.engine} on {result.device}, {result.lanes} lanes: {result.ns_per_lane_step:,.0f} ns per lane-step"
+
+
+def _bench_table(results: Sequence[Result]) -> Group:
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in ("lanes", "engine", "device", "ns", "spread", "compile", "vs JAX", "vs reference"):
+        table.add_column(name, justify="left" if name in ("engine", "device") else "right", no_wrap=True)
+    for lanes in dict.fromkeys(result.lanes for result in results):
+        rows = [result for result in results if result.lanes == lanes]
+        jax = min((row.ns_per_lane_step for row in rows if row.engine.startswith("jax")), default=None)
+        reference = min((row.ns_per_lane_step for row in rows if row.engine == "reference"), default=None)
+        for row in rows:
+            table.add_row(
+                f"{row.lanes:,}",
+                row.engine + "*" * row.extrapolated,
+                row.device,
+                f"{row.ns_per_lane_step:,.3g}" if row.ns_per_lane_step < 100 else f"{row.ns_per_lane_step:,.0f}",
+                f"{row.spread:.0%}",
+                f"{row.compile_seconds:.1f}",
+                *(f"{peer / row.ns_per_lane_step:,.3g}x" if peer else "" for peer in (jax, reference)),
+                end_section=row is rows[-1],
+            )
+    return Group(
+        "Pop-Art on the paper's network: nanoseconds per lane-step, median",
+        table,
+        "x: how many times faster than the better JAX, than one module per seed",
+        "spread: slowest minus fastest, of the median; compile: seconds; * measured on a part",
+    )
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def test_the_chunks_of_a_run_have_one_length() -> None:
 
 
 def test_one_step_function_serves_every_call() -> None:
-    assert regression._init_and_step("popart")[1] is regression._init_and_step("popart")[1]
+    assert regression.init_and_step("popart")[1] is regression.init_and_step("popart")[1]
 
 
 class TestReproduce:

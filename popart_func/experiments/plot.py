@@ -1,7 +1,8 @@
-"""The paper's Figure 1a: the error of each algorithm over the stream."""
+"""The paper's Figure 1a, and what the engines cost."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,10 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from popart_func.experiments.bench import Cost
 from popart_func.experiments.regression import LABELS, WINDOW
 from popart_func.experiments.statistics import percentiles
 
-__all__ = ["figure"]
+__all__ = ["costs", "figure"]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart. Proposition 3 puts normalized SGD right on top of
 # Pop-Art: its line is thin and dark inside a broad light one, so that both are seen.
@@ -44,8 +46,7 @@ def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
             f"figure: `dataset` must have a variable 'rmse' (algorithm, seed, sample), got {dict(dataset.sizes)} with "
             f"{list(dataset.data_vars)}."
         )
-    canvas = Figure(figsize=(9, 5.5), dpi=160, layout="constrained")
-    FigureCanvasAgg(canvas)
+    canvas = _canvas((9, 5.5))
     axes = canvas.add_subplot()
     for algorithm in dataset["algorithm"].values:
         over_seeds = percentiles(dataset["rmse"].sel(algorithm=algorithm))
@@ -75,4 +76,56 @@ def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
     for line in legend.get_lines():
         line.set_linewidth(2 * line.get_linewidth())
     canvas.savefig(path)
+    return canvas
+
+
+_AXES = {
+    "lanes": "lanes",
+    "steps": "steps",
+    "width": "hidden width",
+    "depth": "hidden layers",
+}
+_ENGINE_STYLES = {"native": ("#0072B2", "o"), "inductor": ("#D55E00", "s"), "eager": ("#009E73", "^")}
+
+
+def costs(results: Iterable[Cost], path: str | Path | IO[bytes]) -> Figure:
+    """Draws what a lane-step costs against lanes, steps, width and depth, one panel each, both axes logarithmic.
+
+    Args:
+        results: as `bench.costs` returns them.
+        path: where to write.
+
+    Raises:
+        ValueError: there are no results.
+    """
+    results = list(results)
+    if not results:
+        raise ValueError("costs: `results` must hold at least one cost, got none.")
+    varied = [name for name in _AXES if any(cost.varied == name for cost in results)]
+    canvas = _canvas((3.2 * len(varied) + 0.8, 3.8))
+    panels = canvas.subplots(1, len(varied), squeeze=False)[0]
+    for axes, name in zip(panels, varied, strict=True):
+        for engine in dict.fromkeys(cost.engine for cost in results):
+            points = [
+                (cost.value, cost.ns_per_lane_step) for cost in results if (cost.engine, cost.varied) == (engine, name)
+            ]
+            color, marker = _ENGINE_STYLES.get(engine, ("#555555", "x"))
+            axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, linewidth=1.2, label=engine)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(_AXES[name])
+        axes.grid(True, which="major", linewidth=0.5, alpha=0.4)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    panels[0].set_ylabel("ns per lane-step")
+    handles, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    canvas.savefig(path)
+    return canvas
+
+
+def _canvas(size: tuple[float, float]) -> Figure:
+    canvas = Figure(figsize=size, dpi=160, layout="constrained")
+    FigureCanvasAgg(canvas)
     return canvas

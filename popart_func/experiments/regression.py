@@ -46,6 +46,7 @@ __all__ = [
     "WINDOW",
     "Setting",
     "bits",
+    "init_and_step",
     "learner",
     "reproduce",
     "smooth",
@@ -290,7 +291,7 @@ def _run(
     chunks: int = CHUNKS,
 ) -> tuple[np.ndarray, list[float]]:
     """The errors ``[seeds, steps]`` of one algorithm, and the wall time of each chunk in seconds."""
-    init, step = _init_and_step(algorithm)
+    init, step = init_and_step(algorithm)
     carry = init(params)
     errors, seconds, done = [], [], 0
     if on_progress is not None:
@@ -307,7 +308,7 @@ def _run(
 
 
 @functools.cache
-def _init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable[..., Any]]:
+def init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable[..., Any]]:
     """One function object per algorithm, so that what an engine compiles once serves every chunk and every call."""
     init, update = learner(algorithm)
 
