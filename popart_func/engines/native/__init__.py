@@ -1,0 +1,129 @@
+"""The engine that runs fastest on a CPU: the step as one C++ kernel, the time loop inside, the lanes in SIMD registers.
+
+A block of lanes, one register wide, is run from the first step to the last before the next block begins, so that
+its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. Results are bit-equal for any
+number of lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import partial
+
+import optree
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from popart_func.engines.lane_scan import LaneScan, check_carry
+from popart_func.engines.native.build import BuildError, build, why_no_compiler
+from popart_func.engines.native.emit import emit
+from popart_func.engines.native.lower import UnsupportedError, lower
+from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
+from popart_func.tree import PyTree
+
+__all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
+
+# As in prelude.hpp; and which ops look at it.
+BAD_INDEX, BAD_DIVISOR = 1, 2
+INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
+DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
+
+
+class _Run(ctypes.Structure):
+    """`Run` of prelude.hpp."""
+
+    _fields_ = [
+        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("lane_strides", ctypes.POINTER(ctypes.c_int64)),
+        ("time_strides", ctypes.POINTER(ctypes.c_int64)),
+        ("outputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("lanes", ctypes.c_int64),
+        ("steps", ctypes.c_int64),
+    ]
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why the engine can't run on a device, or None where it can."""
+    if device.type != "cpu":
+        return f"it runs on the CPU only, not on {device}."
+    return why_no_compiler()
+
+
+def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
+    """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Not differentiable.
+
+    The step is traced and compiled once for its shapes and dtypes; how many lanes, steps and threads there are, and
+    what its hyper-parameters and inputs hold, is told at run time.
+
+    Raises:
+        UnsupportedError: an op, dtype or shape that the engine lacks, or gradients are asked of it.
+        BuildError: the C++ compiler refused the kernel.
+        IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
+    """
+    inputs = (*scan.carry, *scan.xs, *scan.hparams)
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs):
+        raise UnsupportedError("native: no gradients flow through a run; detach its inputs, or use the engine 'eager'.")
+    if any(is_functorch_wrapped_tensor(leaf) for leaf in inputs):
+        raise UnsupportedError("native: it can't run inside a transform such as torch.vmap; use the engine 'eager'.")
+    specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
+    graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
+    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
+    tensors += [constant.contiguous() for constant in graph.constants]
+    outputs = [
+        torch.empty((*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape), dtype=spec.dtype)
+        for index, spec in enumerate(graph.outputs)
+    ]
+    uniform = _uniform(scan, graph)
+    moving = range(carries, carries + len(scan.xs))
+    lane_strides = [
+        0 if same else leaf.stride(1 if i in moving else 0)
+        for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))
+    ]
+    time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
+    arguments = _Run(
+        (ctypes.c_void_p * len(tensors))(*(leaf.data_ptr() for leaf in tensors)),
+        (ctypes.c_int64 * len(tensors))(*lane_strides),
+        (ctypes.c_int64 * len(tensors))(*time_strides),
+        (ctypes.c_void_p * len(outputs))(*(leaf.data_ptr() for leaf in outputs)),
+        scan.lanes,
+        scan.steps,
+    )
+    _check_values(graph, _kernel(scan, graph).run(ctypes.byref(arguments), torch.get_num_threads()))
+    carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
+    return carry, ys
+
+
+def _kernel(scan: LaneScan, graph: StepGraph) -> ctypes.CDLL:
+    """The step's kernel, built unless that has been done."""
+    key = "native", scan.shared
+    if key not in graph.compiled:
+        program = lower(graph, len(scan.carry), _uniform(scan, graph))
+        graph.compiled[key] = build(emit(program, len(scan.carry), len(scan.xs)))
+    return graph.compiled[key]
+
+
+def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
+    """For each input and constant whether all lanes share it."""
+    return (*(axis is None for axis in scan.lane_axes()), *(True for _ in graph.constants))
+
+
+def _outer_axes(scan: LaneScan) -> list[int]:
+    """How many axes of each input lie outside of one lane's step."""
+    return [1] * len(scan.carry) + [1 if shared else 2 for shared in scan.shared] + [1] * len(scan.hparams)
+
+
+def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
+    """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
+    strides = torch.empty(leaf.shape[outer:], device="meta").stride()
+    return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
+
+
+def _check_values(graph: StepGraph, bad: int) -> None:
+    nodes = [node for node in graph.module.graph.nodes if node.op == "call_function"]
+    if bad & BAD_INDEX:
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
+        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")
+    if bad & BAD_DIVISOR:
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in DIVISIONS)
+        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {', or in '.join(lines)}.")

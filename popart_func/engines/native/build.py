@@ -1,0 +1,130 @@
+"""C++ source to a loaded kernel, through the system's compiler and a cache on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["BuildError", "build", "cache_directory", "compiler", "why_no_compiler"]
+
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-ftree-vectorize",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fwrapv",
+    "-fno-strict-aliasing",
+    "-fopenmp-simd",
+    "-fvisibility=hidden",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+"""IEEE arithmetic: no re-association, no contraction. What is given up are error codes and flags that no one reads."""
+
+
+class BuildError(RuntimeError):
+    """The C++ compiler refused a kernel: a bug here, or a compiler that is too old."""
+
+
+def why_no_compiler() -> str | None:
+    """Why no kernel can be built here, or None."""
+    if sys.platform == "win32":
+        return "it needs a C++ compiler with GCC's command line, which Windows lacks."
+    if compiler() is None:
+        return "no C++ compiler was found: install g++ or clang++, or set CXX to one."
+    return None
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, else g++, else clang++."""
+    candidates = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+def build(source: str) -> ctypes.CDLL:
+    """Compiles and loads a kernel, or loads it from the cache.
+
+    Raises:
+        BuildError: the compiler refused it.
+    """
+    command = [*_command(), *FLAGS]
+    key = hashlib.sha256("\0".join([*command, _compiler_version(), _machine(), source]).encode()).hexdigest()[:32]
+    library = cache_directory() / f"{key}.so"
+    if not library.exists():
+        _compile(command, source, library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(command: list[str], source: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+        source_file, made = Path(directory) / "kernel.cpp", Path(directory) / "kernel.so"
+        source_file.write_text(source)
+        result = subprocess.run(
+            [*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
+        os.replace(made, library)
+
+
+def cache_directory() -> Path:
+    """Where kernels are kept: ``$POPART_FUNC_CACHE``, else the user's cache directory. Only the user may write there.
+
+    Without a home that can be written to it is a directory of the user's own in the temporary one.
+
+    Raises:
+        PermissionError: it belongs to someone else, or others may write to it: a kernel in it could be theirs.
+    """
+    given = os.environ.get("POPART_FUNC_CACHE")
+    directory = Path(given or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not given:
+        directory /= "popart_func"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        if given:
+            raise
+        directory = Path(tempfile.gettempdir()) / f"popart_func-{os.getuid()}"
+        directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"native: the cache {directory} must belong to you, and only you may write to it: "
+            f"run `chmod go-w {directory}`, or set POPART_FUNC_CACHE to another directory."
+        )
+    return directory
+
+
+@functools.cache
+def _command() -> tuple[str, ...]:
+    path = compiler()
+    assert path is not None
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+    return (path, native, *wide)
+
+
+@functools.cache
+def _compiler_version() -> str:
+    return subprocess.run([_command()[0], "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@functools.cache
+def _machine() -> str:
+    """What ``-march=native`` means here: a cache may be shared by unlike machines."""
+    path, native, *_ = _command()
+    query = [path, native, "-E", "-dM", "-x", "c++", os.devnull]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout

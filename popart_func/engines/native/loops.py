@@ -1,0 +1,262 @@
+"""Groups of statements as C++ loops, lanes innermost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Layout, Load, Op
+from popart_func.engines.native.ops import C_TYPES
+from popart_func.engines.native.schedule import Group
+from popart_func.engines.native.statements import ArgReduce, MatMul, Pointwise, Reduce, Scan, Scatter
+
+__all__ = ["Body"]
+
+TILE = 12
+"""How many sums of a matrix product are kept in registers at once."""
+
+
+class Body:
+    """The lines of a function; values of the loop that is being written have names."""
+
+    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer]) -> None:
+        self.lines: list[str] = []
+        self._merged = merged
+        self._local = local
+        self._indent = ""
+        self._names: dict[object, str] = {}
+        self._count = 0
+
+    def line(self, text: str) -> None:
+        """Adds a line, unless it is empty."""
+        if text:
+            self.lines.append(self._indent + text)
+
+    @contextmanager
+    def block(self, head: str) -> Iterator[None]:
+        """Braces behind a head."""
+        self.line(head + " {")
+        self._indent += "  "
+        yield
+        self._indent = self._indent[:-2]
+        self.line("}")
+
+    @contextmanager
+    def loops(self, names: Sequence[str], shape: Sequence[int]) -> Iterator[None]:
+        """A loop for each axis that is longer than 1."""
+        heads = [
+            f"for (int {name} = 0; {name} < {size}; ++{name})"
+            for name, size in zip(names, shape, strict=True)
+            if size != 1
+        ]
+        for head in heads:
+            self.line(head + " {")
+            self._indent += "  "
+        yield
+        for _ in heads:
+            self._indent = self._indent[:-2]
+            self.line("}")
+
+    @contextmanager
+    def lanes(self) -> Iterator[None]:
+        """The loop over lanes; values that have a name have it in here only."""
+        with self.block("LANES"):
+            self._names = {}
+            yield
+
+    def group(self, group: Group) -> None:
+        """The loops of a group."""
+        (first, *others) = group.statements
+        if isinstance(first, Pointwise):
+            self._pointwise(
+                group.shape or (), [statement for statement in (first, *others) if isinstance(statement, Pointwise)]
+            )
+        elif isinstance(first, MatMul):
+            self._matmul(first)
+        elif isinstance(first, Scatter):
+            self._scatter(first)
+        elif isinstance(first, Reduce | ArgReduce):
+            self._reduce(first)
+        else:
+            self._scan(first)
+
+    def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
+        indices = [f"i{axis}" for axis in range(len(shape))]
+        statements = [statement for statement in statements if not self._is_idle(statement)]
+        with self.loops(indices, shape), self.lanes():
+            stores = []
+            for statement in statements:
+                value = self._value(statement.value, indices)
+                if statement.target.is_whole:
+                    self._names[statement.target.buffer] = value
+                if statement.target.buffer not in self._local:
+                    stores.append(f"{self._element(statement.target, indices)} = {value};")
+            for store in stores:
+                self.line(store)
+
+    def _is_idle(self, statement: Pointwise) -> bool:
+        """Whether it copies a buffer onto itself."""
+        value = statement.value
+        same = isinstance(value, Load) and self._merged.get(statement.target.buffer) is value.buffer
+        return same and statement.target.is_whole and value.is_whole  # type: ignore[union-attr]
+
+    def _value(self, expr: Expr, indices: Sequence[str]) -> str:
+        """The name of an expression's value at an index, in this lane."""
+        if isinstance(expr, Const):
+            return _literal(expr)
+        if isinstance(expr, Iota):
+            return f"int64_t({_address(expr.layout, indices)})"
+        key: object = expr
+        if isinstance(expr, Load):
+            if expr.is_whole and expr.buffer in self._names:
+                return self._names[expr.buffer]
+            code = self._element(expr, indices)
+            key = code
+        else:
+            if expr in self._names:
+                return self._names[expr]
+            operands = [self._value(operand, indices) for operand in expr.operands]
+            code = expr.template.format(*operands).replace("BAD", "b.bad[l]")
+            key = expr
+        if key not in self._names:
+            self._count += 1
+            self._names[key] = name = f"v{self._count}"
+            ctype = C_TYPES[expr.dtype]
+            conversion = f"({ctype})({code})" if isinstance(expr, Op) else code
+            self.line(f"const {ctype} {name} = {conversion};")
+        return self._names[key]
+
+    def _element(self, load: Load, indices: Sequence[str]) -> str:
+        address = _address(load.layout, indices)
+        for index in load.dynamic:
+            value = self._value(index.value, indices)
+            self._count += 1
+            wraps = "true" if index.wraps else "false"
+            self.line(f"const int64_t d{self._count} = checked_index({value}, {index.size}, {wraps}, b.bad[l]);")
+            address += f" + d{self._count} * {index.stride}"
+        buffer = self._merged.get(load.buffer, load.buffer)
+        if buffer.uniform:
+            return f"{self._uniform(buffer)}[{address}]"
+        return f"b.{buffer.name}[{address}][l]"
+
+    def _uniform(self, buffer: Buffer) -> str:
+        return buffer.name.replace("in", "u")
+
+    def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
+        for name in names:
+            self.line(f"alignas(64) {ctype} {name}[L];")
+        with self.lanes():
+            self.line(" ".join(f"{name}[l] = {start};" for name in names))
+
+    def _reduce(self, statement: Reduce | ArgReduce) -> None:
+        shape = statement.value.shape
+        indices = [f"i{axis}" for axis in range(len(shape))]
+        ctype = C_TYPES[statement.value.dtype]
+        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+            if isinstance(statement, Reduce):
+                start = statement.start.replace("LOWEST", f"LOWEST_OF<{ctype}>").replace(
+                    "GREATEST", f"GREATEST_OF<{ctype}>"
+                )
+                self._accumulators(ctype, ["best"], start)
+            else:
+                self._accumulators("int64_t", ["position"], "0")
+                self.line(f"alignas(64) {ctype} best[L];")
+                with self.lanes():
+                    first = statement.value
+                    self.line(f"best[l] = {self._value(first, [*indices[:-1], '0'])};")
+            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+                value = self._value(statement.value, indices)
+                if isinstance(statement, Reduce):
+                    self.line(f"best[l] = ({ctype})({statement.combine.format('best[l]', value)});")
+                else:
+                    index = indices[-1] if shape[-1] != 1 else "0"
+                    self.line(f"const bool better = {statement.better.format(value, 'best[l]')};")
+                    self.line(f"best[l] = better ? {value} : best[l];")
+                    self.line(f"position[l] = better ? int64_t({index}) : position[l];")
+            with self.lanes():
+                result = "best" if isinstance(statement, Reduce) else "position"
+                self.line(f"{self._element(statement.target, indices[:-1])} = {result}[l];")
+
+    def _scan(self, statement: Scan) -> None:
+        shape = statement.value.shape
+        indices = [f"i{axis}" for axis in range(len(shape))]
+        ctype = C_TYPES[statement.value.dtype]
+        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+            self._accumulators(ctype, ["total"], "1" if "*" in statement.combine else "0")
+            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+                value = self._value(statement.value, indices)
+                self.line(f"total[l] = ({ctype})({statement.combine.format('total[l]', value)});")
+                self.line(f"{self._element(statement.target, indices)} = total[l];")
+
+    def _scatter(self, statement: Scatter) -> None:
+        shape = statement.value.shape
+        indices = [f"i{axis}" for axis in range(len(shape))]
+        with self.loops(indices, shape), self.lanes():
+            value = self._value(statement.value, indices)
+            place = self._element(statement.target, indices)
+            self.line(f"{place} = {statement.combine.format(place, value)};")
+
+    def _matmul(self, statement: MatMul) -> None:
+        _, rows, columns = statement.target.shape
+        wide = TILE if rows == 1 else 1 if columns == 1 else 4
+        tall = TILE // wide
+        for row, tile_rows in _tiles(rows, tall):
+            for column, tile_columns in _tiles(columns, wide):
+                self._matmul_tiles(statement, row, column, tile_rows, tile_columns)
+
+    def _matmul_tiles(self, statement: MatMul, rows: range, columns: range, tall: int, wide: int) -> None:
+        batch, inner = statement.left.shape[0], statement.left.shape[2]
+        ctype = C_TYPES[statement.target.dtype]
+        batch_loop = self.loops(["i"], [batch])
+        row_loop = self._strided_loop("m", rows, tall)
+        column_loop = self._strided_loop("n", columns, wide)
+        sums = {(r, c): f"s{r}_{c}" for r in range(tall) for c in range(wide)}
+        with batch_loop, row_loop, column_loop, self.block(""):
+            self._accumulators(ctype, list(sums.values()), "0")
+            with self.loops(["k"], [inner]), self.lanes():
+                left = [self._value(statement.left, ["i", f"(m + {r})", "k"]) for r in range(tall)]
+                right = [self._value(statement.right, ["i", "k", f"(n + {c})"]) for c in range(wide)]
+                for (r, c), name in sums.items():
+                    self.line(f"{name}[l] = multiply_add({left[r]}, {right[c]}, {name}[l]);")
+            with self.lanes():
+                for (r, c), name in sums.items():
+                    self.line(f"{self._element(statement.target, ['i', f'(m + {r})', f'(n + {c})'])} = {name}[l];")
+
+    @contextmanager
+    def _strided_loop(self, name: str, values: range, step: int) -> Iterator[None]:
+        with self.block(f"for (int {name} = {values.start}; {name} < {values.stop}; {name} += {step})"):
+            yield
+
+
+def _tiles(length: int, most: int) -> list[tuple[range, int]]:
+    """An axis cut into tiles of the same size, at most ``most``, and a shorter one if there is a rest."""
+    size = max(divisor for divisor in range(1, most + 1) if length % divisor == 0)
+    if size <= most // 2:
+        size = -(-length // -(-length // most))
+    whole = length // size * size
+    parts = [(range(whole), size), (range(whole, length), length - whole)]
+    return [(part, step) for part, step in parts if len(part)]
+
+
+def _literal(const: Const) -> str:
+    ctype = C_TYPES[const.dtype]
+    value = const.value
+    if const.dtype == torch.bool:
+        return "true" if value else "false"
+    if const.dtype.is_floating_point:
+        value = float(value)
+        text = "NOT_A_NUMBER" if math.isnan(value) else f"{'-' * (value < 0)}INF" if math.isinf(value) else value.hex()
+        return f"{ctype}({text})"
+    return f"{ctype}({int(value) + 1}LL - 1)" if int(value) < 0 else f"{ctype}({int(value)}LL)"
+
+
+def _address(layout: Layout, indices: Sequence[str]) -> str:
+    terms = [
+        index if stride == 1 else f"{index} * {stride}"
+        for index, size, stride in zip(indices, layout.shape, layout.strides, strict=True)
+        if size != 1 and stride != 0
+    ]
+    return " + ".join([*terms, *([str(layout.offset)] if layout.offset or not terms else [])])

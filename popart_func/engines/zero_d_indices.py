@@ -1,0 +1,54 @@
+"""Indexing by a 0-d integer tensor, as in ``q[action]``, without reading its value.
+
+PyTorch turns such an index into a number, which a trace does not have; `torch.vmap` does not turn it. In here a trace
+doesn't either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ZeroDIndices"]
+
+
+class ZeroDIndices(TorchFunctionMode):
+    """Makes an axis of length 1 of each 0-d index, and takes it away again."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in (Tensor.__getitem__, Tensor.__setitem__):
+            return func(*args, **(kwargs or {}))
+        x, index, *value = args
+        index = index if isinstance(index, tuple) else (index,)
+        if not any(_is_zero_d(part) for part in index):
+            return func(*args)
+        if any(isinstance(part, Tensor) and part.ndim for part in index):
+            # It is broadcast against other tensors, so its axis makes no difference.
+            return func(x, tuple(part.reshape(1) if _is_zero_d(part) else part for part in index), *value)
+        if Ellipsis in [part for part in index if not isinstance(part, Tensor)]:
+            at = next(position for position, part in enumerate(index) if part is Ellipsis)
+            missing = x.ndim - sum(part is not None and part is not Ellipsis for part in index)
+            index = (*index[:at], *(slice(None) for _ in range(missing)), *index[at + 1 :])
+        part = x[tuple(slice(None) if _is_zero_d(part) else part for part in index)]
+        kept = [part for part in index if not isinstance(part, int)]
+        axes = [(axis, part) for axis, part in enumerate(kept) if _is_zero_d(part)]
+        if not value:
+            for axis, position in reversed(axes):
+                part = part[(*(slice(None) for _ in range(axis)), position.reshape(1))].squeeze(axis)
+            return part
+        mask = torch.ones((), dtype=torch.bool, device=x.device)
+        (new,) = value
+        for axis, position in reversed(axes):
+            length, after = part.shape[axis], part.ndim - axis - 1
+            along = torch.arange(length, device=x.device).reshape(-1, *(1 for _ in range(after)))
+            mask = mask & (along == torch.where(position < 0, position + length, position))
+            if isinstance(new, Tensor) and new.ndim > after:
+                new = new.unsqueeze(new.ndim - after)
+        return part.copy_(torch.where(mask, new, part))
+
+
+def _is_zero_d(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.ndim == 0 and not part.is_floating_point() and part.dtype != torch.bool
