@@ -15,7 +15,15 @@ from torch.func import vmap
 
 import popart_func as pf
 from popart_func import engines
-from popart_func.engines import ENGINES, EngineUnavailableError, available_engines, resolve_engine, scan, scan_lanes
+from popart_func.engines import (
+    ENGINES,
+    EngineUnavailableError,
+    UnsupportedError,
+    available_engines,
+    resolve_engine,
+    scan,
+    scan_lanes,
+)
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 COMPILED = [name for name in RUNNABLE if name != "eager"]
@@ -245,6 +253,24 @@ def test_auto_and_unavailable_engines(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert resolve_engine("auto", "cpu", steps=10**6) == "eager"
+
+
+def test_auto_goes_on_where_an_engine_lacks_something(recwarn):
+    """bfloat16 is beyond the native engine: `auto` says so once, and goes on."""
+
+    def step(carry, x):
+        return carry + x.bfloat16().float(), ()
+
+    for _ in range(2):
+        carry, _ = scan_lanes(step, torch.zeros(2), torch.ones(600))
+        assert carry.tolist() == [600, 600]
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == 1
+    assert "engine 'auto': native: no dtype torch.bfloat16" in messages[0]
+    assert "test_engines.py" in messages[0]
+    assert messages[0].endswith("Going on with eager.")
+    with pytest.raises(UnsupportedError, match=r"no dtype torch.bfloat16"):
+        scan_lanes(step, torch.zeros(2), torch.ones(600), engine="native")
 
 
 Z = torch.zeros(3)

@@ -7,8 +7,6 @@ What is compiled is the traced step, never the user's Python. This is the one pl
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import types
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +18,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan as scan_operator
 from torch.func import vmap
 
+from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan, check_carry
 from popart_func.engines.trace import StepGraph, TensorSpec, trace
 from popart_func.tree import PyTree
@@ -36,10 +35,7 @@ _CPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"cpp.threads":
 def why_not(device: torch.device) -> str | None:
     """Why the engine can't run on a device, or None where it can."""
     if device.type == "cpu":
-        compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
-        if any(compiler and shutil.which(compiler) for compiler in compilers):
-            return None
-        return "no C++ compiler is found; install g++ or clang++, or set CXX."
+        return why_no_compiler()
     if device.type == "cuda":
         return None if importlib.util.find_spec("triton") else "the package triton is not installed."
     return f"it runs on cpu and cuda, not on {device.type}."

@@ -13,11 +13,22 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from popart_func.tree import PyTree
 
-__all__ = ["EngineUnavailableError", "LaneScan", "check_carry", "check_tensors", "make_lane_scan"]
+__all__ = [
+    "EngineUnavailableError",
+    "LaneScan",
+    "UnsupportedError",
+    "check_carry",
+    "check_tensors",
+    "make_lane_scan",
+]
 
 
 class EngineUnavailableError(RuntimeError):
     """An engine was asked for by name and can't run here; the message says why and what to do."""
+
+
+class UnsupportedError(NotImplementedError):
+    """An engine lacks something that a step needs; the message names it and the line of the step."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from functools import partial
 import optree
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from popart_func.engines.lane_scan import LaneScan, check_carry
-from popart_func.engines.native.build import BuildError, build, why_no_compiler
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry
+from popart_func.engines.native.build import BuildError, build, why_not_here
 from popart_func.engines.native.emit import emit
-from popart_func.engines.native.lower import UnsupportedError, lower
+from popart_func.engines.native.lower import lower
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
 
@@ -47,7 +46,7 @@ def why_not(device: torch.device) -> str | None:
     """Why the engine can't run on a device, or None where it can."""
     if device.type != "cpu":
         return f"it runs on the CPU only, not on {device}."
-    return why_no_compiler()
+    return why_not_here()
 
 
 def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
@@ -57,15 +56,11 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     what its hyper-parameters and inputs hold, is told at run time.
 
     Raises:
-        UnsupportedError: an op, dtype or shape that the engine lacks, or gradients are asked of it.
+        UnsupportedError: an op, dtype or shape that the engine lacks.
         BuildError: the C++ compiler refused the kernel.
         IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
     """
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
-    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs):
-        raise UnsupportedError("native: no gradients flow through a run; detach its inputs, or use the engine 'eager'.")
-    if any(is_functorch_wrapped_tensor(leaf) for leaf in inputs):
-        raise UnsupportedError("native: it can't run inside a transform such as torch.vmap; use the engine 'eager'.")
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]

@@ -7,14 +7,16 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["BuildError", "build", "cache_directory", "compiler", "why_no_compiler"]
+from popart_func.engines.compiler import compiler, why_no_compiler
+from popart_func.engines.lane_scan import UnsupportedError
+
+__all__ = ["BuildError", "build", "cache_directory", "why_not_here"]
 
 FLAGS = (
     "-std=c++17",
@@ -34,24 +36,15 @@ FLAGS = (
 """IEEE arithmetic: no re-association, no contraction. What is given up are error codes and flags that no one reads."""
 
 
-class BuildError(RuntimeError):
+class BuildError(UnsupportedError):
     """The C++ compiler refused a kernel: a bug here, or a compiler that is too old."""
 
 
-def why_no_compiler() -> str | None:
+def why_not_here() -> str | None:
     """Why no kernel can be built here, or None."""
     if sys.platform == "win32":
         return "it needs a C++ compiler with GCC's command line, which Windows lacks."
-    if compiler() is None:
-        return "no C++ compiler was found: install g++ or clang++, or set CXX to one."
-    return None
-
-
-@functools.cache
-def compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, else g++, else clang++."""
-    candidates = (os.environ.get("CXX"), "g++", "clang++")
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+    return why_no_compiler()
 
 
 def build(source: str) -> ctypes.CDLL:
@@ -61,7 +54,8 @@ def build(source: str) -> ctypes.CDLL:
         BuildError: the compiler refused it.
     """
     command = [*_command(), *FLAGS]
-    key = hashlib.sha256("\0".join([*command, _compiler_version(), _machine(), source]).encode()).hexdigest()[:32]
+    parts = (*command, _compiler_version(command[0]), _machine(*command[:2]), source)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = cache_directory() / f"{key}.so"
     if not library.exists():
         _compile(command, source, library)
@@ -108,23 +102,22 @@ def cache_directory() -> Path:
     return directory
 
 
-@functools.cache
 def _command() -> tuple[str, ...]:
     path = compiler()
-    assert path is not None
+    if path is None:
+        raise BuildError(f"native: {why_no_compiler()}")
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
     return (path, native, *wide)
 
 
 @functools.cache
-def _compiler_version() -> str:
-    return subprocess.run([_command()[0], "--version"], capture_output=True, text=True, check=False).stdout
+def _compiler_version(path: str) -> str:
+    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 @functools.cache
-def _machine() -> str:
+def _machine(path: str, native: str) -> str:
     """What ``-march=native`` means here: a cache may be shared by unlike machines."""
-    path, native, *_ = _command()
     query = [path, native, "-E", "-dM", "-x", "c++", os.devnull]
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native import ops
 from popart_func.engines.native.expressions import (
     Buffer,
@@ -32,10 +33,6 @@ __all__ = ["Kernel", "Program", "UnsupportedError", "lower"]
 
 MAX_DEPTH = 48
 """How many operations may stand on each other before the expression is stored."""
-
-
-class UnsupportedError(NotImplementedError):
-    """The native engine lacks an op, a dtype or a shape; the message names it and the line of the step."""
 
 
 class Program(NamedTuple):
