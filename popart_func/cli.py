@@ -249,17 +249,17 @@ def _bench_table(results: Sequence[Result]) -> Group:
                 f"{row.lanes:,}",
                 row.engine + "*" * row.extrapolated,
                 row.device,
-                f"{row.ns_per_lane_step:,.3g}" if row.ns_per_lane_step < 100 else f"{row.ns_per_lane_step:,.0f}",
+                f"{row.ns_per_lane_step:,.{1 if row.ns_per_lane_step < 100 else 0}f}",
                 f"{row.spread:.0%}",
                 f"{row.compile_seconds:.1f}",
-                *(f"{peer / row.ns_per_lane_step:,.3g}x" if peer else "" for peer in (jax, reference)),
+                *(_times(peer / row.ns_per_lane_step) if peer else "" for peer in (jax, reference)),
                 end_section=row is rows[-1],
             )
     return Group(
         "Pop-Art on the paper's network: nanoseconds per lane-step, median",
         table,
         "x: how many times faster than the better JAX, than one module per seed",
-        "spread: slowest minus fastest, of the median; compile: seconds; * measured on a part",
+        "spread: (slowest - fastest) / median; compile: seconds; * measured on a part",
     )
 
 
@@ -323,6 +323,10 @@ def _table(dataset: xarray.Dataset) -> Group:
 
 def _short(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.3g}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
 def _fail(reason: object, status: int) -> int:

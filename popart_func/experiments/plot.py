@@ -46,7 +46,7 @@ def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
             f"figure: `dataset` must have a variable 'rmse' (algorithm, seed, sample), got {dict(dataset.sizes)} with "
             f"{list(dataset.data_vars)}."
         )
-    canvas = _canvas((9, 5.5))
+    canvas = _canvas((9.0, 5.5))
     axes = canvas.add_subplot()
     for algorithm in dataset["algorithm"].values:
         over_seeds = percentiles(dataset["rmse"].sel(algorithm=algorithm))
