@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from popart_func._typing import Scalar
 
-if TYPE_CHECKING:
-    from popart_func.pop_art import PopArtState
-
 __all__ = [
     "Reduction",
     "check_count",
@@ -23,7 +20,7 @@ __all__ = [
     "check_hyper_parameters",
     "check_indices",
     "check_params",
-    "check_same_shift",
+    "check_same_mean",
     "check_scalar",
     "check_sum",
     "check_targets",
@@ -120,8 +117,8 @@ def check_values(caller: str, name: str, values: Tensor) -> None:
         raise TypeError(f"{caller}: `{name}` must be real numbers, got dtype {values.dtype}.")
 
 
-def check_task_axis(caller: str, state: PopArtState, name: str, values: Tensor) -> None:
-    tasks = state.shift.shape[-1]
+def check_task_axis(caller: str, shift: Tensor, name: str, values: Tensor) -> None:
+    tasks = shift.shape[-1]
     if values.ndim == 0 or values.shape[-1] != tasks:
         raise ValueError(
             f"{caller}: the last axis of `{name}` must be the {tasks} tasks, got shape {tuple(values.shape)}. "
@@ -129,7 +126,7 @@ def check_task_axis(caller: str, state: PopArtState, name: str, values: Tensor) 
         )
 
 
-def check_indices(caller: str, state: PopArtState, name: str, values: Tensor, indices: Tensor) -> None:
+def check_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices: Tensor) -> None:
     if not isinstance(indices, Tensor):
         raise TypeError(f"{caller}: `indices` must be a tensor, got {type(indices).__name__}.")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
@@ -139,7 +136,7 @@ def check_indices(caller: str, state: PopArtState, name: str, values: Tensor, in
             f"{caller}: `{name}` and `indices` must have the same shape, "
             f"got {tuple(values.shape)} and {tuple(indices.shape)}."
         )
-    tasks = state.shift.shape[-1]
+    tasks = shift.shape[-1]
     if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tasks:
         raise ValueError(
             f"{caller}: `indices` must lie in [0, {tasks}), "
@@ -147,22 +144,20 @@ def check_indices(caller: str, state: PopArtState, name: str, values: Tensor, in
         )
 
 
-def check_targets(
-    caller: str, state: PopArtState, targets: Tensor, indices: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def check_targets(caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
     check_values(caller, "targets", targets)
-    if state.shift.ndim != 1:
+    if shift.ndim != 1:
         raise ValueError(
-            f"{caller}: the fields of `state` must have shape [tasks], got {tuple(state.shift.shape)}. "
+            f"{caller}: the fields of `state` must have shape [tasks], got {tuple(shift.shape)}. "
             f"For many lanes, use torch.vmap."
         )
     if indices is not None:
-        check_indices(caller, state, "targets", targets, indices)
+        check_indices(caller, shift, "targets", targets, indices)
         return targets.reshape(-1), indices.reshape(-1).long()
-    tasks = state.shift.shape[0]
+    tasks = shift.shape[0]
     if tasks > 1:
-        check_task_axis(caller, state, "targets", targets)
+        check_task_axis(caller, shift, "targets", targets)
     return targets.reshape(-1, tasks), None
 
 
@@ -182,7 +177,7 @@ def check_sum(caller: str, step_size: Scalar, tasks: int, targets: Tensor, indic
         )
 
 
-def check_head(caller: str, params: Mapping[str, Tensor], state: PopArtState) -> tuple[str, str | None]:
+def check_head(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
     """The names of weight and bias, and that their shapes fit the statistics."""
     weights = [name for name in params if name.rpartition(".")[2] == "weight"]
     prefix = weights[0].removesuffix("weight") if weights else ""
@@ -193,7 +188,7 @@ def check_head(caller: str, params: Mapping[str, Tensor], state: PopArtState) ->
             f"`split` cuts a network's parameters at its head."
         )
     weight = params[weights[0]]
-    tasks = state.shift.shape[-1]
+    tasks = shift.shape[-1]
     if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
         raise ValueError(
             f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
@@ -209,9 +204,10 @@ def check_head(caller: str, params: Mapping[str, Tensor], state: PopArtState) ->
     return weights[0], bias
 
 
-def check_same_shift(caller: str, old: PopArtState, new: PopArtState) -> None:
-    known = is_known(old.shift, new.shift, old.residue, new.residue)
-    if not known or not (torch.equal(old.shift, new.shift) and torch.equal(old.residue, new.residue)):
+def check_same_mean(caller: str, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
+    """Shift and residue, before and after."""
+    known = is_known(*old, *new)
+    if not known or not all(map(torch.equal, old, new)):
         raise ValueError(
             f"{caller}: `params` has no bias, so it cannot absorb a shift that moves"
             + ("." if known else ", and inside a transform whether it moves cannot be known.")

@@ -30,7 +30,7 @@ from popart_func._checks import (
     check_head,
     check_hyper_parameters,
     check_indices,
-    check_same_shift,
+    check_same_mean,
     check_sum,
     check_targets,
     check_task_axis,
@@ -151,7 +151,7 @@ def art(
     (tensor([2.5000]), tensor([6.7500]))
     """
     check_hyper_parameters("art", step_size, scale_lb, scale_ub, reduction)
-    targets, indices = check_targets("art", state, targets, indices)
+    targets, indices = check_targets("art", state.shift, targets, indices)
     dtype = _wider(state, targets)
     targets = targets.detach().to(dtype)
     state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
@@ -217,14 +217,14 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
     tensor([2.])
     """
-    weight, bias = check_head("pop", params, old)
+    weight, bias = check_head("pop", params, old.shift)
     if old.shift.shape != new.shift.shape:
         raise ValueError(
             f"pop: `old` and `new` must have the same tasks, got shapes {tuple(old.shift.shape)} and "
             f"{tuple(new.shift.shape)}."
         )
     if bias is None:
-        check_same_shift("pop", old, new)
+        check_same_mean("pop", (old.shift, old.residue), (new.shift, new.residue))
     moved: dict[str, Tensor] = dict(params)
     ratio = old.scale / new.scale
     moved[weight] = (params[weight] * ratio[..., None]).to(params[weight].dtype)
@@ -249,7 +249,7 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
     {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
     """
-    weight, bias = check_head("fold", params, state)
+    weight, bias = check_head("fold", params, state.shift)
     folded: dict[str, Tensor] = dict(params)
     folded[weight] = params[weight] * state.scale[..., None]
     if bias is None:
@@ -391,13 +391,13 @@ def _broadcast_statistics(
     check_values(caller, "values", values)
     statistics = state.shift, state.scale, state.residue
     if indices is not None:
-        check_indices(caller, state, "values", values, indices)
+        check_indices(caller, state.shift, "values", values, indices)
         rows = indices.reshape(-1).long()
         shift, scale, residue = (field.index_select(0, rows).reshape(indices.shape) for field in statistics)
     elif state.shift.shape[-1] == 1:
         shift, scale, residue = (field.squeeze(-1) for field in statistics)
     else:
-        check_task_axis(caller, state, "values", values)
+        check_task_axis(caller, state.shift, "values", values)
         shift, scale, residue = statistics
     return values.to(_wider(state, values)), shift, scale, residue
 
