@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import jax
@@ -201,6 +202,24 @@ def test_many_steps_can_be_compiled(engine):
             step = lambda c, x, number=number: (c + number, c * x)  # noqa: E731
             carry, _ = scan_lanes(step, torch.zeros(2), torch.ones(3), engine=engine)
             assert carry.tolist() == [3.0 * number] * 2
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_any_callable_is_a_step(engine):
+    class Slotted:
+        __slots__ = ("rate",)
+
+        def __init__(self, rate):
+            self.rate = rate
+
+        def __call__(self, carry, x):
+            return carry + self.rate * x, ()
+
+        def method(self, carry, x):
+            return self(carry, x)
+
+    for step in (Slotted(2.0), Slotted(2.0).method, functools.partial(lambda rate, c, x: (c + rate * x, ()), 2.0)):
+        assert scan_lanes(step, torch.zeros(1), torch.ones(3), engine=engine)[0] == 6
 
 
 @pytest.mark.parametrize("engine", RUNNABLE)

@@ -114,7 +114,10 @@ def trace(
         TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
-    graphs = _graphs.setdefault(function, {})
+    try:
+        graphs = _graphs.setdefault(function, {})
+    except TypeError:  # it can't be referred to weakly, or not be hashed: it is traced anew each time
+        graphs = {}
     key = (structure, tuple(inputs))
     if key not in graphs:
         graphs[key] = _trace(function, structure, tuple(inputs), check or (lambda result: None))
