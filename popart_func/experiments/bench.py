@@ -149,7 +149,7 @@ def costs(
 ) -> list[Cost]:
     """What a lane-step of Pop-Art costs against lanes, steps, hidden width and depth.
 
-    Where a run would take long, fewer steps are run.
+    Where a run would take long, fewer steps are run, and a curve ends where one run takes more than ten seconds.
 
     Args:
         engines: by default all that run here but eager.
@@ -166,7 +166,15 @@ def costs(
                 results.append(Cost(name, varied, value, _cost(name, torch.device(device), **shape)))
                 if on_cost is not None:
                     on_cost(results[-1])
+                if results[-1].ns_per_lane_step * _lane_steps(**shape) > 1e10:
+                    break
     return results
+
+
+def _lane_steps(*, lanes: int, steps: int, width: int, depth: int) -> int:
+    """How many lane-steps a run of this shape makes."""
+    work = lanes * (16 * width + (depth - 1) * width**2)
+    return lanes * max(10, min(steps, int(2e10 / work)))
 
 
 def _cost(engine: str, device: torch.device, *, lanes: int, steps: int, width: int, depth: int) -> float:
@@ -181,8 +189,7 @@ def _cost(engine: str, device: torch.device, *, lanes: int, steps: int, width: i
 
     params = {name: leaf.detach().to(device).expand(lanes, *leaf.shape) for name, leaf in module.named_parameters()}
     start = vmap(learner.init)(params)
-    work = lanes * (16 * width + (depth - 1) * width**2)
-    steps = max(10, min(steps, int(2e10 / work)))
+    steps = _lane_steps(lanes=lanes, steps=steps, width=width, depth=depth) // lanes
     numbers = torch.randint(0, 1024, (steps, lanes), dtype=torch.int32, device=device)
     seconds = []
     for _ in range(4):

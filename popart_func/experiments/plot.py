@@ -10,7 +10,7 @@ import numpy as np
 import xarray
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from popart_func.experiments.bench import Cost
 from popart_func.experiments.regression import LABELS, WINDOW
@@ -103,7 +103,7 @@ def costs(results: Iterable[Cost], path: str | Path | IO[bytes]) -> Figure:
         raise ValueError("costs: `results` must hold at least one cost, got none.")
     varied = [name for name in _AXES if any(cost.varied == name for cost in results)]
     canvas = _canvas((3.2 * len(varied) + 0.8, 3.8))
-    panels = canvas.subplots(1, len(varied), squeeze=False)[0]
+    panels = canvas.subplots(1, len(varied), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, varied, strict=True):
         for engine in dict.fromkeys(cost.engine for cost in results):
             points = [
@@ -116,8 +116,15 @@ def costs(results: Iterable[Cost], path: str | Path | IO[bytes]) -> Figure:
         axes.set_xlabel(_AXES[name])
         axes.grid(True, which="major", linewidth=0.5, alpha=0.4)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        values = sorted({cost.value for cost in results if cost.varied == name})
+        decades = [10**power for power in range(9) if values[0] <= 10**power <= values[-1]]
+        axes.set_xticks(values if values[-1] < 1000 else decades)
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("ns per lane-step")
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
