@@ -23,14 +23,14 @@ from popart_func.tree import PyTree
 
 __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
 
-# As in prelude.hpp; and which ops look at it.
+# As in cpu.hpp and arithmetic.hpp; and which ops look at it.
 BAD_INDEX, BAD_DIVISOR = 1, 2
 INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
 DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 
 
 class _Run(ctypes.Structure):
-    """`Run` of prelude.hpp."""
+    """`Run` of cpu.hpp."""
 
     _fields_ = [
         ("inputs", ctypes.POINTER(ctypes.c_void_p)),

@@ -20,10 +20,19 @@ TILE = 12
 
 
 class Body:
-    """The lines of a function; values of the loop that is being written have names."""
+    """The lines of a function; values of the loop that is being written have names.
 
-    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer]) -> None:
+    Args:
+        merged: buffers that are another one: the new carry, where it is written over the old.
+        local: buffers that no one reads but the loop that computes them.
+        memory: what stands before a buffer's name: ``"b."`` where buffers are a block's members.
+        unrolled: nests of at most so many iterations are unrolled, whatever the compiler thinks of it.
+    """
+
+    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer], memory: str, unrolled: int = 0) -> None:
         self.lines: list[str] = []
+        self._unrolled = unrolled
+        self._memory = memory
         self._merged = merged
         self._local = local
         self._indent = ""
@@ -47,18 +56,19 @@ class Body:
     @contextmanager
     def loops(self, names: Sequence[str], shape: Sequence[int]) -> Iterator[None]:
         """A loop for each axis that is longer than 1."""
-        heads = [
-            f"for (int {name} = 0; {name} < {size}; ++{name})"
-            for name, size in zip(names, shape, strict=True)
-            if size != 1
-        ]
-        for head in heads:
-            self.line(head + " {")
+        long = [(name, size) for name, size in zip(names, shape, strict=True) if size != 1]
+        for axis, (name, size) in enumerate(long):
+            self._unroll(math.prod(inner for _, inner in long[axis:]))
+            self.line(f"for (int {name} = 0; {name} < {size}; ++{name}) {{")
             self._indent += "  "
         yield
-        for _ in heads:
+        for _ in long:
             self._indent = self._indent[:-2]
             self.line("}")
+
+    def _unroll(self, iterations: int) -> None:
+        if iterations <= self._unrolled:
+            self.line("#pragma unroll")
 
     @contextmanager
     def lanes(self) -> Iterator[None]:
@@ -119,7 +129,7 @@ class Body:
             if expr in self._names:
                 return self._names[expr]
             operands = [self._value(operand, indices) for operand in expr.operands]
-            code = expr.template.format(*operands).replace("BAD", "b.bad[l]")
+            code = expr.template.format(*operands).replace("BAD", f"{self._memory}bad[l]")
             key = expr
         if key not in self._names:
             self._count += 1
@@ -135,19 +145,20 @@ class Body:
             value = self._value(index.value, indices)
             self._count += 1
             wraps = "true" if index.wraps else "false"
-            self.line(f"const int64_t d{self._count} = checked_index({value}, {index.size}, {wraps}, b.bad[l]);")
+            checked = f"checked_index({value}, {index.size}, {wraps}, {self._memory}bad[l])"
+            self.line(f"const int64_t d{self._count} = {checked};")
             address += f" + d{self._count} * {index.stride}"
         buffer = self._merged.get(load.buffer, load.buffer)
         if buffer.uniform:
             return f"{self._uniform(buffer)}[{address}]"
-        return f"b.{buffer.name}[{address}][l]"
+        return f"{self._memory}{buffer.name}[{address}][l]"
 
     def _uniform(self, buffer: Buffer) -> str:
         return buffer.name.replace("in", "u")
 
     def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
         for name in names:
-            self.line(f"alignas(64) {ctype} {name}[L];")
+            self.line(f"ALIGNED {ctype} {name}[L];")
         with self.lanes():
             self.line(" ".join(f"{name}[l] = {start};" for name in names))
 
@@ -157,13 +168,12 @@ class Body:
         ctype = C_TYPES[statement.value.dtype]
         with self.loops(indices[:-1], shape[:-1]), self.block(""):
             if isinstance(statement, Reduce):
-                start = statement.start.replace("LOWEST", f"LOWEST_OF<{ctype}>").replace(
-                    "GREATEST", f"GREATEST_OF<{ctype}>"
-                )
+                start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
+                start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
                 self._accumulators(ctype, ["best"], start)
             else:
                 self._accumulators("int64_t", ["position"], "0")
-                self.line(f"alignas(64) {ctype} best[L];")
+                self.line(f"ALIGNED {ctype} best[L];")
                 with self.lanes():
                     first = statement.value
                     self.line(f"best[l] = {self._value(first, [*indices[:-1], '0'])};")
@@ -211,8 +221,9 @@ class Body:
         batch, inner = statement.left.shape[0], statement.left.shape[2]
         ctype = C_TYPES[statement.target.dtype]
         batch_loop = self.loops(["i"], [batch])
-        row_loop = self._strided_loop("m", rows, tall)
-        column_loop = self._strided_loop("n", columns, wide)
+        across = len(columns) // wide * inner
+        row_loop = self._strided_loop("m", rows, tall, across)
+        column_loop = self._strided_loop("n", columns, wide, inner)
         sums = {(r, c): f"s{r}_{c}" for r in range(tall) for c in range(wide)}
         with batch_loop, row_loop, column_loop, self.block(""):
             self._accumulators(ctype, list(sums.values()), "0")
@@ -226,7 +237,9 @@ class Body:
                     self.line(f"{self._element(statement.target, ['i', f'(m + {r})', f'(n + {c})'])} = {name}[l];")
 
     @contextmanager
-    def _strided_loop(self, name: str, values: range, step: int) -> Iterator[None]:
+    def _strided_loop(self, name: str, values: range, step: int, inside: int) -> Iterator[None]:
+        """A loop; ``inside``: how many iterations each of its own has inside."""
+        self._unroll(len(values) // step * inside)
         with self.block(f"for (int {name} = {values.start}; {name} < {values.stop}; {name} += {step})"):
             yield
 

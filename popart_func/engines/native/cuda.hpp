@@ -1,0 +1,53 @@
+// What every kernel for a CUDA device starts with: one thread runs one lane. arithmetic.hpp follows.
+// NVRTC compiles it: no header can be included.
+#ifdef __CUDACC_RTC__
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using int32_t = int;
+using int64_t = long long;
+#endif
+
+constexpr int L = 1;
+#define ALIGNED
+#define INLINE static __device__ __forceinline__
+#define LANES for (int l = 0; l < L; ++l)
+#define FUSED  // every device has it
+
+#define VECTOR(name)                                             \
+  INLINE float vector_##name(float x) { return name##f(x); }     \
+  INLINE double vector_##name(double x) { return name(x); }
+VECTOR(exp) VECTOR(exp2) VECTOR(expm1) VECTOR(log) VECTOR(log2) VECTOR(log10) VECTOR(log1p)
+VECTOR(sin) VECTOR(cos) VECTOR(tan) VECTOR(asin) VECTOR(acos) VECTOR(atan)
+VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh) VECTOR(erf) VECTOR(erfc)
+
+#define INF __longlong_as_double(0x7ff0000000000000LL)
+#define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000LL)
+
+// The elements of one thread in shared memory, THREADS apart: neighbouring threads never meet in a bank.
+template <class T> struct Column {
+  T* at;
+  __device__ __forceinline__ T* operator[](int i) const { return at + i * THREADS; }
+};
+
+// A lane of a tensor [lanes, N] as a block [N, 1].
+template <int N, class Block, class T>
+INLINE void load_lanes(Block&& block, const T* from, int64_t stride, int valid) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) block[i][0] = from[i];
+}
+template <int N, class Block, class T> INLINE void store_lanes(T* to, Block&& block, int valid) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) to[i] = block[i][0];
+}
+template <int N, class To, class From> INLINE void copy_block(To&& to, From&& from) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) to[i][0] = from[i][0];
+}
+
+// Fetches what the next time step reads, while this one computes.
+INLINE void prefetch(const void* address) {
+#ifdef __CUDA_ARCH__
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+#endif
+}
