@@ -10,7 +10,7 @@ using int64_t = long long;
 
 constexpr int L = 1;
 #define ALIGNED
-#define INLINE static __device__ __forceinline__
+#define INLINE __device__ __forceinline__
 #define LANES for (int l = 0; l < L; ++l)
 #define FUSED  // every device has it
 
@@ -24,19 +24,20 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 #define INF __longlong_as_double(0x7ff0000000000000LL)
 #define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000LL)
 
-// The elements of one thread in shared memory, THREADS apart: neighbouring threads never meet in a bank.
+// The elements of one thread in shared memory, THREADS apart: neighbouring threads never meet in a bank. They are
+// volatile, or else the compiler keeps what it has read in registers, of which there are too few, and spills.
 template <class T> struct Column {
-  T* at;
-  __device__ __forceinline__ T* operator[](int i) const { return at + i * THREADS; }
+  volatile T* at;
+  __device__ __forceinline__ volatile T* operator[](int i) const { return at + i * THREADS; }
 };
 
 // A lane of a tensor [lanes, N] as a block [N, 1].
 template <int N, class Block, class T>
-INLINE void load_lanes(Block&& block, const T* from, int64_t stride, int valid) {
+INLINE void load_lanes(Block&& block, const T* from, int64_t, int) {
 #pragma unroll
   for (int i = 0; i < N; ++i) block[i][0] = from[i];
 }
-template <int N, class Block, class T> INLINE void store_lanes(T* to, Block&& block, int valid) {
+template <int N, class Block, class T> INLINE void store_lanes(T* to, Block&& block, int) {
 #pragma unroll
   for (int i = 0; i < N; ++i) to[i] = block[i][0];
 }
@@ -47,7 +48,7 @@ template <int N, class To, class From> INLINE void copy_block(To&& to, From&& fr
 
 // Fetches what the next time step reads, while this one computes.
 INLINE void prefetch(const void* address) {
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC__
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
 #endif
 }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.loops import Body
 from popart_func.engines.native.lower import Program
@@ -56,7 +57,7 @@ def emit(program: Program, carries: int, xs: int) -> str:
     plan = _plan(program, carries, xs)
     body = Body(plan.merged, plan.local, "b.")
     with body.block("static void run_block(const Run& run, Block& b, const int64_t first, const int valid)"):
-        _run_block(body, plan, program, carries, xs, "b.")
+        _run_block(body, plan, program, carries, xs)
     floats = [buffer.dtype for buffer in plan.buffers if buffer.dtype.is_floating_point]
     widest = max((dtype.itemsize for dtype in floats), default=4)
     registers = 2 if sum(buffer.numel for buffer in program.inputs[:carries]) <= SMALL else 1
@@ -80,6 +81,15 @@ UNROLLED = 256
 IN_REGISTERS = 32
 """Buffers of at most so many numbers may live in a thread's registers: they are local arrays, that is."""
 
+THREADS = 128
+"""Threads of a block, at most, where no shared memory is needed. Not tuned on hardware yet, as the two above."""
+
+LARGEST = 32 * 1024
+"""Bytes of a lane, at most: local memory is set aside for as many threads as the device can hold, not for the lanes."""
+
+WARP = 32
+"""Threads of a block, at most, where shared memory is needed: the less a block needs, the better blocks fill it."""
+
 
 class CudaSource(NamedTuple):
     """A kernel for a CUDA device.
@@ -90,14 +100,16 @@ class CudaSource(NamedTuple):
             an ``int32_t`` that takes the errors' bits.
         threads: of a block, at most.
         shared: bytes of dynamic shared memory that a block needs.
+        checked: whether it may find errors.
     """
 
     text: str
     threads: int
     shared: int
+    checked: bool
 
 
-def emit_cuda(program: Program, carries: int, xs: int, *, threads: int, shared: int) -> CudaSource:
+def emit_cuda(program: Program, carries: int, xs: int, shared: int) -> CudaSource:
     """The source of a kernel for a CUDA device: a thread runs a lane.
 
     Small buffers are the thread's own arrays. The larger ones lie in shared memory if it holds all of them, else in
@@ -107,14 +119,22 @@ def emit_cuda(program: Program, carries: int, xs: int, *, threads: int, shared: 
         program: a lowered step; its inputs are the carry, the xs, the hyper-parameters and the constants.
         carries: how many inputs are the carry.
         xs: how many are the xs.
-        threads: of a block, at most.
         shared: bytes of shared memory that a block may have.
+
+    Raises:
+        UnsupportedError: a lane needs too much memory.
     """
     plan = _plan(program, carries, xs)
     columns = sorted((b for b in plan.buffers if b.numel > IN_REGISTERS), key=lambda b: -_size(b))
-    needed = threads * sum(_size(buffer) * buffer.numel for buffer in columns)
+    total = sum(_size(buffer) * buffer.numel for buffer in plan.buffers)
+    if total > LARGEST:
+        raise UnsupportedError(
+            f"native: a lane must fit into {LARGEST} bytes on a CUDA device; this step needs {total}."
+        )
+    needed = WARP * sum(_size(buffer) * buffer.numel for buffer in columns)
     if needed > shared:
         columns, needed = [], 0
+    threads = WARP if columns else THREADS
     body = Body(plan.merged, plan.local, "", UNROLLED)
     with body.block('extern "C" __global__ void __launch_bounds__(THREADS) run_lanes(const __grid_constant__ Run run)'):
         body.line("const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;")
@@ -131,11 +151,17 @@ def emit_cuda(program: Program, carries: int, xs: int, *, threads: int, shared: 
             place = f"({_stored(buffer)}*)((char*)shared_memory + {offset} * THREADS) + threadIdx.x"
             body.line(f"const Column<{_stored(buffer)}> {buffer.name} = {{{place}}};")
             offset += _size(buffer) * buffer.numel
-        _run_block(body, plan, program, carries, xs, "")
+        _run_block(body, plan, program, carries, xs, ahead=True)
         body.line("if (bad[0]) atomicOr(run.bad, bad[0]);")
     counts = len(program.inputs), carries + len(program.ys)
-    head = [f"#define THREADS {threads}", _text("cuda.hpp"), _text("arithmetic.hpp"), _RUN % (*[counts[0]] * 3, counts[1])]
-    return CudaSource("\n".join([*head, *body.lines, ""]), threads, needed)
+    head = [
+        f"#define THREADS {threads}",
+        _text("cuda.hpp"),
+        _text("arithmetic.hpp"),
+        _RUN % (*[counts[0]] * 3, counts[1]),
+    ]
+    checked = any("bad[l]" in line for line in body.lines)
+    return CudaSource("\n".join([*head, *body.lines, ""]), threads, needed, checked)
 
 
 _RUN = """
@@ -154,9 +180,9 @@ def _size(buffer: Buffer) -> int:
     return 1 if buffer.dtype == torch.bool else buffer.dtype.itemsize
 
 
-def _run_block(body: Body, plan: _Plan, program: Program, carries: int, xs: int, memory: str) -> None:
-    """The lines that run a block of lanes."""
-    inputs = program.inputs
+def _run_block(body: Body, plan: _Plan, program: Program, carries: int, xs: int, *, ahead: bool = False) -> None:
+    """The lines that run a block of lanes; ``ahead``: each step fetches what the next one reads."""
+    inputs, memory = program.inputs, body.memory
     for index, buffer in enumerate(inputs):
         constant = not carries <= index < carries + xs
         name = f"u{index}" if buffer.uniform and constant else f"p{index}"
@@ -172,6 +198,9 @@ def _run_block(body: Body, plan: _Plan, program: Program, carries: int, xs: int,
                 body.line(f"const {_stored(inputs[index])}* const u{index} = {advance};")
             else:
                 body.line(_load(index, inputs[index], memory, advance))
+            if ahead and inputs[index].numel:
+                lane = "" if inputs[index].uniform else f" + first * run.lane_strides[{index}]"
+                body.line(f"prefetch(p{index} + (time + (time + 1 < run.steps)) * run.time_strides[{index}]{lane});")
         for group in plan.always:
             body.group(group)
         for old, new in zip(inputs[:carries], program.carry, strict=True):

@@ -32,7 +32,7 @@ class Body:
     def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer], memory: str, unrolled: int = 0) -> None:
         self.lines: list[str] = []
         self._unrolled = unrolled
-        self._memory = memory
+        self.memory = memory
         self._merged = merged
         self._local = local
         self._indent = ""
@@ -129,7 +129,7 @@ class Body:
             if expr in self._names:
                 return self._names[expr]
             operands = [self._value(operand, indices) for operand in expr.operands]
-            code = expr.template.format(*operands).replace("BAD", f"{self._memory}bad[l]")
+            code = expr.template.format(*operands).replace("BAD", f"{self.memory}bad[l]")
             key = expr
         if key not in self._names:
             self._count += 1
@@ -145,13 +145,13 @@ class Body:
             value = self._value(index.value, indices)
             self._count += 1
             wraps = "true" if index.wraps else "false"
-            checked = f"checked_index({value}, {index.size}, {wraps}, {self._memory}bad[l])"
+            checked = f"checked_index({value}, {index.size}, {wraps}, {self.memory}bad[l])"
             self.line(f"const int64_t d{self._count} = {checked};")
             address += f" + d{self._count} * {index.stride}"
         buffer = self._merged.get(load.buffer, load.buffer)
         if buffer.uniform:
             return f"{self._uniform(buffer)}[{address}]"
-        return f"{self._memory}{buffer.name}[{address}][l]"
+        return f"{self.memory}{buffer.name}[{address}][l]"
 
     def _uniform(self, buffer: Buffer) -> str:
         return buffer.name.replace("in", "u")
