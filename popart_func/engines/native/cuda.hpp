@@ -1,11 +1,13 @@
 // What every kernel for a CUDA device starts with: one thread runs one lane. arithmetic.hpp follows.
-// NVRTC compiles it: no header can be included.
+// NVRTC compiles it, and has no headers.
 #ifdef __CUDACC_RTC__
 using int8_t = signed char;
 using uint8_t = unsigned char;
 using int16_t = short;
 using int32_t = int;
 using int64_t = long long;
+#else
+#include <cstdint>
 #endif
 
 constexpr int L = 1;

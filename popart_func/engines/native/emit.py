@@ -136,7 +136,7 @@ def emit_cuda(program: Program, carries: int, xs: int, shared: int) -> CudaSourc
         columns, needed = [], 0
     threads = WARP if columns else THREADS
     body = Body(plan.merged, plan.local, "", UNROLLED)
-    with body.block('extern "C" __global__ void __launch_bounds__(THREADS) run_lanes(const __grid_constant__ Run run)'):
+    with body.block('extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes(const __grid_constant__ Run run)'):
         body.line("const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;")
         body.line("if (first >= run.lanes) return;")
         body.line("constexpr int valid = 1;")
