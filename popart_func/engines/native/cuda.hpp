@@ -33,19 +33,17 @@ template <class T> struct Column {
   __device__ __forceinline__ volatile T* operator[](int i) const { return at + i * THREADS; }
 };
 
-// A lane of a tensor [lanes, N] as a block [N, 1].
+// A lane of a tensor [lanes, N] as a block [N, 1]; loops over what may lie in registers must be unrolled.
+#define UNROLL _Pragma("unroll (N <= 32 ? N : 4)")
 template <int N, class Block, class T>
 INLINE void load_lanes(Block&& block, const T* from, int64_t, int) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) block[i][0] = from[i];
+  UNROLL for (int i = 0; i < N; ++i) block[i][0] = from[i];
 }
 template <int N, class Block, class T> INLINE void store_lanes(T* to, Block&& block, int) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) to[i] = block[i][0];
+  UNROLL for (int i = 0; i < N; ++i) to[i] = block[i][0];
 }
 template <int N, class To, class From> INLINE void copy_block(To&& to, From&& from) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) to[i][0] = from[i][0];
+  UNROLL for (int i = 0; i < N; ++i) to[i][0] = from[i][0];
 }
 
 // Fetches what the next time step reads, while this one computes.

@@ -18,9 +18,6 @@ __all__ = ["block_size", "cuda_kernel", "pack", "shared_memory", "why_not_cuda"]
 # Of CUfunction_attribute.
 MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
 
-RESERVED = 1024
-"""Bytes of shared memory that CUDA keeps for itself in each block."""
-
 
 def why_not_cuda(device: torch.device) -> str | None:
     """Why the engine can't run on a CUDA device, or None."""
@@ -36,9 +33,8 @@ def why_not_cuda(device: torch.device) -> str | None:
 
 
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have, so that two of them fit a multiprocessor at once."""
-    properties = torch.cuda.get_device_properties(device)
-    return int(getattr(properties, "shared_memory_per_multiprocessor", 2 * 48 * 1024)) // 2 - RESERVED
+    """Bytes of shared memory that a block may have."""
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 48 * 1024))
 
 
 def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:

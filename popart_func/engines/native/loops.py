@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +26,7 @@ class Body:
         merged: buffers that are another one: the new carry, where it is written over the old.
         local: buffers that no one reads but the loop that computes them.
         memory: what stands before a buffer's name: ``"b."`` where buffers are a block's members.
-        unrolled: nests of at most so many iterations are unrolled, whatever the compiler thinks of it.
+        unrolled: loops that come to at most so many operations are unrolled, whatever the compiler thinks of it.
     """
 
     def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer], memory: str, unrolled: int = 0) -> None:
@@ -54,11 +54,11 @@ class Body:
         self.line("}")
 
     @contextmanager
-    def loops(self, names: Sequence[str], shape: Sequence[int]) -> Iterator[None]:
-        """A loop for each axis that is longer than 1."""
+    def loops(self, names: Sequence[str], shape: Sequence[int], work: int = 1) -> Iterator[None]:
+        """A loop for each axis that is longer than 1; ``work``: how many operations there are inside."""
         long = [(name, size) for name, size in zip(names, shape, strict=True) if size != 1]
         for axis, (name, size) in enumerate(long):
-            self._unroll(math.prod(inner for _, inner in long[axis:]))
+            self._unroll(work * math.prod(inner for _, inner in long[axis:]))
             self.line(f"for (int {name} = 0; {name} < {size}; ++{name}) {{")
             self._indent += "  "
         yield
@@ -66,8 +66,8 @@ class Body:
             self._indent = self._indent[:-2]
             self.line("}")
 
-    def _unroll(self, iterations: int) -> None:
-        if iterations <= self._unrolled:
+    def _unroll(self, operations: int) -> None:
+        if operations <= self._unrolled:
             self.line("#pragma unroll")
 
     @contextmanager
@@ -96,7 +96,8 @@ class Body:
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
         indices = [f"i{axis}" for axis in range(len(shape))]
         statements = [statement for statement in statements if not self._is_idle(statement)]
-        with self.loops(indices, shape), self.lanes():
+        work = _operations(statement.value for statement in statements)
+        with self.loops(indices, shape, work), self.lanes():
             stores = []
             for statement in statements:
                 value = self._value(statement.value, indices)
@@ -165,8 +166,8 @@ class Body:
     def _reduce(self, statement: Reduce | ArgReduce) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        ctype = C_TYPES[statement.value.dtype]
-        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+        ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
+        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             if isinstance(statement, Reduce):
                 start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
                 start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
@@ -177,7 +178,7 @@ class Body:
                 with self.lanes():
                     first = statement.value
                     self.line(f"best[l] = {self._value(first, [*indices[:-1], '0'])};")
-            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+            with self.loops(indices[-1:], shape[-1:], work), self.lanes():
                 value = self._value(statement.value, indices)
                 if isinstance(statement, Reduce):
                     self.line(f"best[l] = ({ctype})({statement.combine.format('best[l]', value)});")
@@ -193,10 +194,10 @@ class Body:
     def _scan(self, statement: Scan) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        ctype = C_TYPES[statement.value.dtype]
-        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+        ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
+        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             self._accumulators(ctype, ["total"], "1" if "*" in statement.combine else "0")
-            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+            with self.loops(indices[-1:], shape[-1:], work), self.lanes():
                 value = self._value(statement.value, indices)
                 self.line(f"total[l] = ({ctype})({statement.combine.format('total[l]', value)});")
                 self.line(f"{self._element(statement.target, indices)} = total[l];")
@@ -204,7 +205,7 @@ class Body:
     def _scatter(self, statement: Scatter) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        with self.loops(indices, shape), self.lanes():
+        with self.loops(indices, shape, 1 + _operations([statement.value])), self.lanes():
             value = self._value(statement.value, indices)
             place = self._element(statement.target, indices)
             self.line(f"{place} = {statement.combine.format(place, value)};")
@@ -220,14 +221,15 @@ class Body:
     def _matmul_tiles(self, statement: MatMul, rows: range, columns: range, tall: int, wide: int) -> None:
         batch, inner = statement.left.shape[0], statement.left.shape[2]
         ctype = C_TYPES[statement.target.dtype]
-        batch_loop = self.loops(["i"], [batch])
-        across = len(columns) // wide * inner
+        work = tall * wide
+        across = work * inner * (len(columns) // wide)
+        batch_loop = self.loops(["i"], [batch], across * (len(rows) // tall))
         row_loop = self._strided_loop("m", rows, tall, across)
-        column_loop = self._strided_loop("n", columns, wide, inner)
+        column_loop = self._strided_loop("n", columns, wide, work * inner)
         sums = {(r, c): f"s{r}_{c}" for r in range(tall) for c in range(wide)}
         with batch_loop, row_loop, column_loop, self.block(""):
             self._accumulators(ctype, list(sums.values()), "0")
-            with self.loops(["k"], [inner]), self.lanes():
+            with self.loops(["k"], [inner], work), self.lanes():
                 left = [self._value(statement.left, ["i", f"(m + {r})", "k"]) for r in range(tall)]
                 right = [self._value(statement.right, ["i", "k", f"(n + {c})"]) for c in range(wide)]
                 for (r, c), name in sums.items():
@@ -237,11 +239,22 @@ class Body:
                     self.line(f"{self._element(statement.target, ['i', f'(m + {r})', f'(n + {c})'])} = {name}[l];")
 
     @contextmanager
-    def _strided_loop(self, name: str, values: range, step: int, inside: int) -> Iterator[None]:
-        """A loop; ``inside``: how many iterations each of its own has inside."""
-        self._unroll(len(values) // step * inside)
+    def _strided_loop(self, name: str, values: range, step: int, work: int) -> Iterator[None]:
+        """A loop over every ``step``-th value; ``work``: how many operations there are inside."""
+        self._unroll(work * (len(values) // step))
         with self.block(f"for (int {name} = {values.start}; {name} < {values.stop}; {name} += {step})"):
             yield
+
+
+def _operations(values: Iterable[Expr]) -> int:
+    """How many operations compute all the values; one that several need counts once."""
+    todo, seen = list(values), set()
+    while todo:
+        expr = todo.pop()
+        if isinstance(expr, Op) and expr not in seen:
+            seen.add(expr)
+            todo.extend(expr.operands)
+    return len(seen)
 
 
 def _tiles(length: int, most: int) -> list[tuple[range, int]]:
