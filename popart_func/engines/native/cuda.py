@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from popart_func.engines.native.arguments import Arguments, Launch
+from popart_func.engines.native.build import BuildError
 from popart_func.engines.native.emit import CudaSource
 from popart_func.engines.native.nvrtc import compile_cubin, why_no_nvrtc
 
@@ -41,8 +42,7 @@ def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:
     """Compiles and loads a kernel.
 
     Raises:
-        BuildError: there is no NVRTC, or it refused the kernel.
-        RuntimeError: the driver refused it.
+        BuildError: there is no NVRTC, or it or the driver refused the kernel.
     """
     properties = torch.cuda.get_device_properties(device)
     image = compile_cubin(source.text, f"sm_{properties.major}{properties.minor}")
@@ -109,4 +109,4 @@ def _check(result: int) -> None:
     if result:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(result, ctypes.byref(text))
-        raise RuntimeError(f"native: CUDA failed: {(text.value or b'an unknown error').decode()}.")
+        raise BuildError(f"native: CUDA failed: {(text.value or b'an unknown error').decode()}.")
