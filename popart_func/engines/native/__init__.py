@@ -1,13 +1,13 @@
-"""The engine that runs fastest on a CPU: the step as one C++ kernel, the time loop inside, the lanes in SIMD registers.
+"""The fastest engine: the step as one kernel, the time loop inside, the lanes in SIMD registers or in a GPU's threads.
 
-A block of lanes, one register wide, is run from the first step to the last before the next block begins, so that
-its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. Results are bit-equal for any
-number of lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
+On a CPU, a block of lanes, one register wide, is run from the first step to the last before the next block begins, so
+that its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. On a CUDA device each
+thread runs a lane. Results are bit-equal for any number of lanes and threads. Floating-point arithmetic is IEEE's; sums
+of products are fused where the hardware can.
 """
 
 from __future__ import annotations
 
-import ctypes
 from functools import partial
 
 import optree
@@ -15,37 +15,29 @@ import torch
 from torch import Tensor
 
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry
+from popart_func.engines.native.arguments import Arguments, Launch
 from popart_func.engines.native.build import BuildError, build, why_not_here
-from popart_func.engines.native.emit import emit
+from popart_func.engines.native.cpu import cpu_kernel
+from popart_func.engines.native.cuda import cuda_kernel, shared_memory, why_not_cuda
+from popart_func.engines.native.emit import emit, emit_cuda
 from popart_func.engines.native.lower import lower
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
 
 __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
 
-# As in prelude.hpp; and which ops look at it.
+# As in arithmetic.hpp; and which ops look at it.
 BAD_INDEX, BAD_DIVISOR = 1, 2
 INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
 DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 
 
-class _Run(ctypes.Structure):
-    """`Run` of prelude.hpp."""
-
-    _fields_ = [
-        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
-        ("lane_strides", ctypes.POINTER(ctypes.c_int64)),
-        ("time_strides", ctypes.POINTER(ctypes.c_int64)),
-        ("outputs", ctypes.POINTER(ctypes.c_void_p)),
-        ("lanes", ctypes.c_int64),
-        ("steps", ctypes.c_int64),
-    ]
-
-
 def why_not(device: torch.device) -> str | None:
     """Why the engine can't run on a device, or None where it can."""
+    if device.type == "cuda":
+        return why_not_cuda(device)
     if device.type != "cpu":
-        return f"it runs on the CPU only, not on {device}."
+        return f"it runs on CPUs and on CUDA devices, not on {device}."
     return why_not_here()
 
 
@@ -57,16 +49,20 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
 
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks.
-        BuildError: the C++ compiler refused the kernel.
+        BuildError: the compiler refused the kernel.
         IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
     """
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
-    tensors += [constant.contiguous() for constant in graph.constants]
+    tensors += [constant.to(scan.device).contiguous() for constant in graph.constants]
     outputs = [
-        torch.empty((*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape), dtype=spec.dtype)
+        torch.empty(
+            (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
+            dtype=spec.dtype,
+            device=scan.device,
+        )
         for index, spec in enumerate(graph.outputs)
     ]
     uniform = _uniform(scan, graph)
@@ -76,25 +72,23 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))
     ]
     time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
-    arguments = _Run(
-        (ctypes.c_void_p * len(tensors))(*(leaf.data_ptr() for leaf in tensors)),
-        (ctypes.c_int64 * len(tensors))(*lane_strides),
-        (ctypes.c_int64 * len(tensors))(*time_strides),
-        (ctypes.c_void_p * len(outputs))(*(leaf.data_ptr() for leaf in outputs)),
-        scan.lanes,
-        scan.steps,
-    )
-    _check_values(graph, _kernel(scan, graph).run(ctypes.byref(arguments), torch.get_num_threads()))
+    arguments = Arguments(tensors, lane_strides, time_strides, outputs, scan.lanes, scan.steps)
+    launch = _kernel(scan, graph)
+    _check_values(graph, launch(arguments))
     carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
     return carry, ys
 
 
-def _kernel(scan: LaneScan, graph: StepGraph) -> ctypes.CDLL:
+def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
     """The step's kernel, built unless that has been done."""
-    key = "native", scan.shared
+    key = "native", scan.device, scan.shared
     if key not in graph.compiled:
-        program = lower(graph, len(scan.carry), _uniform(scan, graph))
-        graph.compiled[key] = build(emit(program, len(scan.carry), len(scan.xs)))
+        program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
+        if scan.device.type == "cuda":
+            source = emit_cuda(program, carries, xs, shared_memory(scan.device))
+            graph.compiled[key] = cuda_kernel(source, scan.device)
+        else:
+            graph.compiled[key] = cpu_kernel(build(emit(program, carries, xs)))
     return graph.compiled[key]
 
 

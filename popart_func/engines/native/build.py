@@ -57,9 +57,22 @@ def build(source: str) -> ctypes.CDLL:
     parts = (*command, _compiler_version(command[0]), _machine(*command[:2]), source)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = cache_directory() / f"{key}.so"
-    if not library.exists():
+    if not _is_whole(library):
         _compile(command, source, library)
-    return ctypes.CDLL(str(library))
+    try:
+        kernel = ctypes.CDLL(str(library))
+        kernel.run  # noqa: B018  # it has what is called
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"native: {command[0]} made a kernel that can't be loaded: {error}") from error
+    return kernel
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a kernel on disk is what was written: a damaged one would take the process with it."""
+    try:
+        return library.with_suffix(".sha256").read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _compile(command: list[str], source: str, library: Path) -> None:
@@ -71,7 +84,10 @@ def _compile(command: list[str], source: str, library: Path) -> None:
         )
         if result.returncode:
             raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
+        digest = Path(directory) / "kernel.sha256"
+        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
         os.replace(made, library)
+        os.replace(digest, library.with_suffix(".sha256"))
 
 
 def cache_directory() -> Path:

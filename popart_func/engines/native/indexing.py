@@ -27,6 +27,8 @@ class NotLoweredError(Exception):
 
 
 def _view(kernel: Kernel, out: TensorSpec, x: Expr, *_: Any) -> Expr:
+    if out.dtype != x.dtype:
+        raise NotLoweredError(f"the bits of {x.dtype} seen as {out.dtype}")
     return kernel.reshape(x, out.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,10 +20,19 @@ TILE = 12
 
 
 class Body:
-    """The lines of a function; values of the loop that is being written have names."""
+    """The lines of a function; values of the loop that is being written have names.
 
-    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer]) -> None:
+    Args:
+        merged: buffers that are another one: the new carry, where it is written over the old.
+        local: buffers that no one reads but the loop that computes them.
+        memory: what stands before a buffer's name: ``"b."`` where buffers are a block's members.
+        unrolled: loops that come to at most so many operations are unrolled, whatever the compiler thinks of it.
+    """
+
+    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer], memory: str, unrolled: int = 0) -> None:
         self.lines: list[str] = []
+        self._unrolled = unrolled
+        self.memory = memory
         self._merged = merged
         self._local = local
         self._indent = ""
@@ -45,20 +54,21 @@ class Body:
         self.line("}")
 
     @contextmanager
-    def loops(self, names: Sequence[str], shape: Sequence[int]) -> Iterator[None]:
-        """A loop for each axis that is longer than 1."""
-        heads = [
-            f"for (int {name} = 0; {name} < {size}; ++{name})"
-            for name, size in zip(names, shape, strict=True)
-            if size != 1
-        ]
-        for head in heads:
-            self.line(head + " {")
+    def loops(self, names: Sequence[str], shape: Sequence[int], work: int = 1) -> Iterator[None]:
+        """A loop for each axis that is longer than 1; ``work``: how many operations there are inside."""
+        long = [(name, size) for name, size in zip(names, shape, strict=True) if size != 1]
+        for axis, (name, size) in enumerate(long):
+            self._unroll(work * math.prod(inner for _, inner in long[axis:]))
+            self.line(f"for (int {name} = 0; {name} < {size}; ++{name}) {{")
             self._indent += "  "
         yield
-        for _ in heads:
+        for _ in long:
             self._indent = self._indent[:-2]
             self.line("}")
+
+    def _unroll(self, operations: int) -> None:
+        if operations <= self._unrolled:
+            self.line("#pragma unroll")
 
     @contextmanager
     def lanes(self) -> Iterator[None]:
@@ -86,7 +96,8 @@ class Body:
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
         indices = [f"i{axis}" for axis in range(len(shape))]
         statements = [statement for statement in statements if not self._is_idle(statement)]
-        with self.loops(indices, shape), self.lanes():
+        work = _operations(statement.value for statement in statements)
+        with self.loops(indices, shape, work), self.lanes():
             stores = []
             for statement in statements:
                 value = self._value(statement.value, indices)
@@ -119,7 +130,7 @@ class Body:
             if expr in self._names:
                 return self._names[expr]
             operands = [self._value(operand, indices) for operand in expr.operands]
-            code = expr.template.format(*operands).replace("BAD", "b.bad[l]")
+            code = expr.template.format(*operands).replace("BAD", f"{self.memory}bad[l]")
             key = expr
         if key not in self._names:
             self._count += 1
@@ -135,39 +146,39 @@ class Body:
             value = self._value(index.value, indices)
             self._count += 1
             wraps = "true" if index.wraps else "false"
-            self.line(f"const int64_t d{self._count} = checked_index({value}, {index.size}, {wraps}, b.bad[l]);")
+            checked = f"checked_index({value}, {index.size}, {wraps}, {self.memory}bad[l])"
+            self.line(f"const int64_t d{self._count} = {checked};")
             address += f" + d{self._count} * {index.stride}"
         buffer = self._merged.get(load.buffer, load.buffer)
         if buffer.uniform:
             return f"{self._uniform(buffer)}[{address}]"
-        return f"b.{buffer.name}[{address}][l]"
+        return f"{self.memory}{buffer.name}[{address}][l]"
 
     def _uniform(self, buffer: Buffer) -> str:
         return buffer.name.replace("in", "u")
 
     def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
         for name in names:
-            self.line(f"alignas(64) {ctype} {name}[L];")
+            self.line(f"ALIGNED {ctype} {name}[L];")
         with self.lanes():
             self.line(" ".join(f"{name}[l] = {start};" for name in names))
 
     def _reduce(self, statement: Reduce | ArgReduce) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        ctype = C_TYPES[statement.value.dtype]
-        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+        ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
+        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             if isinstance(statement, Reduce):
-                start = statement.start.replace("LOWEST", f"LOWEST_OF<{ctype}>").replace(
-                    "GREATEST", f"GREATEST_OF<{ctype}>"
-                )
+                start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
+                start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
                 self._accumulators(ctype, ["best"], start)
             else:
                 self._accumulators("int64_t", ["position"], "0")
-                self.line(f"alignas(64) {ctype} best[L];")
+                self.line(f"ALIGNED {ctype} best[L];")
                 with self.lanes():
                     first = statement.value
                     self.line(f"best[l] = {self._value(first, [*indices[:-1], '0'])};")
-            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+            with self.loops(indices[-1:], shape[-1:], work), self.lanes():
                 value = self._value(statement.value, indices)
                 if isinstance(statement, Reduce):
                     self.line(f"best[l] = ({ctype})({statement.combine.format('best[l]', value)});")
@@ -183,10 +194,10 @@ class Body:
     def _scan(self, statement: Scan) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        ctype = C_TYPES[statement.value.dtype]
-        with self.loops(indices[:-1], shape[:-1]), self.block(""):
+        ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
+        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             self._accumulators(ctype, ["total"], "1" if "*" in statement.combine else "0")
-            with self.loops(indices[-1:], shape[-1:]), self.lanes():
+            with self.loops(indices[-1:], shape[-1:], work), self.lanes():
                 value = self._value(statement.value, indices)
                 self.line(f"total[l] = ({ctype})({statement.combine.format('total[l]', value)});")
                 self.line(f"{self._element(statement.target, indices)} = total[l];")
@@ -194,7 +205,7 @@ class Body:
     def _scatter(self, statement: Scatter) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        with self.loops(indices, shape), self.lanes():
+        with self.loops(indices, shape, 1 + _operations([statement.value])), self.lanes():
             value = self._value(statement.value, indices)
             place = self._element(statement.target, indices)
             self.line(f"{place} = {statement.combine.format(place, value)};")
@@ -210,13 +221,15 @@ class Body:
     def _matmul_tiles(self, statement: MatMul, rows: range, columns: range, tall: int, wide: int) -> None:
         batch, inner = statement.left.shape[0], statement.left.shape[2]
         ctype = C_TYPES[statement.target.dtype]
-        batch_loop = self.loops(["i"], [batch])
-        row_loop = self._strided_loop("m", rows, tall)
-        column_loop = self._strided_loop("n", columns, wide)
+        work = tall * wide
+        across = work * inner * (len(columns) // wide)
+        batch_loop = self.loops(["i"], [batch], across * (len(rows) // tall))
+        row_loop = self._strided_loop("m", rows, tall, across)
+        column_loop = self._strided_loop("n", columns, wide, work * inner)
         sums = {(r, c): f"s{r}_{c}" for r in range(tall) for c in range(wide)}
         with batch_loop, row_loop, column_loop, self.block(""):
             self._accumulators(ctype, list(sums.values()), "0")
-            with self.loops(["k"], [inner]), self.lanes():
+            with self.loops(["k"], [inner], work), self.lanes():
                 left = [self._value(statement.left, ["i", f"(m + {r})", "k"]) for r in range(tall)]
                 right = [self._value(statement.right, ["i", "k", f"(n + {c})"]) for c in range(wide)]
                 for (r, c), name in sums.items():
@@ -226,9 +239,22 @@ class Body:
                     self.line(f"{self._element(statement.target, ['i', f'(m + {r})', f'(n + {c})'])} = {name}[l];")
 
     @contextmanager
-    def _strided_loop(self, name: str, values: range, step: int) -> Iterator[None]:
+    def _strided_loop(self, name: str, values: range, step: int, work: int) -> Iterator[None]:
+        """A loop over every ``step``-th value; ``work``: how many operations there are inside."""
+        self._unroll(work * (len(values) // step))
         with self.block(f"for (int {name} = {values.start}; {name} < {values.stop}; {name} += {step})"):
             yield
+
+
+def _operations(values: Iterable[Expr]) -> int:
+    """How many operations compute all the values; one that several need counts once."""
+    todo, seen = list(values), set()
+    while todo:
+        expr = todo.pop()
+        if isinstance(expr, Op) and expr not in seen:
+            seen.add(expr)
+            todo.extend(expr.operands)
+    return len(seen)
 
 
 def _tiles(length: int, most: int) -> list[tuple[range, int]]:

@@ -28,7 +28,7 @@ REDUCTIONS = {
     "prod": ("1", "{0} * {1}"),
     "amax": ("LOWEST", "maximum({0}, {1})"),
     "amin": ("GREATEST", "minimum({0}, {1})"),
-    "any": ("0", "{0} | {1}"),
+    "any": ("0", "({0} != 0) | ({1} != 0)"),
 }
 
 VIEWS = [

@@ -1,6 +1,6 @@
 """The ops that compute each element by itself: one line of C++ each, or a small function.
 
-Templates are C++; the functions in them are `prelude.hpp`'s. `ops` says how an op is called.
+Templates are C++; the functions in them are `arithmetic.hpp`'s. `ops` says how an op is called.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ ARITHMETIC = {
     "minimum": "minimum({0}, {1})",
     "fmax": "skipping_maximum({0}, {1})",
     "fmin": "skipping_minimum({0}, {1})",
-    "copysign": "std::copysign({0}, {1})",
-    "hypot": "std::hypot({0}, {1})",
-    "atan2": "std::atan2({0}, {1})",
+    "copysign": "math_copysign({0}, {1})",
+    "hypot": "math_hypot({0}, {1})",
+    "atan2": "math_atan2({0}, {1})",
     "fmod": "modulo_c({0}, {1}, BAD)",
     "remainder": "modulo_python({0}, {1}, BAD)",
     "bitwise_and": "{0} & {1}",
@@ -52,8 +52,8 @@ ARITHMETIC = {
     "neg": "-{0}",
     "abs": "absolute({0})",
     "sign": "sign({0})",
-    "sqrt": "std::sqrt({0})",
-    "rsqrt": "1 / std::sqrt({0})",
+    "sqrt": "math_sqrt({0})",
+    "rsqrt": "1 / math_sqrt({0})",
     "reciprocal": "1 / {0}",
     "exp": "vector_exp({0})",
     "exp2": "vector_exp2({0})",
@@ -158,7 +158,7 @@ def _div(kernel: Kernel, out: TensorSpec, x: Any, y: Any, rounding: str | None =
 
 
 def _pow(kernel: Kernel, out: TensorSpec, x: Any, y: Any) -> Expr:
-    simple = {0: "1", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "std::sqrt({0})", -1: "1 / {0}"}
+    simple = {0: "1", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "math_sqrt({0})", -1: "1 / {0}"}
     if isinstance(y, int | float) and y in simple and (out.dtype.is_floating_point or y >= 0):
         return kernel.op(simple[y], out.dtype, kernel.stored(operand(kernel, x, out.dtype)))
     return _arithmetic("power({0}, {1})")(kernel, out, x, y)

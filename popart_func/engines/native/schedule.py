@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from popart_func.engines.native.expressions import Buffer, Load, Shape
+from popart_func.engines.native.expressions import Buffer, Load, Shape, leaves
 from popart_func.engines.native.statements import Pointwise, Scatter, Statement, reads, writes
 
 __all__ = ["Group", "in_place", "invariant", "schedule"]
@@ -28,10 +28,12 @@ def schedule(statements: Iterable[Statement]) -> list[Group]:
     written: dict[Buffer, int] = {}
     for statement in statements:
         earliest = 0
+        indices = _index_loads(statement)
         for load in reads(statement):
             if load.buffer in written:
                 group = written[load.buffer]
-                earliest = max(earliest, group if _same_index(groups[group], statement, load) else group + 1)
+                fits = load not in indices and _same_index(groups[group], statement, load)
+                earliest = max(earliest, group if fits else group + 1)
         if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
             earliest = max(earliest, written[writes(statement)] + 1)
         shape = statement.target.shape if isinstance(statement, Pointwise) else None
@@ -46,6 +48,15 @@ def schedule(statements: Iterable[Statement]) -> list[Group]:
         groups[index].statements.append(statement)
         written[writes(statement)] = max(index, written.get(writes(statement), 0))
     return groups
+
+
+def _index_loads(statement: Statement) -> set[Load]:
+    """What a statement computes indices from: that comes from a loop of its own.
+
+    GCC 12 miscompiles a vectorized loop that makes an index out of a bool and looks it up where there is no lane axis.
+    """
+    values = (index.value for load in reads(statement) for index in load.dynamic)
+    return {leaf for value in values for leaf in leaves(value) if isinstance(leaf, Load)}
 
 
 def _same_index(group: Group, statement: Statement, load: Load) -> bool:

@@ -1,0 +1,98 @@
+// What every kernel for a CPU starts with: lanes in SIMD registers, vector functions, and blocks of lanes on threads.
+// arithmetic.hpp follows.
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <thread>
+#include <vector>
+
+// One block of lanes fills REGISTERS vector registers with numbers of the widest floating-point type.
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+constexpr int L = REGISTERS * REGISTER / WIDEST;
+
+#define ALIGNED alignas(64)
+#define INLINE static inline
+#define LANES _Pragma("omp simd") for (int l = 0; l < L; ++l)
+
+// glibc has vector forms of these, of at most 4 ulp; they are used where a loop over lanes calls them.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__) && __GLIBC_PREREQ(2, 35)
+#define VECTOR(name)                                                             \
+  extern "C" __attribute__((simd("notinbranch"))) double name(double) noexcept;  \
+  extern "C" __attribute__((simd("notinbranch"))) float name##f(float) noexcept; \
+  INLINE float vector_##name(float x) { return name##f(x); }                     \
+  INLINE double vector_##name(double x) { return name(x); }
+#else
+#define VECTOR(name)                                           \
+  INLINE float vector_##name(float x) { return std::name(x); } \
+  INLINE double vector_##name(double x) { return std::name(x); }
+#endif
+VECTOR(exp) VECTOR(exp2) VECTOR(expm1) VECTOR(log) VECTOR(log2) VECTOR(log10) VECTOR(log1p)
+VECTOR(sin) VECTOR(cos) VECTOR(tan) VECTOR(asin) VECTOR(acos) VECTOR(atan)
+VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh) VECTOR(erf) VECTOR(erfc)
+
+#define INF std::numeric_limits<double>::infinity()
+#define NOT_A_NUMBER std::numeric_limits<double>::quiet_NaN()
+
+// One rounding where the hardware has it, in sums of products only: elsewhere a product is rounded before it is added.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FUSED
+#endif
+
+// Lanes of a tensor [lanes, N] as a block [N, L]; lanes beyond the last repeat it.
+template <int N, class T> static inline void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
+  if (N == 1 && stride == 1 && valid == L) {
+    for (int l = 0; l < L; ++l) block[0][l] = from[l];
+    return;
+  }
+  for (int l = 0; l < L; ++l) {
+    const T* lane = from + (l < valid ? l : valid - 1) * stride;
+    for (int i = 0; i < N; ++i) block[i][l] = lane[i];
+  }
+}
+template <int N, class T> static inline void store_lanes(T* to, const T (*block)[L], int valid) {
+  if (N == 1 && valid == L) {
+    for (int l = 0; l < L; ++l) to[l] = block[0][l];
+    return;
+  }
+  for (int l = 0; l < valid; ++l)
+    for (int i = 0; i < N; ++i) to[l * N + i] = block[i][l];
+}
+template <int N, class T> static inline void copy_block(T (*to)[L], const T (*from)[L]) {
+  for (int i = 0; i < N; ++i) LANES to[i][l] = from[i][l];
+}
+
+struct Run {
+  const void* const* inputs;      // carry, xs, hparams, constants
+  const int64_t* lane_strides;    // of each input, in elements
+  const int64_t* time_strides;
+  void* const* outputs;           // carry [lanes, ...], ys [steps, lanes, ...]
+  int64_t lanes, steps;
+};
+
+// Calls work(block, first lane, lanes in it) for each block of lanes. What was bad in any lane comes back.
+template <class Block, class Work> static int32_t for_each_block(int64_t lanes, int threads, Work work) {
+  const int64_t blocks = (lanes + L - 1) / L;
+  std::atomic<int64_t> next{0};
+  std::atomic<int32_t> bad{0};
+  auto worker = [&] {
+    const auto block = std::make_unique<Block>();
+    for (int64_t i; (i = next++) < blocks;) {
+      const int64_t first = i * L;
+      work(*block, first, int(lanes - first < L ? lanes - first : L));
+      for (int l = 0; l < L; ++l) bad |= block->bad[l];
+    }
+  };
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads && i < blocks; ++i) others.emplace_back(worker);
+  worker();
+  for (auto& thread : others) thread.join();
+  return bad;
+}

@@ -1,0 +1,42 @@
+"""The native engine on the CPU: the kernel's argument, and the call."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from popart_func.engines.native.arguments import Arguments, Launch
+
+__all__ = ["cpu_kernel"]
+
+
+class _Run(ctypes.Structure):
+    """`Run` of cpu.hpp."""
+
+    _fields_ = [
+        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("lane_strides", ctypes.POINTER(ctypes.c_int64)),
+        ("time_strides", ctypes.POINTER(ctypes.c_int64)),
+        ("outputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("lanes", ctypes.c_int64),
+        ("steps", ctypes.c_int64),
+    ]
+
+
+def cpu_kernel(library: ctypes.CDLL) -> Launch:
+    """A loaded kernel as a function; ``torch.get_num_threads()`` threads run it."""
+
+    def launch(arguments: Arguments) -> int:
+        inputs, lane_strides, time_strides, outputs, lanes, steps = arguments
+        run = _Run(
+            (ctypes.c_void_p * len(inputs))(*(leaf.data_ptr() for leaf in inputs)),
+            (ctypes.c_int64 * len(inputs))(*lane_strides),
+            (ctypes.c_int64 * len(inputs))(*time_strides),
+            (ctypes.c_void_p * len(outputs))(*(leaf.data_ptr() for leaf in outputs)),
+            lanes,
+            steps,
+        )
+        return int(library.run(ctypes.byref(run), torch.get_num_threads()))
+
+    return launch

@@ -1,0 +1,427 @@
+"""The native engine's CUDA half: that its source compiles, and what it computes.
+
+Where there is no device, the very same source is compiled for the host, with a few lines that stand for CUDA; so it is
+checked lane by lane, but nothing is said of the launch, of the device's own functions, or of speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_native as learners
+import test_native_ops as table
+import torch
+from test_native import LANES, assert_bit_equal, difference, make_scan
+from torch import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from popart_func import optim
+from popart_func.engines import eager, native, scan_lanes
+from popart_func.engines.compiler import compiler
+from popart_func.engines.lane_scan import LaneScan, make_lane_scan
+from popart_func.engines.native.arguments import Arguments, Launch
+from popart_func.engines.native.cuda import block_size, pack
+from popart_func.engines.native.emit import CudaSource, emit_cuda
+from popart_func.engines.native.lower import lower
+from popart_func.engines.native.nvrtc import OPTIONS, compile_cubin, why_no_nvrtc
+from popart_func.engines.trace import StepGraph
+from popart_func.learners import popart_learner
+from popart_func.models import UnifiedModel, init_lanes, stateless
+from popart_func.pop_art import popart
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+ROOMY, NONE = 227 * 1024, 0
+"""Bytes of shared memory that a block of an H100 may have; and none, so that everything is local."""
+
+SHIM = """
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define __device__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+struct Index { unsigned x; } threadIdx, blockIdx, blockDim;
+double shared_memory[1 << 16];
+static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, sizeof x); return x; }
+static void atomicOr(int32_t* to, int32_t bits) { *to |= bits; }
+%s
+// One thread after the other; returns how often one wrote where another of its block had, or beyond `size` bytes.
+extern "C" int emulate(const Run* run, unsigned blocks, unsigned threads, unsigned size) {
+  static unsigned owner[sizeof shared_memory];
+  const auto* bytes = (const unsigned char*)shared_memory;
+  int collisions = 0;
+  blockDim.x = threads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    std::memset(owner, 0, sizeof owner);
+    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+      std::memset(shared_memory, 0xA5, sizeof shared_memory);
+      run_lanes(*run);
+      for (unsigned i = 0; i < sizeof shared_memory; ++i) {
+        if (bytes[i] == 0xA5) continue;
+        collisions += owner[i] != 0 || i >= size;
+        owner[i] = 1;
+      }
+    }
+  }
+  return collisions;
+}
+"""
+
+
+def cuda_source(scan: LaneScan, graph: StepGraph, shared: int = ROOMY) -> CudaSource:
+    program = lower(graph, len(scan.carry), native._uniform(scan, graph))
+    return emit_cuda(program, len(scan.carry), len(scan.xs), shared)
+
+
+def emulated(source: CudaSource, directory: Path) -> Launch:
+    stem = directory / hashlib.sha256(source.text.encode()).hexdigest()[:16]
+    stem.with_suffix(".cpp").write_text(SHIM % source.text)
+    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
+    command = [str(compiler()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
+    subprocess.run(command, check=True)
+    library = ctypes.CDLL(str(stem.with_suffix(".so")))
+
+    def launch(arguments: Arguments) -> int:
+        bad = torch.zeros(1, dtype=torch.int32)
+        packed = pack(arguments, bad)
+        threads = block_size(arguments.lanes, source.threads, multiprocessors=2)
+        blocks = -(-arguments.lanes // threads)
+        assert library.emulate(ctypes.byref(packed), blocks, threads, source.shared) == 0
+        assert source.checked or not bad
+        return int(bad)
+
+    return launch
+
+
+def on_device(run: Callable[[LaneScan], Any], scan: LaneScan) -> Any:
+    device = torch.device("cuda", torch.cuda.current_device())
+    with device:  # what the step makes itself lies there too
+        result = run(to(scan, device))
+    assert all(leaf.device == device for leaf in tree_leaves(result[0]))
+    return tree_map(torch.Tensor.cpu, result)
+
+
+def to(scan: LaneScan, device: torch.device) -> LaneScan:
+    parts = {name: tuple(leaf.to(device) for leaf in getattr(scan, name)) for name in ("carry", "xs", "hparams")}
+    return dataclasses.replace(scan, device=device, **parts)
+
+
+@pytest.fixture(params=["shared", "local", pytest.param("device", marks=pytest.mark.gpu)])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """`native.run` runs the CUDA kernel: on the host, with and without shared memory, and on a device."""
+    if request.param == "device":
+        monkeypatch.setattr(native, "run", functools.partial(on_device, native.run))
+    elif compiler() is None:
+        pytest.skip("no C++ compiler to run the kernel on the host")
+    else:
+        shared = ROOMY if request.param == "shared" else NONE
+
+        def kernel(scan: LaneScan, graph: StepGraph) -> Launch:
+            key = "emulated", scan.shared, shared
+            if key not in graph.compiled:
+                graph.compiled[key] = emulated(cuda_source(scan, graph, shared), tmp_path)
+            return graph.compiled[key]
+
+        monkeypatch.setattr(native, "_kernel", kernel)
+    return request.param
+
+
+# What the CPU's kernel must do, the CUDA kernel must: the same tests.
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, (3, 4)), (torch.float64, (5, 1))])
+def test_floating_point_ops(engine: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    table.test_floating_point(dtype, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integer_ops(engine: str, dtype: torch.dtype) -> None:
+    table.test_integers(dtype)
+
+
+def test_movement(engine: str) -> None:
+    table.test_movement()
+    table.test_movement_of_what_all_lanes_share()
+
+
+@pytest.mark.parametrize(
+    ("learner", "optimizer"),
+    [("popart", "adam"), ("normalized_sgd", "nesterov"), ("art", "momentum"), ("sgd", "sgd")],
+)
+def test_agrees_with_eager_in_float64(engine: str, learner: str, optimizer: str) -> None:
+    learners.test_agrees_with_eager_in_float64(learner, optimizer)
+
+
+@pytest.mark.parametrize(("learner", "optimizer"), [("popart", "adam"), ("normalized_sgd", "sgd")])
+def test_agrees_with_eager_in_float32(engine: str, learner: str, optimizer: str) -> None:
+    learners.test_agrees_with_eager_in_float32(learner, optimizer)
+
+
+def test_agrees_on_the_papers_network(engine: str) -> None:
+    """Its matrices are in shared memory, where there is any."""
+    scan = paper_scan(torch.float64)
+    assert captured(lambda: native.run(scan)).shared == 8 * 32 * (16 * 10 + 3 * 10 * 10)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-12
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
+def test_agrees_on_batches_of_several_tasks(engine: str, reduction: str) -> None:
+    learners.test_agrees_on_batches_of_several_tasks(reduction)
+
+
+def test_agrees_on_a_learner_with_its_environment_inside(engine: str) -> None:
+    learners.test_agrees_on_a_learner_with_its_environment_inside()
+
+
+def test_keeps_the_statistics_where_float32_is_short(engine: str) -> None:
+    learners.test_keeps_the_statistics_where_float32_is_short()
+
+
+def test_lanes_are_bit_equal_for_any_number_of_lanes(engine: str) -> None:
+    learners.test_lanes_are_bit_equal_for_any_number_of_lanes_and_threads()
+
+
+def test_a_lane_that_diverges_leaves_its_neighbours_alone(engine: str) -> None:
+    learners.test_a_lane_that_diverges_leaves_its_neighbours_alone()
+
+
+def test_reads_inputs_through_their_strides(engine: str) -> None:
+    learners.test_reads_what_lanes_share_where_it_lies()
+
+
+def test_carries_of_all_dtypes_that_swap_and_stay(engine: str) -> None:
+    learners.test_carries_of_all_dtypes_that_swap_and_stay()
+
+
+def test_does_not_change_its_inputs(engine: str) -> None:
+    learners.test_does_not_change_its_inputs()
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (lambda c, x: (c + c[x.long() + 3], c), IndexError, r"out of range.*test_native_cuda.py:\d+"),
+        (lambda c, x: (c, c[:1] + 3 // x.int()), ZeroDivisionError, r"divided by zero.*test_native_cuda.py:\d+"),
+    ],
+)
+def test_says_what_is_wrong_and_where(engine: str, step: Any, error: type[Exception], message: str) -> None:
+    scan = make_lane_scan("scan_lanes", step, torch.zeros(2, 2), torch.zeros(3), shared=True)
+    with pytest.raises(error, match=message):
+        native.run(scan)
+
+
+def test_refuses_a_lane_that_is_too_large() -> None:
+    scan = make_lane_scan("scan_lanes", lambda c, x: (c + x, x), torch.zeros(2, 10_000), torch.zeros(3), shared=True)
+    with pytest.raises(native.UnsupportedError, match=r"must fit into 32768 bytes on a CUDA device; .* needs 4\d{4}\."):
+        captured(lambda: native.run(scan))
+
+
+# That the source compiles for a device.
+
+
+class Captured(Exception):  # noqa: N818
+    def __init__(self, source: CudaSource) -> None:
+        self.source = source
+
+
+def captured(run: Callable[[], Any], shared: int = ROOMY) -> CudaSource:
+    """The source of the kernel that a run would need."""
+
+    def kernel(scan: LaneScan, graph: StepGraph) -> Launch:
+        raise Captured(cuda_source(scan, graph, shared))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_kernel", kernel)
+        patch.setattr(eager, "run", lambda scan: (None, None))
+        try:
+            run()
+        except Captured as caught:
+            return caught.source
+    raise AssertionError("no kernel was asked for")
+
+
+def paper_scan(dtype: torch.dtype = torch.float32) -> LaneScan:
+    """Pop-Art on the paper's network, 16-10-10-10-10-1."""
+    make = functools.partial(UnifiedModel, 16, 10, 1)
+    learner = popart_learner(stateless(make()), optim.sgd(10**-2.5), popart(1, 10**-0.5))
+    state = vmap(learner.init)({name: leaf.to(dtype) for name, leaf in init_lanes(make, range(LANES)).items()})
+
+    def step(state: Any, x: Any) -> Any:
+        state, info = learner.update(state, (x, x.sum(-1, keepdim=True)))
+        return state, info.error
+
+    generator = torch.Generator().manual_seed(2)
+    return make_lane_scan("scan_lanes", step, state, torch.randn(9, LANES, 16, generator=generator, dtype=dtype))
+
+
+KERNELS: dict[str, Callable[[], Any]] = {
+    "paper": lambda: native.run(paper_scan()),
+    "adam_float64": lambda: native.run(make_scan("popart", "adam", torch.float64)),
+    "floating_point": lambda: table.test_floating_point(torch.float32, (3, 4)),
+    "double": lambda: table.test_floating_point(torch.float64, (5, 1)),
+    "integers": lambda: table.test_integers(torch.int64),
+    "movement": table.test_movement,
+    "environment": learners.test_agrees_on_a_learner_with_its_environment_inside,
+}
+
+
+NVCC, NO_NVRTC = shutil.which("nvcc"), why_no_nvrtc()
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@pytest.mark.parametrize(
+    ("kernel", "shared"), [*((kernel, ROOMY) for kernel in KERNELS), ("paper", NONE), ("integers", NONE)]
+)
+def test_nvcc_compiles(
+    kernel: str, shared: int, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    source = captured(KERNELS[kernel], shared)
+    (tmp_path / "kernel.cu").write_text(source.text)
+    command = ["nvcc", *OPTIONS, "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings", "-diag-suppress", "177"]
+    command += ["-cubin", "-o", str(tmp_path / "kernel.cubin"), str(tmp_path / "kernel.cu")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-4000:]
+    used = {
+        name: int(number)
+        for name, pattern in {
+            "registers": r"Used (\d+) reg",
+            "stack": r"(\d+) bytes stack",
+            "spills": r"(\d+) bytes spill s",
+        }.items()
+        for number in re.findall(pattern, result.stderr)[:1]
+    }
+    record_property("kernel", f"{kernel}, {source.shared} bytes of shared memory: {used}")
+    print(f"{kernel}: {source.threads} threads, {source.shared} bytes of shared memory, {used}")
+    assert used["registers"] <= 255
+    if kernel == "paper" and source.shared:
+        assert used["stack"] == used["spills"] == 0  # the parameters in shared memory, the rest in registers
+
+
+@pytest.mark.skipif(NO_NVRTC is not None, reason=str(NO_NVRTC))
+@pytest.mark.parametrize("kernel", ["paper", "adam_float64", "movement"] if NVCC else KERNELS)
+def test_nvrtc_compiles(kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / "cache"))
+    source = captured(KERNELS[kernel])
+    image = compile_cubin(source.text, "sm_90")
+    assert image.startswith(b"\x7fELF")
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.read_bytes() == image
+    kept.write_bytes(b"kept")
+    assert compile_cubin(source.text, "sm_90") == b"kept"
+
+
+@pytest.mark.skipif(NO_NVRTC is not None, reason=str(NO_NVRTC))
+def test_nvrtc_says_what_it_refuses() -> None:
+    with pytest.raises(native.BuildError, match=r"(?s)NVRTC .*sm_90.* failed:.*nonsense"):
+        compile_cubin("nonsense;", "sm_90")
+
+
+def test_reads_of_neighbouring_threads_are_neighbours() -> None:
+    """A [time, lanes] input and output: the address of a lane is its number, so that a warp touches one line."""
+    xs = torch.zeros(4, LANES)
+    source = captured(
+        lambda: native.run(make_lane_scan("scan_lanes", lambda c, x: (c + x, c), torch.zeros(LANES), xs, shared=False))
+    )
+    assert "first * run.lane_strides[1]" in source.text
+    assert "(time * run.lanes + first) * 1" in source.text
+    assert not source.shared
+    assert not source.checked
+
+
+# Where it can't run, it says why.
+
+
+def test_says_why_it_can_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert native.why_not(device) == "this build of PyTorch has no CUDA."
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert native.why_not(device) == "PyTorch finds no CUDA device."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert native.why_not(torch.device("cuda", 1)) == "there is no cuda:1."
+    monkeypatch.setattr("popart_func.engines.native.nvrtc._library", lambda: None)
+    assert "pip install nvidia-cuda-nvrtc" in str(native.why_not(device))
+
+
+# On a device.
+
+
+@pytest.mark.gpu
+def test_is_available_where_a_device_is() -> None:
+    """The loud one: PyTorch's CUDA builds bring NVRTC along, and it is found."""
+    assert native.why_not(torch.device("cuda")) is None
+
+
+@pytest.mark.gpu
+def test_scan_lanes_runs_on_the_device() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def step(carry: Any, x: Any, hparams: Any) -> Any:
+        own, common = x
+        weight = carry["weight"] * (1 - hparams["rate"]) + torch.outer(own, common) * hparams["rate"]
+        return {"weight": weight}, {"norm": weight.square().sum().sqrt(), "argmax": weight.flatten().argmax()}
+
+    for lanes in (1, 33, 1000, 20_000):
+        own = torch.randn(50, lanes, 5, dtype=torch.float64, device=device)
+        common = torch.randn(50, 7, dtype=torch.float64, device=device)
+        rates = {"rate": torch.linspace(0.01, 0.5, lanes, dtype=torch.float64, device=device)}
+        carry = {"weight": torch.randn(lanes, 5, 7, dtype=torch.float64, device=device)}
+        arguments = (step, carry, (own, common))
+        expected = scan_lanes(*arguments, hparams=rates, shared=(False, True), engine="eager")
+        got = scan_lanes(*arguments, hparams=rates, shared=(False, True), engine="native")
+        again = scan_lanes(*arguments, hparams=rates, shared=(False, True), engine="native")
+        assert all(leaf.device == device for leaf in tree_leaves(got))
+        assert difference(got, expected) < 1e-12
+        assert_bit_equal(got, again)
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream() -> None:
+    scan = to(paper_scan(), torch.device("cuda", torch.cuda.current_device()))
+    expected = native.run(scan)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        xs = tuple(leaf.clone() for leaf in scan.xs)
+        got = native.run(dataclasses.replace(scan, xs=xs))
+    torch.cuda.synchronize()
+    assert_bit_equal(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [10, 24, 64])
+def test_agrees_whether_the_state_is_shared_or_local(width: int) -> None:
+    """Widths whose parameters fit shared memory, and one whose do not."""
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def step(weight: Any, x: Any) -> Any:
+        y = torch.tanh(weight @ x)
+        return weight * 0.99 + torch.outer(y, x) / width, y.sum()
+
+    weight = torch.randn(300, width, width, dtype=torch.float64, device=device) / width
+    x = torch.randn(40, width, dtype=torch.float64, device=device)
+    scan = make_lane_scan("scan_lanes", step, weight, x, shared=True)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-12
+
+
+def test_kernels_take_no_type_but_eight_bytes_each() -> None:
+    """`pack` relies on it."""
+    source = captured(lambda: native.run(paper_scan())).text
+    (members,) = re.findall(r"struct Run \{(.*?)\};", source, re.DOTALL)
+    types = {line.split()[0] for line in members.strip().splitlines()}
+    assert types <= {"const", "void*", "int64_t", "int32_t*"}
