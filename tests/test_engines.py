@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -290,6 +292,74 @@ def test_auto_goes_on_where_an_engine_lacks_something(recwarn):
     assert messages[0].endswith("Going on with eager.")
     with pytest.raises(UnsupportedError, match=r"no dtype torch.bfloat16"):
         scan_lanes(step, torch.zeros(2), torch.ones(600), engine="native")
+
+
+def test_gradients_of_what_a_step_closes_over_are_not_lost():
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    def step(carry, x):
+        return carry + weight * x, ()
+
+    with pytest.warns(UserWarning, match="closes over a tensor that requires one.* Going on with eager"):
+        carry, _ = scan(step, torch.tensor(0.0), torch.ones(600))
+    carry.backward()
+    assert weight.grad == 600
+    for engine in COMPILED:
+        with pytest.raises(UnsupportedError, match=f"{engine}: no gradient flows"):
+            scan(step, torch.tensor(0.0), torch.ones(3), engine=engine)
+        with torch.no_grad():
+            assert scan(step, torch.tensor(0.0), torch.ones(3), engine=engine)[0] == 6
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_what_is_changed_in_place_after_being_closed_over(engine):
+    """A copy of a constant may be written to inside; a change of the constant itself is seen by the next call."""
+    table = torch.zeros(3)
+
+    def step(carry, x):
+        own = table.clone()
+        own[0] = x
+        own += 1
+        return carry + own.sum(), ()
+
+    assert scan(step, torch.tensor(0.0), torch.tensor([5.0, 7.0]), engine=engine)[0] == 18
+    table[2] = 10
+    assert scan(step, torch.tensor(0.0), torch.tensor([5.0, 7.0]), engine=engine)[0] == 38
+    assert table.tolist() == [0, 0, 10]
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_the_default_dtype_and_identity_are_part_of_a_trace(engine):
+    def step(carry, x):
+        return carry, torch.ones(()) * 3
+
+    start = torch.zeros(2)
+    assert scan_lanes(step, start, length=2, engine=engine)[1].dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert scan_lanes(step, start, length=2, engine=engine)[1].dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    @dataclasses.dataclass(frozen=True)
+    class Equal:
+        factor: float = dataclasses.field(compare=False)
+
+        def __call__(self, carry, x):
+            return carry + self.factor, ()
+
+    assert [scan(Equal(f), torch.tensor(0.0), length=1, engine=engine)[0].item() for f in (2.0, 3.0)] == [2, 3]
+
+
+def test_threads_may_trace_at_once():
+    def run(number):
+        return scan(lambda c, x: (c + number * torch.tanh(x), c), torch.tensor(0.0), torch.ones(3), engine=RUNNABLE[0])[
+            0
+        ]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, range(8)))
+    np.testing.assert_allclose(results, [3 * number * np.tanh(1.0) for number in range(8)], rtol=1e-5)
 
 
 Z = torch.zeros(3)

@@ -17,8 +17,8 @@ from torch import nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from popart_func import optim
-from popart_func.engines import eager, native
+from popart_func import optim, tree
+from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
@@ -249,7 +249,7 @@ print(native.run(scan)[0].tolist())
         command = [sys.executable, "-c", program, argument]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert result.stdout == "[6.0, 6.0, 6.0]\n"
-    (library,) = (tmp_path / "cache").iterdir()
+    (library,) = (tmp_path / "cache").glob("*.so")
     assert library.suffix == ".so"
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
@@ -259,6 +259,70 @@ def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
     with pytest.raises(PermissionError, match="only you may write to it"):
         cache_directory()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64])
+def test_looks_up_by_an_index_that_comes_from_a_bool(dtype: torch.dtype) -> None:
+    """GCC 12 miscompiles it where the table has no lane axis and both stand in one loop."""
+    table = torch.tensor([0, 1, 0, 1], dtype=dtype)
+
+    def step(carry: Any, x: Any) -> Any:
+        shared, each = x
+        by_sign, by_bool = (each > 0).long(), torch.where(each > 0, 3, 2)
+        looked_up = (table[by_sign], table[(~(each > 0)).long() + 1], table[by_bool], shared[by_sign])
+        rows = F.embedding((each > 0).to(torch.uint8).long(), table[:, None])
+        return carry + (each > 0).any().long(), (*looked_up, rows, table.gather(0, by_sign[None]))
+
+    xs = (torch.arange(8).reshape(2, 4).to(dtype), torch.randn(2, 18))
+    carry = torch.zeros(18, dtype=torch.int64)
+    options = {"shared": (True, False)}
+    expected = scan_lanes(step, carry, xs, engine="eager", **options)
+    got = scan_lanes(step, carry, xs, engine="native", **options)
+    assert tree.max_difference(got, expected) == 0
+
+
+def test_division_by_the_greatest_uint8() -> None:
+    def step(carry: Any, x: Any) -> Any:
+        return carry, (
+            x % carry,
+            x // carry,
+            torch.fmod(x, carry),
+            x // 255,
+            torch.div(x, carry, rounding_mode="trunc"),
+        )
+
+    carry, x = torch.full((5,), 255, dtype=torch.uint8), torch.tensor([[0, 2, 254, 255, 128]], dtype=torch.uint8)
+    expected = scan_lanes(step, carry, x, engine="eager", shared=False)
+    assert tree.max_difference(scan_lanes(step, carry, x, engine="native", shared=False), expected) == 0
+
+
+def test_bits_seen_as_another_dtype_are_refused() -> None:
+    with pytest.raises(native.UnsupportedError, match=r"'view'.*the bits of torch.float32 seen as torch.int32"):
+        scan_lanes(lambda c, x: (c, c.view(torch.int32)), torch.ones(2, 3), length=1, engine="native")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "zeros"])
+def test_a_damaged_kernel_is_built_anew(damage: str, tmp_path: Path) -> None:
+    """In a process of its own: loading it would be the end of this one."""
+    program = (
+        "import torch; from popart_func import scan\n"
+        "print(scan(lambda c, x: (c + x, c), torch.tensor(0.0), torch.ones(3), engine='native')[0].item())"
+    )
+    tmp_path.chmod(0o700)
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path)}
+
+    def output() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert output() == "3.0"
+    (kernel,) = tmp_path.glob("*.so")
+    content = kernel.read_bytes()
+    half = len(content) // 2
+    kernel.write_bytes({"truncated": content[:4096], "empty": b"", "zeros": content[:half] + bytes(half)}[damage])
+    assert output() == "3.0"
+    assert len(kernel.read_bytes()) > half
 
 
 def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

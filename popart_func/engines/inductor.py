@@ -19,7 +19,7 @@ from torch._higher_order_ops.scan import scan as scan_operator
 from torch.func import vmap
 
 from popart_func.engines.compiler import why_no_compiler
-from popart_func.engines.lane_scan import LaneScan, check_carry
+from popart_func.engines.lane_scan import LaneScan, check_carry, refuse_gradient
 from popart_func.engines.trace import StepGraph, TensorSpec, trace
 from popart_func.tree import PyTree
 
@@ -48,6 +48,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     """
     inputs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph = trace(scan.step, scan.structure, inputs, check=partial(check_carry, scan))
+    refuse_gradient("inductor", graph.wants_gradient)
     key = ("inductor", scan.lanes, scan.steps, scan.shared)
     if key not in graph.compiled:
         graph.compiled[key] = _compile(graph, scan)

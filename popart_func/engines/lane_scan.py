@@ -20,6 +20,7 @@ __all__ = [
     "check_carry",
     "check_tensors",
     "make_lane_scan",
+    "refuse_gradient",
 ]
 
 
@@ -77,6 +78,15 @@ class LaneScan:
             *(0 for _ in self.carry),
             *(None if shared else 0 for shared in self.shared),
             *(0 for _ in self.hparams),
+        )
+
+
+def refuse_gradient(engine: str, wants_gradient: bool) -> None:
+    """Raises if a step closes over a tensor that requires a gradient while gradients are recorded."""
+    if wants_gradient and torch.is_grad_enabled():
+        raise UnsupportedError(
+            f"{engine}: no gradient flows through it, and the step closes over a tensor that requires one: run it "
+            f"under torch.no_grad(), or detach the tensor."
         )
 
 

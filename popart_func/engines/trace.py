@@ -6,12 +6,15 @@ semi-private: a test fails loudly when it moves.
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import sysconfig
+import threading
 import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -62,7 +65,9 @@ class StepGraph(NamedTuple):
         inputs: what goes in, in the order of optree's leaves of the arguments.
         outputs: what comes out.
         out_structure: the result's structure.
-        constants: tensors that the function closed over, with the values they had.
+        constants: tensors that the function closed over. What is changed in them in place is seen, what is put in
+            their stead is not.
+        wants_gradient: whether one of them requires a gradient, which no engine but eager carries.
         compiled: what engines have made of the graph, so that it lives as long as the function does.
     """
 
@@ -71,6 +76,7 @@ class StepGraph(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     out_structure: optree.PyTreeSpec
     constants: tuple[Tensor, ...]
+    wants_gradient: bool
     compiled: dict[Any, Any]
 
     @property
@@ -92,7 +98,8 @@ class StepGraph(NamedTuple):
         return "\n".join([*lines, f"{self.operations.total()} operations: {kinds}"])
 
 
-_graphs: weakref.WeakKeyDictionary[Callable[..., Any], dict[Any, StepGraph]] = weakref.WeakKeyDictionary()
+_graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
+_lock = threading.RLock()  # torch.fx traces in one thread at a time
 
 
 def trace(
@@ -114,14 +121,28 @@ def trace(
         TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
-    try:
-        graphs = _graphs.setdefault(function, {})
-    except TypeError:  # it can't be referred to weakly, or not be hashed: it is traced anew each time
+    # What a function means also depends on the default dtype and on autocast.
+    key = (structure, tuple(inputs), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
+    with _lock:
+        graphs = _graphs_of(function)
+        if key not in graphs:
+            graphs[key] = _trace(function, structure, tuple(inputs), check or (lambda result: None))
+        return graphs[key]
+
+
+def _graphs_of(function: Callable[..., Any]) -> dict[Any, StepGraph]:
+    """The graphs of this very function, as long as it lives; not of one that is equal to it."""
+    number = id(function)
+    reference, graphs = _graphs.get(number, (None, {}))
+    if reference is None or reference() is not function:
         graphs = {}
-    key = (structure, tuple(inputs))
-    if key not in graphs:
-        graphs[key] = _trace(function, structure, tuple(inputs), check or (lambda result: None))
-    return graphs[key]
+        with contextlib.suppress(TypeError):  # where it can't be referred to weakly, it is traced anew each time
+            _graphs[number] = weakref.ref(function, partial(_forget, _graphs, number)), graphs
+    return graphs
+
+
+def _forget(graphs: dict[int, Any], number: int, reference: object) -> None:
+    graphs.pop(number, None)
 
 
 def describe(node: fx.Node) -> str:
@@ -166,6 +187,10 @@ def _trace(
                 f"step: random numbers can't be drawn inside, as {op_name(node)!r} does in {describe(node)}: draw them "
                 f"before and pass them in xs."
             )
+    # What the function closes over becomes an input before the second pass, which removes mutations of inputs only.
+    constants = _lift_constants(first)
+    first.recompile()
+    fakes += [mode.from_tensor(constant.detach()) for constant in constants]
     with fx_traceback.preserve_node_meta():  # the second pass's nodes come from the same lines as the first's
         module = make_fx(
             functionalize(fx.Interpreter(first).run, remove="mutations"),
@@ -173,7 +198,10 @@ def _trace(
             tracing_mode="fake",
             _allow_non_fake_inputs=True,
         )(*fakes)
-    constants = _lift_constants(module)
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for number, node in enumerate(placeholders[len(inputs) :]):
+        node.name = node.target = f"constant_{number}"
+    constants += _lift_constants(module, start=len(constants))
     _merge_equal(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -183,7 +211,8 @@ def _trace(
         inputs=inputs,
         outputs=tuple(TensorSpec.of(node.meta["val"]) for node in output.args[0]),
         out_structure=out_structure[0],
-        constants=constants,
+        constants=tuple(constant.detach() for constant in constants),
+        wants_gradient=any(constant.requires_grad for constant in constants),
         compiled={},
     )
 
@@ -195,19 +224,19 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {**core_aten_decompositions(), **get_decompositions(more)}
 
 
-def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
+def _lift_constants(module: fx.GraphModule, start: int = 0) -> tuple[Tensor, ...]:
     """Turns the tensors that the graph holds into further inputs."""
     constants: list[Tensor] = []
     last_input = [node for node in module.graph.nodes if node.op == "placeholder"][-1:]
     for node in [node for node in module.graph.nodes if node.op == "get_attr"]:
         value = getattr(module, node.target)
         with module.graph.inserting_after(*last_input) if last_input else module.graph.inserting_before():
-            placeholder = module.graph.placeholder(f"constant_{len(constants)}")
+            placeholder = module.graph.placeholder(f"constant_{start + len(constants)}")
         placeholder.meta["val"] = value
         node.replace_all_uses_with(placeholder)
         module.graph.erase_node(node)
         last_input = [placeholder]
-        constants.append(value.detach())
+        constants.append(value)
     return tuple(constants)
 
 

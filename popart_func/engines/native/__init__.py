@@ -14,7 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
-from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry, refuse_gradient
 from popart_func.engines.native.arguments import Arguments, Launch
 from popart_func.engines.native.build import BuildError, build, why_not_here
 from popart_func.engines.native.cpu import cpu_kernel
@@ -55,6 +55,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
+    refuse_gradient("native", graph.wants_gradient)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
     tensors += [constant.to(scan.device).contiguous() for constant in graph.constants]
     outputs = [

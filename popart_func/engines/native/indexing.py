@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from popart_func.engines.native.expressions import (
@@ -77,12 +76,6 @@ def _diagonal(kernel: Kernel, out: TensorSpec, x: Expr, shift: int = 0, first: i
         return Layout(out.shape, strides, layout.offset)
 
     return kernel.view(x, view)
-
-
-def _as_strided(kernel: Kernel, out: TensorSpec, x: Expr, size: Any, strides: Any, offset: int | None = None) -> Expr:
-    x = kernel.stored(x)
-    x = x if x.is_whole else kernel.copied(x)
-    return replace(x, layout=Layout(out.shape, tuple(strides), offset or 0))
 
 
 def _pieces(kernel: Kernel, outs: Any, x: Expr, lengths: Any, axis: int = 0, *_: Any) -> list[Expr]:
@@ -267,7 +260,6 @@ INDEXING: dict[str, Callable[..., Any]] = {
     "select": _select,
     "flip": _flip,
     "diagonal": _diagonal,
-    "as_strided": _as_strided,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,

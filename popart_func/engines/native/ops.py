@@ -48,7 +48,6 @@ VIEWS = [
     "alias",
     "detach",
     "clone",
-    "lift_fresh_copy",
 ]
 
 
