@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import optree
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from test_native_ops import INTEGER, TAME, all_floating_point, movement, special
 from torch import Tensor
 from torch.func import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from popart_func.engines.trace import _graphs
+from popart_func.engines.trace import TensorSpec, trace
 from popart_func.interop.functions import to_jax_function
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.trees import to_jax, to_torch
@@ -23,6 +23,8 @@ from popart_func.interop.trees import to_jax, to_torch
 # XLA makes `where` of a product with a bool, so that inf * False is 0. Where gelu cancels it is exact to its argument.
 MORE_TAME = (*TAME, "mixed")
 CANCELS = ("gelu_", "gelu_tanh_")
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(autouse=True)
@@ -76,53 +78,53 @@ def test_movement() -> None:
         compare(movement, x, y, i, j, k, rtol=1e-12, atol=1e-14)
 
 
-def layers(x: Tensor, w: Tensor, rows: Tensor) -> dict[str, Tensor]:
-    """x: [2, 4, 9, 8]; w: [6, 4, 3, 3]; rows: [6], indices below 6."""
-    vector, image = x[0, :, 0, 0], x[0]
-    mean, var = vector * 0.1, vector.square() + 0.5
-    sequence = x[:, :2].reshape(2, 2, 9, 8)
-    return {
-        "conv2d": F.conv2d(x, w, w[:, 0, 0, 0], stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
-        "conv2d_groups": F.conv2d(x, w[:, :2], groups=2),
-        "conv2d_same": F.conv2d(image, w, padding="same"),
-        "conv1d": F.conv1d(x[:, :, 0], w[..., 0]),
-        "conv3d": F.conv3d(x[:, :, None], w[:, :, None, :2, :2]),
-        "conv_transpose": F.conv_transpose2d(
-            x, w.transpose(0, 1), w[:, 0, 0, 0], stride=2, padding=1, output_padding=(1, 0)
-        ),
-        "conv_transpose_groups": F.conv_transpose2d(x, w[:4, :3], groups=2, dilation=2),
-        "max_pool": F.max_pool2d(x, 3, stride=2, padding=1),
-        "max_pool_ceil": F.max_pool2d(x, (2, 3), ceil_mode=True),
-        "max_pool_indices": F.max_pool2d(image, 2, return_indices=True)[1],
-        "max_pool1d": F.max_pool1d(x[0], 2),
-        "avg_pool": F.avg_pool2d(x, 3, stride=2, padding=1),
-        "avg_pool_inside": F.avg_pool2d(image, (3, 2), padding=1, count_include_pad=False),
-        "avg_pool_divisor": F.avg_pool2d(x, 2, divisor_override=3),
-        "adaptive": F.adaptive_avg_pool2d(x, 1),
-        "batch_norm": F.batch_norm(x, mean, var, vector, mean),
-        "batch_norm_training": F.batch_norm(x, None, None, vector, training=True),
-        "group_norm": F.group_norm(x, 2, vector, mean),
-        "layer_norm": F.layer_norm(x, (9, 8)),
-        "instance_norm": F.instance_norm(x),
-        "attention": F.scaled_dot_product_attention(sequence, sequence + 1, sequence * 2),
-        "attention_causal": F.scaled_dot_product_attention(sequence, sequence, sequence, is_causal=True),
-        "embedding": F.embedding(rows, w[:, :, 0, 0], padding_idx=1),
-        "bmm": torch.baddbmm(x[0], x[0], torch.ones_like(x[0, :, 0])[:, None].expand(4, 8, 8) * w[0, 0, 0, 0]),
-        "einsum": torch.einsum("bchw,ocij->bohi", x, w),
-        "glu": F.glu(x, 1),
-        "cross_entropy": F.cross_entropy(x.flatten(2), rows.repeat(24).reshape(2, 72) % 4),
-        "sort": x.sort(-1).values,
-        "argsort": x.argsort(1, descending=True),
-        "topk": x.topk(3, 1).values + x.topk(3, 1, largest=False).values,
-        "topk_indices": x.topk(2, -1).indices,
-        "median": x.sort(dim=0, stable=True).values[0],
-        "logcumsumexp": x.logcumsumexp(1),
-        "cummax": torch.cummax(x, 2).values + torch.cummin(x, 2).values,
-        "cummax_indices": torch.cummax(x, 2).indices,
-        "special": torch.erfinv(torch.tanh(x)) + torch.lgamma(x.abs() + 0.1) + torch.digamma(x.abs() + 0.1),
-        "upsample": F.interpolate(x, scale_factor=2),
-        "reflect": F.pad(x, (1, 2, 1, 0), mode="reflect"),
-    }
+# x: [2, 4, 9, 8]; w: [6, 4, 3, 3]; i: [6], indices below 6
+LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "conv2d": lambda x, w, i: F.conv2d(x, w, w[:, 0, 0, 0], stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+    "conv2d_groups": lambda x, w, i: F.conv2d(x, w[:, :2], groups=2),
+    "conv2d_same": lambda x, w, i: F.conv2d(x[0], w, padding="same"),
+    "conv1d": lambda x, w, i: F.conv1d(x[:, :, 0], w[..., 0]),
+    "conv3d": lambda x, w, i: F.conv3d(x[:, :, None], w[:, :, None, :2, :2]),
+    "conv_transpose": lambda x, w, i: F.conv_transpose2d(
+        x, w.transpose(0, 1), w[:, 0, 0, 0], stride=2, padding=1, output_padding=(1, 0)
+    ),
+    "conv_transpose_groups": lambda x, w, i: F.conv_transpose2d(x, w[:4, :3], groups=2, dilation=2),
+    "max_pool": lambda x, w, i: F.max_pool2d(x, 3, stride=2, padding=1),
+    "max_pool_ceil": lambda x, w, i: F.max_pool2d(x, (2, 3), ceil_mode=True),
+    "max_pool_indices": lambda x, w, i: F.max_pool2d(x[0], 2, return_indices=True)[1],
+    "max_pool1d": lambda x, w, i: F.max_pool1d(x[0], 2),
+    "avg_pool": lambda x, w, i: F.avg_pool2d(x, 3, stride=2, padding=1),
+    "avg_pool_inside": lambda x, w, i: F.avg_pool2d(x[0], (3, 2), padding=1, count_include_pad=False),
+    "avg_pool_divisor": lambda x, w, i: F.avg_pool2d(x, 2, divisor_override=3),
+    "adaptive": lambda x, w, i: F.adaptive_avg_pool2d(x, 1),
+    "batch_norm": lambda x, w, i: F.batch_norm(
+        x, x[1, :, 0, 0], x[0, :, 0, 1].square() + 0.5, x[0, :, 0, 0], x[1, :, 0, 0]
+    ),
+    "batch_norm_training": lambda x, w, i: F.batch_norm(x, None, None, x[0, :, 0, 0], training=True),
+    "group_norm": lambda x, w, i: F.group_norm(x, 2, x[0, :, 0, 0], x[1, :, 0, 0]),
+    "layer_norm": lambda x, w, i: F.layer_norm(x, (9, 8)),
+    "instance_norm": lambda x, w, i: F.instance_norm(x),
+    "attention": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2] + 1, x[:, :2] * 2),
+    "attention_causal": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2], x[:, :2], is_causal=True),
+    "embedding": lambda x, w, i: F.embedding(i, w[:, :, 0, 0], padding_idx=1),
+    "bmm": lambda x, w, i: torch.baddbmm(
+        x[0], x[0], torch.ones_like(x[0, :, 0])[:, None].expand(4, 8, 8) * w[0, 0, 0, 0]
+    ),
+    "einsum": lambda x, w, i: torch.einsum("bchw,ocij->bohi", x, w),
+    "glu": lambda x, w, i: F.glu(x, 1),
+    "cross_entropy": lambda x, w, i: F.cross_entropy(x.flatten(2), i.repeat(24).reshape(2, 72) % 4),
+    "sort": lambda x, w, i: x.sort(-1).values,
+    "argsort": lambda x, w, i: x.argsort(1, descending=True),
+    "topk": lambda x, w, i: x.topk(3, 1).values + x.topk(3, 1, largest=False).values,
+    "topk_indices": lambda x, w, i: x.topk(2, -1).indices,
+    "median": lambda x, w, i: x.sort(dim=0, stable=True).values[0],
+    "logcumsumexp": lambda x, w, i: x.logcumsumexp(1),
+    "cummax": lambda x, w, i: torch.cummax(x, 2).values + torch.cummin(x, 2).values,
+    "cummax_indices": lambda x, w, i: torch.cummax(x, 2).indices,
+    "special": lambda x, w, i: torch.erfinv(torch.tanh(x)) + torch.lgamma(x.abs() + 0.1) + torch.digamma(x.abs() + 0.1),
+    "upsample": lambda x, w, i: F.interpolate(x, scale_factor=2),
+    "reflect": lambda x, w, i: F.pad(x, (1, 2, 1, 0), mode="reflect"),
+}
 
 
 def layer_arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,10 +136,14 @@ def layer_arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_layers() -> None:
     for seed in range(2):
-        compare(layers, *layer_arguments(seed), rtol=1e-10, atol=1e-12)
+        compare(all_layers, *layer_arguments(seed), rtol=1e-10, atol=1e-12)
 
 
-REAL_LAYERS = [name for name, value in layers(*layer_arguments(0)).items() if value.is_floating_point()]
+def all_layers(x: Tensor, w: Tensor, i: Tensor) -> dict[str, Tensor]:
+    return {name: layer(x, w, i) for name, layer in LAYERS.items()}
+
+
+REAL_LAYERS = [name for name, value in all_layers(*layer_arguments(0)).items() if value.is_floating_point()]
 
 
 @pytest.mark.parametrize("name", REAL_LAYERS)
@@ -145,21 +151,21 @@ def test_derivatives_of_layers(name: str) -> None:
     """Of one function: by autograd, by `torch.func.grad` inside JAX, and by `jax.grad`."""
 
     def loss(parts: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
-        value = layers(*parts, rows)[name]
+        value = LAYERS[name](*parts, rows)
         return (value * torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).reshape(value.shape)).sum()
 
     x, w, rows = layer_arguments(3)
     expected = grad(loss)((x, w), rows)
     arguments = to_jax(((x, w), rows))
     for gradient in (to_jax_function(grad(loss)), jax.grad(to_jax_function(loss))):
-        got = to_torch(jax.jit(gradient)(*arguments))
+        got = to_torch(gradient(*arguments))
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 def smooth() -> list[str]:
     whole = ("argmax", "argmin", "isnan", "isinf", "isfinite", "logical", "signbit", "to_int", "to_long", "to_bool")
-    whole = (*whole, "any", "all", "eq", "ne", "lt", "le", "gt", "ge", "argmax_all")
+    whole = (*whole, "floor_divide", "any", "all", "eq", "ne", "lt", "le", "gt", "ge", "argmax_all")
     return [name for name in all_floating_point() if not name.startswith(whole)]
 
 
@@ -183,15 +189,29 @@ def test_derivatives(name: str) -> None:
     for argument in (0, 1):
         expected = grad(loss, argnums=argument)(x, y)
         got = to_torch(jax.grad(to_jax_function(loss), argument)(*to_jax((x, y))))
-        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+        # PyTorch's derivative of hardsigmoid has 1/6 in float32.
+        torch.testing.assert_close(got, expected, rtol=1e-7 if name == "hardsigmoid_" else 1e-9, atol=1e-11)
 
 
 def test_every_lowering_is_tested_here() -> None:
-    used: set[str] = set()
-    for flat, graphs in list(_graphs.items()):
-        assert flat
-        for graph in graphs.values():
-            used |= set(graph.operations) if "jax" in graph.compiled else set()
+    device = torch.device("cpu")
+    real, image, kernel = (TensorSpec(s, torch.float32, device) for s in ((3, 4), (2, 4, 9, 8), (6, 4, 3, 3)))
+    i, j, k, rows = (TensorSpec(s, torch.int64, device) for s in ((5,), (3, 4), (), (6,)))
+    whole = TensorSpec((3, 4), torch.int32, device)
+
+    def gradients(x: Tensor, w: Tensor, rows: Tensor) -> Any:
+        return [grad(lambda x, w, name=name: LAYERS[name](x, w, rows).sum(), (0, 1))(x, w) for name in REAL_LAYERS]
+
+    used = set()
+    for function, *specs in (
+        (lambda x, y: [f(x, y) for f in all_floating_point().values()], real, real),
+        (lambda x, y: [f(x, y) for f in INTEGER.values()], whole, whole),
+        (movement, real, real, i, j, k),
+        (all_layers, image, kernel, rows),
+        (gradients, image, kernel, rows),
+    ):
+        with sdpa_kernel(SDPBackend.MATH):
+            used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert set(LOWERINGS) <= used, sorted(set(LOWERINGS) - used)
 
 
@@ -200,7 +220,6 @@ def test_small_dtypes(dtype: str) -> None:
     x = (torch.arange(12).reshape(3, 4) - 3).to(getattr(torch, dtype))
 
     def function(x: Tensor) -> dict[str, Tensor]:
-        return {"sum": x.sum(0), "where": torch.where(x > 1, x, x.T[0]), "product": x * x, "float": x.float() / 3}
+        return {"sum": x.sum(0), "where": torch.where(x > 1, x, x[0]), "product": x * x, "float": x.float() / 3}
 
     compare(function, x, rtol=1e-2)
-    assert jnp.asarray(np.float32(1)).dtype == jnp.float32

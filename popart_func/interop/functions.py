@@ -18,7 +18,7 @@ from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.marks import STOP_GRADIENT, StopGradientMarks
-from popart_func.interop.trees import jax_dtype, torch_dtype
+from popart_func.interop.trees import has_64_bits, jax_dtype, torch_dtype
 
 __all__ = ["to_jax_function"]
 
@@ -67,9 +67,12 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
         flat, out_structures = flat_functions[structure]
         cpu = torch.device("cpu")
         specs = [TensorSpec(tuple(leaf.shape), torch_dtype(leaf.dtype), cpu) for leaf in leaves]
-        graph = trace(flat, optree.tree_structure(tuple(0 for _ in leaves)), specs)
-        out_structure = graph.compiled.setdefault("jax", out_structures[-1] if out_structures else None)
-        return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, leaves))
+        flat_structure = optree.tree_structure(tuple(leaves))  # type: ignore[arg-type]
+        graph = trace(flat, flat_structure, specs)
+        if "jax" not in graph.compiled:  # it has just been traced
+            graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
+        out_structure, constants = graph.compiled["jax"]
+        return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, [*leaves, *map(_constant, constants)]))
 
     return jax_fn
 
@@ -101,9 +104,9 @@ def _as_array(path: Any, leaf: Any) -> Any:
     return jnp.asarray(leaf)
 
 
-def _evaluate(graph: StepGraph, leaves: Sequence[Any]) -> list[Any]:
-    constants = [_constant(tensor) for tensor in graph.constants]
-    inputs = iter([*leaves, *constants])
+def _evaluate(graph: StepGraph, arrays: Sequence[Any]) -> list[Any]:
+    """The outputs, from the inputs and constants."""
+    inputs = iter(arrays)
     values: dict[fx.Node, Any] = {}
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
@@ -133,16 +136,18 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     name = op_name(node)
     get = functools.partial(fx.node.map_arg, fn=values.__getitem__)
     if name == "getitem":
-        source, index = get(node.args)
-        return source[index]
+        source, index = node.args
+        return values[source][index]  # type: ignore[index]
     if name == STOP_GRADIENT:
         return jax.lax.stop_gradient(*get(node.args))
     many = isinstance(node.meta["val"], list | tuple)
-    outs = [None if part is None else TensorSpec.of(part) for part in (node.meta["val"] if many else [node.meta["val"]])]
+    outs = [
+        None if part is None else TensorSpec.of(part) for part in (node.meta["val"] if many else [node.meta["val"]])
+    ]
     if name not in LOWERINGS:
         raise _unsupported(node, "there is no lowering of")
     for out in outs:
-        if out is not None and out.dtype == torch.float64 and not jax.config.jax_enable_x64:
+        if out is not None and out.dtype == torch.float64 and not has_64_bits():
             raise TypeError(
                 f"to_jax_function: float64 in {describe(node)}: JAX has it only with jax_enable_x64; use float32."
             )
@@ -151,9 +156,7 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     except NotImplementedError as error:
         raise _unsupported(node, f"with {error} there is no lowering of") from None
     results = result if many else [result]
-    finished = [
-        None if out is None else _finished(part, out) for part, out in zip(results, outs, strict=False)
-    ]
+    finished = [None if out is None else _finished(part, out) for part, out in zip(results, outs, strict=False)]
     return finished if many else finished[0]
 
 

@@ -36,13 +36,20 @@ def _minimum(x: Any, high: Any) -> Any:
     return jnp.where((x <= high) | (x != x), x, high)
 
 
+def _absolute(x: Any) -> Any:
+    """The derivative at 0 is 0."""
+    return x * jnp.sign(x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x)
+
+
 # Operands are cast to the result's dtype.
 ARITHMETIC: dict[str, Op] = {
-    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "fmax", "fmin", "copysign", "hypot", "fmod")},
-    **{name: getattr(jnp, name) for name in ("remainder", "bitwise_and", "bitwise_or", "bitwise_xor", "abs", "sqrt")},
+    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "fmax", "fmin", "hypot", "fmod")},
+    **{name: getattr(jnp, name) for name in ("remainder", "bitwise_and", "bitwise_or", "bitwise_xor", "sqrt")},
     **{name: getattr(jnp, name) for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos")},
     **{name: getattr(jnp, name) for name in ("tan", "sinh", "cosh", "tanh", "floor", "ceil", "trunc")},
     "mul": jnp.multiply,
+    "abs": lambda x: _absolute(x),
+    "copysign": lambda x, y: _absolute(x) * jnp.copysign(jnp.ones_like(y), y),
     "atan2": jnp.arctan2,
     "asin": jnp.arcsin,
     "acos": jnp.arccos,
@@ -141,7 +148,12 @@ def _floor_divide(x: Any, y: Any) -> Any:
 
 
 def _pow(out: TensorSpec, x: Any, y: Any) -> Any:
-    if isinstance(y, int | float) and float(y).is_integer() and abs(y) <= 64 and (out.dtype.is_floating_point or y >= 0):
+    if (
+        isinstance(y, int | float)
+        and float(y).is_integer()
+        and abs(y) <= 64
+        and (out.dtype.is_floating_point or y >= 0)
+    ):
         return jax.lax.integer_pow(_operand(x, out.dtype), int(y))
     if isinstance(y, float) and y == 0.5:
         return jnp.sqrt(_operand(x, out.dtype))
@@ -152,6 +164,12 @@ def _clamp(out: TensorSpec, x: Any, low: Any = None, high: Any = None) -> Any:
     x = _operand(x, out.dtype)
     x = x if low is None else _maximum(x, _operand(low, out.dtype))
     return x if high is None else _minimum(x, _operand(high, out.dtype))
+
+
+def _hardtanh(out: TensorSpec, x: Any, low: Any = -1, high: Any = 1) -> Any:
+    """Unlike `_clamp`, without derivative at its bounds."""
+    x, low, high = (_operand(part, out.dtype) for part in (x, low, high))
+    return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 
 
 def _where(out: TensorSpec, condition: Any, x: Any, y: Any) -> Any:
@@ -258,6 +276,7 @@ def _addmm(out: TensorSpec, bias: Any, left: Any, right: Any, beta: Any = 1, alp
 
 
 LOWERINGS: dict[str, Op] = {
+    "polygamma": lambda out, order, x: jax.lax.polygamma(jnp.full_like(x, order), x),
     **{name: _arithmetic(function) for name, function in ARITHMETIC.items()},
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
     **MOVEMENT,
@@ -266,7 +285,8 @@ LOWERINGS: dict[str, Op] = {
     "sub": _sub,
     "div": _div,
     "pow": _pow,
-    **dict.fromkeys(("clamp", "hardtanh"), _clamp),
+    "clamp": _clamp,
+    "hardtanh": _hardtanh,
     "where": _where,
     "gelu": _gelu,
     "round": _round,

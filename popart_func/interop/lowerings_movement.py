@@ -121,9 +121,7 @@ def _embedding(out: TensorSpec, weight: Any, index: Any, padding: int = -1, *_: 
     return weight[index]
 
 
-def _index_put(
-    out: TensorSpec, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False, *_: Any
-) -> Any:
+def _index_put(out: TensorSpec, x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False, *_: Any) -> Any:
     if len(indices) == 1 and indices[0].dtype == bool and math.prod(values.shape) == 1:
         mask = indices[0].reshape(*indices[0].shape, *(1 for _ in x.shape[indices[0].ndim :]))
         return jnp.where(mask, x + values.reshape(()) if accumulate else values.reshape(()), x)

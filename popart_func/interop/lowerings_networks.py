@@ -73,7 +73,9 @@ def _windows(shape: Any, outs: Any, kernel: Any, strides: Any, pads: Any, dilati
     return rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1), exist
 
 
-def _max_pool(outs: Any, x: Any, kernel: Any, strides: Any = (), pads: Any = (0,), dilations: Any = (1,), *_: Any) -> Any:
+def _max_pool(
+    outs: Any, x: Any, kernel: Any, strides: Any = (), pads: Any = (0,), dilations: Any = (1,), *_: Any
+) -> Any:
     kernel = _pair(kernel)
     shape, size = outs[0].shape, (x.shape[-2], x.shape[-1])
     rows, columns, exist = _windows(size, shape[-2:], kernel, _pair(strides, kernel), _pair(pads), _pair(dilations))
@@ -93,7 +95,9 @@ def _max_pool_backward(out: TensorSpec, cotangent: Any, x: Any, *rest: Any) -> A
     return flat.at[lines, index].add(cotangent.reshape(index.shape)).reshape(out.shape)
 
 
-def _average(shape: Any, x: Any, kernel: Any, strides: Any, pads: Any, ceil: bool, with_pads: bool, divisor: Any) -> Any:
+def _average(
+    shape: Any, x: Any, kernel: Any, strides: Any, pads: Any, ceil: bool, with_pads: bool, divisor: Any
+) -> Any:
     if ceil:
         raise NotImplementedError("ceil_mode=True")
     kernel = _pair(kernel)
@@ -139,6 +143,11 @@ def _batch_norm(
     return [result, *saved]
 
 
+def _nearest_backward(out: TensorSpec, cotangent: Any, *_: Any) -> Any:
+    rows, columns = (np.arange(cotangent.shape[axis]) * out.shape[axis] // cotangent.shape[axis] for axis in (-2, -1))
+    return jnp.zeros(out.shape, cotangent.dtype).at[..., rows[:, None], columns].add(cotangent)
+
+
 NETWORKS: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
@@ -147,5 +156,6 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "avg_pool2d": _average_pool,
     "avg_pool2d_backward": _average_pool_backward,
     "native_batch_norm": _batch_norm,
+    "upsample_nearest2d_backward": _nearest_backward,
 }
 """Every op of layers, by its name in ATen."""

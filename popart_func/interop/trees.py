@@ -18,8 +18,18 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as torch_pytree
+from torch.utils.dlpack import from_dlpack
 
-__all__ = ["array_to_tensor", "jax_dtype", "register_dataclass", "tensor_to_array", "to_jax", "to_torch", "torch_dtype"]
+__all__ = [
+    "array_to_tensor",
+    "has_64_bits",
+    "jax_dtype",
+    "register_dataclass",
+    "tensor_to_array",
+    "to_jax",
+    "to_torch",
+    "torch_dtype",
+]
 
 PyTree = Any
 T = TypeVar("T")
@@ -94,11 +104,16 @@ def register_dataclass(cls: type[T]) -> type[T]:
     optree.register_pytree_node(
         cls,  # type: ignore[arg-type]
         flatten,  # type: ignore[arg-type]
-        unflatten,
-        namespace=optree.registry.__GLOBAL_NAMESPACE,  # type: ignore[attr-defined]
+        unflatten,  # type: ignore[arg-type]
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
     )
     jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
     return cls
+
+
+def has_64_bits() -> bool:
+    """Whether JAX has its 64-bit types, which is a setting."""
+    return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
 
 def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
@@ -120,9 +135,10 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     Raises:
         TypeError: PyTorch has none.
     """
-    found = getattr(torch, jnp.dtype(dtype).name, None)
-    if not isinstance(found, torch.dtype):
-        raise TypeError(f"PyTorch has no dtype for JAX's {jnp.dtype(dtype).name}.")
+    name = jnp.dtype(dtype).name
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or name in ("int2", "int4", "uint2", "uint4"):  # which PyTorch only names
+        raise TypeError(f"PyTorch has no dtype for JAX's {name}.")
     return found
 
 
@@ -140,11 +156,11 @@ def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
 def array_to_tensor(array: Any, *, copy: bool) -> Tensor:
     """A plain array as a tensor."""
     if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):
-        bits = torch.from_dlpack(jax.lax.bitcast_convert_type(array, jnp.uint8))
+        bits = from_dlpack(jax.lax.bitcast_convert_type(array, jnp.uint8))
         tensor = bits.view(torch_dtype(array.dtype))
     else:
         torch_dtype(array.dtype)
-        tensor = torch.from_dlpack(array)
+        tensor = from_dlpack(array)
     return tensor.clone() if copy else tensor
 
 
@@ -156,7 +172,7 @@ def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
             "to_jax: the values of a tensor inside torch.func.grad, vmap, jvp or a trace can't be had: call a JAX "
             "function there through `from_jax`."
         )
-    if strict_dtype and leaf.dtype in _NARROWED and not jax.config.jax_enable_x64:
+    if strict_dtype and leaf.dtype in _NARROWED and not has_64_bits():
         raise TypeError(
             f"to_jax: JAX would narrow {leaf.dtype} to {_NARROWED[leaf.dtype]}: cast it, enable jax_enable_x64, or "
             f"pass strict_dtype=False."
@@ -164,7 +180,7 @@ def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
     jax_dtype(leaf.dtype)
     if leaf.layout != torch.strided:
         raise TypeError(f"to_jax: a tensor must be dense, got the layout {leaf.layout}.")
-    if leaf.dtype in _NARROWED and not jax.config.jax_enable_x64:
+    if leaf.dtype in _NARROWED and not has_64_bits():
         return tensor_to_array(leaf.to(torch_dtype(jax_dtype(leaf.dtype))), copy=copy)
     return tensor_to_array(leaf, copy=copy)
 
