@@ -311,7 +311,7 @@ LOWERINGS: dict[str, Op] = {
     "cummin": _cummax(jax.lax.cummin),
     "sort": _sort,
     "topk": _topk,
-    **dict.fromkeys(("mm", "bmm", "mv", "dot"), _mm),
-    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _addmm),
+    **dict.fromkeys(("mm", "bmm"), _mm),
+    **dict.fromkeys(("addmm", "addmv"), _addmm),
 }
 """Every op that JAX is given, by its name in ATen."""
