@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -231,6 +232,9 @@ def test_what_is_closed_over_is_a_constant() -> None:
         (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),
         (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
         (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "the value of a tensor is read"),
+        (lambda: to_jax_function(lambda x: (x * 1).detach_())(JX), TypeError, r"use `.detach\(\)`"),
+        (lambda: torch.compile(from_jax(jnp.sin), backend="eager", fullgraph=True)(X), Exception, "from_jax"),
+        (lambda: torch.func.linearize(from_jax(jnp.sin), X), RuntimeError, "would be taken for a constant"),
         (lambda: to_jax_function(3), TypeError, "to_jax_function: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(3), TypeError, "to_jax_callback: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(torch_f, vmap_method="x"), ValueError, "`vmap_method` must be 'sequential'"),
@@ -247,4 +251,59 @@ def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -
         call()
 
 
+def test_from_jax_in_a_compiled_function_is_never_a_constant() -> None:
+    """Without ``fullgraph`` PyTorch goes round it, and it runs as it is."""
+    function = from_jax(lambda x: jnp.sin(x))
+    compiled = torch.compile(lambda x: function(x) + 1, backend="eager")
+    for x in (X, X * 2):
+        close(compiled(x), torch.sin(x) + 1)
+
+
+def test_outputs_without_derivative() -> None:
+    function = from_jax(lambda x: {"a": jnp.sin(x), "i": jnp.argmax(x), "b": (x**2).sum()})
+    close(grad(lambda x: function(x)["a"].sum() + function(x)["b"])(X), torch.cos(X) + 2 * X)
+    close(vmap(lambda x: function(x)["i"])(W), W.argmax(1))
+    _, tangents = jvp(lambda x: (function(x)["a"], function(x)["b"]), (X,), (torch.ones(3),))
+    close(tangents, (torch.cos(X), (2 * X).sum()))
+    close(from_jax(lambda n: jnp.ones(n))(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.GRU(3, 4), lambda: torch.nn.LSTM(3, 4, 2), lambda: TRANSFORMER])
+def test_recurrent_and_attention_networks(make: Callable[[], torch.nn.Module]) -> None:
+    module = make().eval()
+    x = torch.randn(2, 5, module.input_size if hasattr(module, "input_size") else 8)
+    params = {name: leaf.detach() for name, leaf in module.named_parameters()}
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        out = torch.func.functional_call(module, params, (x,))
+        return ((out[0] if isinstance(out, tuple) else out) ** 3).sum()
+
+    close(jax.jit(jax.grad(to_jax_function(loss), 1))(*to_jax((params, x))), grad(loss, 1)(params, x))
+
+
+def test_callbacks_of_functions_that_read_values() -> None:
+    def function(x: Tensor) -> dict[str, Tensor]:
+        x.mul_(2)  # its own copy
+        return {"x": x if float(x[0]) > 0 else -x, "n": x.argmax()}
+
+    callback = jax.jit(to_jax_callback(function))
+    for x in (JX, -JX):
+        got = callback(x)
+        close(got["x"], (2 * x if x[0] > 0 else -2 * x))
+        assert got["n"] == x.argmax()
+    assert float(JX[0]) == 0.5
+    close(jax.grad(lambda x: to_jax_callback(lambda x: (x**3).sum())(x))(JX), 3 * X**2)
+    half = to_jax_callback(lambda x: x * 2)(jnp.asarray(JX, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    for other in ("float32", "int32", "bool", "complex64"):
+        x = jnp.array([[1, 0, 1]]).astype(other)
+        assert np.array_equal(to_jax_callback(lambda x: x.T)(x), x.T)
+
+
+def test_export() -> None:
+    exported = jax.export.export(jax.jit(to_jax_function(torch_f)))(JW, JX)
+    close(exported.call(JW, JX), torch_f(W, X))
+
+
+TRANSFORMER = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
 WIDE = torch.tensor([2**40, 1, 2])

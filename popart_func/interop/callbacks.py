@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.func import vjp
 
-from popart_func.interop.trees import array_to_tensor, jax_dtype, tensor_to_array, torch_dtype
+from popart_func.interop.trees import jax_dtype, torch_dtype
 
 __all__ = ["to_jax_callback"]
 
@@ -107,14 +107,9 @@ class _Callback:
         shapes = self.shapes[key]
 
         def host(*values: Any) -> tuple[Any, ...]:
-            # Copied: a function that writes to its argument must not write to JAX's memory.
-            tensors = [array_to_tensor(jnp.asarray(value), copy=True) for value in values]
             with torch.no_grad():
-                results = self.function(*tensors)
-            return tuple(
-                np.asarray(tensor_to_array(result.to(torch_dtype(shape.dtype)), copy=True))
-                for result, shape in zip(results, shapes, strict=True)
-            )
+                results = self.function(*map(_as_tensor, values))
+            return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
 
         return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
 
@@ -146,3 +141,16 @@ class _Callback:
         if (real, outs) not in self.derived:
             self.derived[real, outs] = _Callback(pull_back, self.vmap_method)
         return self.derived[real, outs]
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """By numpy, since a callback that calls JAX can wait for itself. Copied: a function may write to its argument."""
+    array = np.array(value)
+    if array.dtype == jnp.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _as_numpy(tensor: Tensor, dtype: Any) -> Any:
+    tensor = tensor.detach().to(torch_dtype(dtype)).resolve_conj().resolve_neg().contiguous()
+    return tensor.view(torch.int16).numpy().view(jnp.bfloat16) if dtype == jnp.bfloat16 else tensor.numpy()

@@ -18,6 +18,12 @@ from popart_func.interop.trees import array_to_tensor, has_64_bits, jax_dtype, t
 
 __all__ = ["from_jax"]
 
+_WHILE_TRACING = (
+    "from_jax: a JAX function can't be called while PyTorch traces (torch.compile, torch.export, make_fx, "
+    "to_jax_function, an engine other than eager): its result would be taken for a constant. Use the engine 'eager', "
+    "or call it outside."
+)
+
 
 def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
     """A pure JAX function as a PyTorch function.
@@ -34,8 +40,8 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         A function of pytrees of tensors.
 
     Raises:
-        RuntimeError: when called while `torch.compile`, `torch.export`, `make_fx` or an engine other than eager traces:
-            its result would be taken for a constant.
+        RuntimeError: when called while `torch.export`, `make_fx` or an engine other than eager traces: its result would
+            be taken for a constant. `torch.compile` breaks its graph there, and with ``fullgraph`` refuses.
         TypeError: float64 or int64 tensors with JAX's 64-bit types off.
 
     >>> f = from_jax(lambda x: jnp.sin(x).sum())
@@ -61,16 +67,13 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         outputs = flat(*tensors)
         return jax.tree_util.tree_unflatten(out_structures[0], outputs)
 
-    return torch_fn
+    # torch.compile goes round it, and refuses where it may not.
+    return torch.compiler.disable(torch_fn, reason=_WHILE_TRACING)
 
 
 def _check(tensors: list[Tensor]) -> None:
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None or any(isinstance(t, FakeTensor) for t in tensors):
-        raise RuntimeError(
-            "from_jax: a JAX function can't be called while PyTorch traces (torch.compile, torch.export, make_fx, "
-            "to_jax_function, an engine other than eager): its result would be taken for a constant. Use the engine "
-            "'eager', or call it outside."
-        )
+    if get_proxy_mode() is not None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        raise RuntimeError(_WHILE_TRACING)
     for tensor in tensors:
         if jax_dtype(tensor.dtype).name != str(tensor.dtype).removeprefix("torch.") and not has_64_bits():
             raise TypeError(f"from_jax: JAX would narrow {tensor.dtype}: cast it, or enable jax_enable_x64.")

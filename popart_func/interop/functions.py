@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,8 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     Good to know:
 
     - Tensors that the function closes over are constants, with the values of the first call.
+    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm at 0 is NaN, as
+      JAX's own.
     - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
@@ -83,13 +86,24 @@ def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., A
 
     def flat(*leaves: Any) -> list[Any]:
         args, kwargs = jax.tree_util.tree_unflatten(structure, leaves)
-        with StopGradientMarks(), sdpa_kernel(SDPBackend.MATH):
+        with StopGradientMarks(), sdpa_kernel(SDPBackend.MATH), _without_fused_layers():
             result = torch_fn(*args, **kwargs)
         out_leaves, out_structure = jax.tree_util.tree_flatten(result)
         out_structures[:] = [out_structure]
         return list(out_leaves)
 
     return flat, out_structures
+
+
+@contextlib.contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """Recurrent layers in ATen's own ops; `torch.backends.mkldnn.flags` would warn of GPUs."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def _as_array(path: Any, leaf: Any) -> Any:

@@ -57,6 +57,8 @@ class StopGradientMarks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.detach, torch.detach, Tensor.data.__get__):  # type: ignore[attr-defined]
             return _marked(args[0])
+        if func in (Tensor.detach_, torch.detach_):
+            raise TypeError("to_jax_function: `.detach_()` can't be followed; use `.detach()`.")
         result = func(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
             self._no_grad = not args[0]
