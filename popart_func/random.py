@@ -2,11 +2,10 @@
 
 A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threefry key (`jax.random.key_data`, which
 calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
-bit, but for what XLA rounds otherwise, ``a * b + c`` in one step: `uniform` between bounds other than 0 and 1 to the last
-bit of the larger, `normal` to 3 units in the last place, and `categorical` but for ties that the last bit of a logarithm
-decides. Everything is a pure function of its key, so it
-works under `torch.vmap` (lane *i* is what seed *i* gives alone), in a traced step and on every engine; `permutation`
-sorts, which the native engine can't.
+bit, but for what XLA rounds otherwise, ``a * b + c`` in one step: `uniform` between other bounds than 0 and 1 to the
+last bit of the larger, `normal` to 3 units in the last place, and `categorical` but for ties that the last bit of a
+logarithm decides. Everything is a pure function of its key, so it works under `torch.vmap` (lane *i* is what seed *i*
+gives alone), in a traced step and on every engine; `permutation` sorts, which the native engine can't.
 
 A key is used once: `split` it, or `fold_in` a counter.
 

@@ -161,7 +161,8 @@ def test_derivatives_of_layers(name: str) -> None:
     for gradient in (to_jax_function(grad(loss)), jax.grad(to_jax_function(loss))):
         got = to_torch(jax.jit(gradient)(*arguments))
         for a, b in zip(got, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+            # XLA has polygamma and the inverse error function to fewer digits.
+            torch.testing.assert_close(a, b, rtol=1e-7 if name == "special" else 1e-9, atol=1e-7 if name == "special" else 1e-10)
 
 
 def smooth() -> list[str]:
