@@ -162,7 +162,8 @@ def test_derivatives_of_layers(name: str) -> None:
         got = to_torch(jax.jit(gradient)(*arguments))
         for a, b in zip(got, expected, strict=True):
             # XLA has polygamma and the inverse error function to fewer digits.
-            torch.testing.assert_close(a, b, rtol=1e-7 if name == "special" else 1e-9, atol=1e-7 if name == "special" else 1e-10)
+            rtol, atol = (1e-7, 1e-7) if name == "special" else (1e-9, 1e-10)
+            torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def smooth() -> list[str]:
