@@ -233,6 +233,7 @@ def test_what_is_closed_over_is_a_constant() -> None:
         (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
         (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "the value of a tensor is read"),
         (lambda: to_jax_function(lambda x: (x * 1).detach_())(JX), TypeError, r"use `.detach\(\)`"),
+        (lambda: to_jax_function(lambda x: x.mul_(2).sum())(JX), TypeError, "changes an argument in place"),
         (lambda: torch.compile(from_jax(jnp.sin), backend="eager", fullgraph=True)(X), Exception, "from_jax"),
         (lambda: torch.func.linearize(from_jax(jnp.sin), X), RuntimeError, "would be taken for a constant"),
         (lambda: to_jax_function(3), TypeError, "to_jax_function: `torch_fn` must be a function, got int"),

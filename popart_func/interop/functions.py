@@ -152,6 +152,8 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if name == "getitem":
         source, index = node.args
         return values[source][index]  # type: ignore[index]
+    if name == "copy_":
+        raise TypeError("to_jax_function: the function changes an argument in place; it must be pure: clone it first.")
     if name == STOP_GRADIENT:
         return jax.lax.stop_gradient(*get(node.args))
     many = isinstance(node.meta["val"], list | tuple)
