@@ -99,7 +99,7 @@ def _check_device(_: Any, name: str) -> None:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
-_BENCHED = (*ENGINES, "jax", "jax_lanes_last", "reference")
+_BENCHED = (*ENGINES, "jax", "jax_traced", "jax_lanes_last", "reference")
 _BENCHED_HELP = f"Which to measure, one or more of {', '.join(_BENCHED)}; by default all that run here."
 
 
@@ -186,9 +186,10 @@ def bench(
 ) -> None:
     """Measure the engines against what others would write: Pop-Art on the paper's network, streams of 5004 samples.
 
-    Every engine that runs here, JAX in two forms, and one PyTorch module per seed in a Python loop, all in this run and
-    checked to compute the same. Prints nanoseconds per lane-step (one training step of one seed), the median of the
-    repeats, compile time apart. The slowest are measured on a part, and marked.
+    Every engine that runs here, JAX in two forms, JAX running the engines' own step (jax_traced), and one PyTorch
+    module per seed in a Python loop, all in this run and checked to compute the same. Prints nanoseconds per lane-step
+    (one training step of one seed), the median of the repeats, compile time apart. The slowest are measured on a part,
+    and marked.
 
     Parameters
     ----------
@@ -242,7 +243,7 @@ def _bench_table(results: Sequence[Result]) -> Group:
         table.add_column(name, justify="left" if name in ("engine", "device") else "right", no_wrap=True)
     for lanes in dict.fromkeys(result.lanes for result in results):
         rows = [result for result in results if result.lanes == lanes]
-        jax = min((row.ns_per_lane_step for row in rows if row.engine.startswith("jax")), default=None)
+        jax = min((row.ns_per_lane_step for row in rows if row.engine in ("jax", "jax_lanes_last")), default=None)
         reference = min((row.ns_per_lane_step for row in rows if row.engine == "reference"), default=None)
         for row in rows:
             table.add_row(

@@ -15,7 +15,7 @@ from popart_func.engines import scan_lanes
 from popart_func.experiments import bench, peers, plot, regression
 from popart_func.models import UnifiedModel, init_lanes
 
-ENGINES = ["eager", "jax", "jax_lanes_last", "reference"]
+ENGINES = ["eager", "jax", "jax_traced", "jax_lanes_last", "reference"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def expected():
     return errors.numpy()
 
 
-@pytest.mark.parametrize("make", [peers.reference, peers.jax_scan, peers.jax_lanes_last])
+@pytest.mark.parametrize("make", [peers.reference, peers.jax_scan, peers.jax_traced, peers.jax_lanes_last])
 def test_peers_compute_what_the_engines_do(make, expected):
     """Up to the first spike to rounding and its growth; through it to what rlax's cancelling rule gives."""
     params = {name: leaf.numpy() for name, leaf in init_lanes(lambda: UnifiedModel(16, 10, 1), range(2)).items()}

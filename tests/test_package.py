@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import popart_func as pf
 
@@ -21,6 +22,13 @@ print(sorted(name for name in extras if name in set(sys.modules) - before))
 def test_importing_brings_in_torch_and_optree_only():
     result = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
     assert result.stdout.split("\n")[:2] == ["[]", "[]"]
+
+
+def test_only_the_benchmark_uses_the_bridges():
+    sources = Path(pf.__file__).parent
+    users = {path.name for path in sources.rglob("*.py") if "popart_func.interop" in path.read_text(encoding="utf-8")}
+    inside = {path.name for path in (sources / "interop").rglob("*.py")}
+    assert users - inside <= {"peers.py"}
 
 
 def test_every_public_name_is_there():

@@ -29,7 +29,7 @@ from popart_func.pop_art import popart
 
 __all__ = ["PEERS", "Cost", "Result", "as_json", "compare", "costs", "machine"]
 
-JAX_PEERS = ("jax", "jax_lanes_last")
+JAX_PEERS = ("jax", "jax_traced", "jax_lanes_last")
 PEERS = (*JAX_PEERS, "reference")
 """What the engines are measured against, see `peers`; all of them run on the CPU."""
 
@@ -238,7 +238,12 @@ def _measure(name: str, problem: _Problem, repeats: int) -> Result:
     if name in PEERS:
         from popart_func.experiments import peers
 
-        make = {"jax": peers.jax_scan, "jax_lanes_last": peers.jax_lanes_last, "reference": peers.reference}[name]
+        make = {
+            "jax": peers.jax_scan,
+            "jax_traced": peers.jax_traced,
+            "jax_lanes_last": peers.jax_lanes_last,
+            "reference": peers.reference,
+        }[name]
         used = min(lanes, _REFERENCE_LANES) if name == "reference" else lanes
         plain = {key: leaf[:used].cpu().numpy() for key, leaf in params.items()}
         run, device = make(plain, numbers[:steps, :used].cpu().numpy()), torch.device("cpu")

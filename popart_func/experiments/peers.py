@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from popart_func.experiments import regression
 from popart_func.models import LowerLayers, UpperLayer
 
-__all__ = ["LEARNING_RATE", "STEP_SIZE", "jax_lanes_last", "jax_scan", "reference"]
+__all__ = ["LEARNING_RATE", "STEP_SIZE", "jax_lanes_last", "jax_scan", "jax_traced", "reference"]
 
 LEARNING_RATE, STEP_SIZE = 10**-2.5, 10**-0.5
 """The paper's choice for Pop-Art."""
@@ -105,6 +106,25 @@ def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
     run = jax.jit(jax.vmap(one_lane, in_axes=(0, 1), out_axes=1))
     arguments = {name: jnp.asarray(value) for name, value in params.items()}, jnp.asarray(numbers)
     return lambda: np.asarray(run(*arguments))
+
+
+def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
+    """The step that the engines run, `regression`'s, traced and run by JAX: ``jit(vmap(scan(step)))``."""
+    import jax
+    import jax.numpy as jnp
+
+    from popart_func.interop.jax import to_jax, to_jax_function
+
+    init, torch_step = regression.init_and_step("popart")
+    start = to_jax(init({name: torch.from_numpy(value) for name, value in params.items()}))
+    step = to_jax_function(torch_step)
+
+    def one_lane(state: Any, numbers: Any) -> Any:
+        return jax.lax.scan(step, state, numbers)[1]
+
+    run = jax.jit(jax.vmap(one_lane, in_axes=(0, 1), out_axes=1))
+    stream = jnp.asarray(numbers)
+    return lambda: np.asarray(run(start, stream))
 
 
 def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:

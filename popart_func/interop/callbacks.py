@@ -1,0 +1,156 @@
+"""A PyTorch function that can't be traced as a JAX function: JAX calls back to Python for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.func import vjp
+
+from popart_func.interop.trees import jax_dtype, torch_dtype
+
+__all__ = ["to_jax_callback"]
+
+
+def to_jax_callback(torch_fn: Callable[..., Any], *, vmap_method: str = "sequential") -> Callable[..., Any]:
+    """A pure PyTorch function as a JAX function that calls it on the host, once for each evaluation.
+
+    For functions that `to_jax_function` can't trace; it is slower, and stays on the CPU. Gradients come from
+    `torch.func.vjp`, in reverse mode and of any order: `jax.grad`, `vjp`, `jacrev`. **Forward mode (`jvp`, `jacfwd`,
+    `hessian`) is not there**, and JAX says so. Result shapes are found by a run on fake tensors, or where values are
+    read, on ones.
+
+    Args:
+        torch_fn: from pytrees of tensors to a pytree of tensors; shapes must not depend on values.
+        vmap_method: how `jax.vmap` calls it, as in `jax.pure_callback`: ``"sequential"``, once for each element.
+
+    Returns:
+        A function of pytrees of arrays.
+
+    Raises:
+        ValueError: another ``vmap_method``, for which the function would have to be batched itself.
+
+    >>> f = to_jax_callback(lambda x: x.sum() if x[0] > 0 else -x.sum())
+    >>> jax.grad(f)(-jnp.ones(2))
+    Array([-1., -1.], dtype=float32)
+    """
+    if not callable(torch_fn):
+        raise TypeError(f"to_jax_callback: `torch_fn` must be a function, got {type(torch_fn).__name__}.")
+    if vmap_method not in ("sequential", "sequential_unrolled"):
+        raise ValueError(
+            f"to_jax_callback: `vmap_method` must be 'sequential' or 'sequential_unrolled', got {vmap_method!r}."
+        )
+    functions: dict[Any, tuple[_Callback, list[Any]]] = {}
+
+    @functools.wraps(torch_fn)
+    def jax_fn(*args: Any, **kwargs: Any) -> Any:
+        leaves, structure = jax.tree_util.tree_flatten((args, kwargs))
+        if structure not in functions:
+            functions[structure] = _flatten(torch_fn, structure, vmap_method)
+        callback, out_structures = functions[structure]
+        outputs = callback.call(*map(jnp.asarray, leaves))
+        return jax.tree_util.tree_unflatten(out_structures[0], outputs)
+
+    return jax_fn
+
+
+def _flatten(torch_fn: Callable[..., Any], structure: Any, vmap_method: str) -> tuple[_Callback, list[Any]]:
+    out_structures: list[Any] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = jax.tree_util.tree_unflatten(structure, tensors)
+        out_leaves, out_structure = jax.tree_util.tree_flatten(torch_fn(*args, **kwargs))
+        out_structures[:] = [out_structure]
+        return tuple(out_leaves)
+
+    return _Callback(flat, vmap_method), out_structures
+
+
+class _Callback:
+    """A function of tensors as one of arrays, with derivatives of any order in reverse mode."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], vmap_method: str) -> None:
+        self.function, self.vmap_method = function, vmap_method
+        self.shapes: dict[Any, tuple[Any, ...]] = {}
+        self.derived: dict[Any, _Callback] = {}
+
+        @jax.custom_vjp
+        def call(*arrays: Any) -> tuple[Any, ...]:
+            return self.on_host(*arrays)
+
+        def forward(*arrays: Any) -> tuple[Any, Any]:
+            return self.call(*arrays), arrays
+
+        def backward(arrays: Any, cotangents: Any) -> tuple[Any, ...]:
+            real = tuple(jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays)
+            outs = tuple(n for n, value in enumerate(cotangents) if value.dtype != jax.dtypes.float0)
+            grads = iter(self.pulled_back(real, outs).call(*arrays, *(cotangents[n] for n in outs)))
+            return tuple(
+                next(grads) if is_real else np.zeros(array.shape, jax.dtypes.float0)
+                for array, is_real in zip(arrays, real, strict=True)
+            )
+
+        call.defvjp(forward, backward)
+        self.call = call
+
+    def on_host(self, *arrays: Any) -> tuple[Any, ...]:
+        key = tuple((array.shape, array.dtype.name) for array in arrays)
+        if key not in self.shapes:
+            self.shapes[key] = self._shapes(arrays)
+        shapes = self.shapes[key]
+
+        def host(*values: Any) -> tuple[Any, ...]:
+            with torch.no_grad():
+                results = self.function(*map(_as_tensor, values))
+            return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
+
+        return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
+
+    def _shapes(self, arrays: Any) -> tuple[Any, ...]:
+        def run(make: Callable[..., Tensor]) -> tuple[Any, ...]:
+            results = self.function(*(make(array.shape, dtype=torch_dtype(array.dtype)) for array in arrays))
+            return tuple(jax.ShapeDtypeStruct(tuple(r.shape), jax_dtype(r.dtype)) for r in results)
+
+        try:
+            with FakeTensorMode():
+                return run(torch.empty)
+        except (RuntimeError, DynamicOutputShapeException):  # it reads values
+            with torch.no_grad():
+                return run(torch.ones)
+
+    def pulled_back(self, real: tuple[bool, ...], outs: tuple[int, ...]) -> _Callback:
+        def pull_back(*tensors: Tensor) -> tuple[Tensor, ...]:
+            inputs, cotangents = tensors[: len(real)], tensors[len(real) :]
+
+            def some(*reals: Tensor) -> tuple[Tensor, ...]:
+                given = iter(reals)
+                pairs = zip(inputs, real, strict=True)
+                results = self.function(*(next(given) if is_real else value for value, is_real in pairs))
+                return tuple(results[position] for position in outs)
+
+            _, pull = vjp(some, *(value for value, is_real in zip(inputs, real, strict=True) if is_real))  # type: ignore[misc]
+            return pull(tuple(cotangents))
+
+        if (real, outs) not in self.derived:
+            self.derived[real, outs] = _Callback(pull_back, self.vmap_method)
+        return self.derived[real, outs]
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """By numpy, since a callback that calls JAX can wait for itself. Copied: a function may write to its argument."""
+    array = np.array(value)
+    if array.dtype == jnp.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _as_numpy(tensor: Tensor, dtype: Any) -> Any:
+    tensor = tensor.detach().to(torch_dtype(dtype)).resolve_conj().resolve_neg().contiguous()
+    return tensor.view(torch.int16).numpy().view(jnp.bfloat16) if dtype == jnp.bfloat16 else tensor.numpy()

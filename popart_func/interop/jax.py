@@ -1,0 +1,17 @@
+"""JAX: the same trees, the same functions, in both worlds.
+
+>>> import torch
+>>> import jax
+>>> f = to_jax_function(torch.func.grad(lambda x: (x ** 3).sum()))
+>>> jax.jit(f)(to_jax(torch.ones(2)))
+Array([3., 3.], dtype=float32)
+"""
+
+from __future__ import annotations
+
+from popart_func.interop.callbacks import to_jax_callback
+from popart_func.interop.from_jax import from_jax
+from popart_func.interop.functions import to_jax_function
+from popart_func.interop.trees import register_dataclass, to_jax, to_torch
+
+__all__ = ["from_jax", "register_dataclass", "to_jax", "to_jax_callback", "to_jax_function", "to_torch"]

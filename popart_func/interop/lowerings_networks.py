@@ -1,0 +1,161 @@
+"""Lowerings of convolution, pooling and batch normalization; `lowerings` says how an op is called.
+
+A backward op, which a step has that calls `torch.func.grad`, is what JAX makes of the forward one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popart_func.engines.trace import TensorSpec
+
+__all__ = ["NETWORKS"]
+
+
+def _convolve(
+    x: Any, weight: Any, strides: Any, pads: Any, dilations: Any, transposed: bool, extra: Any, groups: int
+) -> Any:
+    rank = x.ndim - 2
+    strides, pads, dilations, extra = (
+        tuple(value) * (rank if len(value) == 1 else 1) for value in (strides, pads, dilations, extra)
+    )
+    inner = None
+    sides = [(pad, pad) for pad in pads]
+    if transposed:
+        # [in, out / groups, ...] as the kernel [out, in / groups, ...] of the convolution that spreads the input.
+        parts = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        weight = jnp.flip(jnp.swapaxes(parts, 1, 2), tuple(range(3, parts.ndim)))
+        weight = weight.reshape(-1, *weight.shape[2:])
+        spans = [dilation * (size - 1) for dilation, size in zip(dilations, weight.shape[2:], strict=True)]
+        sides = [(span - pad, span - pad + more) for span, pad, more in zip(spans, pads, extra, strict=True)]
+        inner, strides = strides, (1,) * rank
+    return jax.lax.conv_general_dilated(
+        x,
+        weight,
+        strides,
+        sides,
+        lhs_dilation=inner,
+        rhs_dilation=dilations,
+        feature_group_count=groups,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _convolution(out: TensorSpec, x: Any, weight: Any, bias: Any, *setting: Any) -> Any:
+    result = _convolve(x, weight, *setting)
+    return result if bias is None else result + bias.reshape(-1, *(1 for _ in x.shape[2:]))
+
+
+def _convolution_backward(outs: Any, cotangent: Any, x: Any, weight: Any, _: Any, *rest: Any) -> Any:
+    *setting, _mask = rest
+    _, pull_back = jax.vjp(lambda x, weight: _convolve(x, weight, *setting), x, weight)
+    return [*pull_back(cotangent), cotangent.sum((0, *range(2, cotangent.ndim)))]
+
+
+def _pair(value: Sequence[int], default: Sequence[int] = (1, 1)) -> tuple[int, int]:
+    value = tuple(value) or tuple(default)
+    return (value[0], value[-1])
+
+
+def _windows(shape: Any, outs: Any, kernel: Any, strides: Any, pads: Any, dilations: Any) -> tuple[Any, Any, Any]:
+    """For each window the rows ``[out, 1, kernel, 1]``, columns ``[1, out, 1, kernel]`` and which of them exist."""
+    places = [
+        np.arange(outs[axis])[:, None] * strides[axis] - pads[axis] + np.arange(kernel[axis]) * dilations[axis]
+        for axis in (0, 1)
+    ]
+    rows, columns = places[0][:, None, :, None], places[1][None, :, None, :]
+    exist = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    return rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1), exist
+
+
+def _max_pool(
+    outs: Any, x: Any, kernel: Any, strides: Any = (), pads: Any = (0,), dilations: Any = (1,), *_: Any
+) -> Any:
+    kernel = _pair(kernel)
+    shape, size = outs[0].shape, (x.shape[-2], x.shape[-1])
+    rows, columns, exist = _windows(size, shape[-2:], kernel, _pair(strides, kernel), _pair(pads), _pair(dilations))
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    windows = jnp.where(exist, x[..., rows, columns], lowest).reshape(*shape, -1)
+    best = jnp.argmax(windows, axis=-1, keepdims=True)
+    values = jnp.take_along_axis(windows, best, -1)[..., 0]
+    flat = jnp.asarray(np.broadcast_to(rows * size[1] + columns, exist.shape).reshape(*shape[-2:], -1))
+    index = jnp.take_along_axis(jnp.broadcast_to(flat, windows.shape), best, -1)[..., 0]
+    return [values, index]
+
+
+def _max_pool_backward(out: TensorSpec, cotangent: Any, x: Any, *rest: Any) -> Any:
+    index = rest[-1].reshape(-1, int(np.prod(cotangent.shape[-2:])))
+    flat = jnp.zeros((index.shape[0], x.shape[-2] * x.shape[-1]), x.dtype)
+    lines = jnp.arange(index.shape[0])[:, None]
+    return flat.at[lines, index].add(cotangent.reshape(index.shape)).reshape(out.shape)
+
+
+def _average(
+    shape: Any, x: Any, kernel: Any, strides: Any, pads: Any, ceil: bool, with_pads: bool, divisor: Any
+) -> Any:
+    if ceil:
+        raise NotImplementedError("ceil_mode=True")
+    kernel = _pair(kernel)
+    size = (x.shape[-2], x.shape[-1])
+    rows, columns, exist = _windows(size, shape[-2:], kernel, _pair(strides, kernel), _pair(pads), (1, 1))
+    total = jnp.where(exist, x[..., rows, columns], 0).sum((-2, -1))
+    if divisor is not None:
+        return total / divisor
+    return total / (kernel[0] * kernel[1] if with_pads else exist.sum((-2, -1)))
+
+
+def _average_pool(
+    out: TensorSpec,
+    x: Any,
+    kernel: Any,
+    strides: Any = (),
+    pads: Any = (0,),
+    ceil: bool = False,
+    with_pads: bool = True,
+    divisor: Any = None,
+) -> Any:
+    return _average(out.shape, x, kernel, strides, pads, ceil, with_pads, divisor)
+
+
+def _average_pool_backward(out: TensorSpec, cotangent: Any, x: Any, *setting: Any) -> Any:
+    _, pull_back = jax.vjp(lambda x: _average(cotangent.shape, x, *setting), x)
+    return pull_back(cotangent)[0]
+
+
+def _batch_norm(
+    outs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: Any, eps: float
+) -> Any:
+    if training and mean is not None:
+        raise NotImplementedError("running statistics in training: they are changed in place")
+    axes, shape = (0, *range(2, x.ndim)), (-1, *(1 for _ in x.shape[2:]))
+    if training:
+        mean, var = x.mean(axes), x.var(axes)
+    inverse = jax.lax.rsqrt(var + eps)
+    result = (x - mean.reshape(shape)) * inverse.reshape(shape)
+    result = result if weight is None else result * weight.reshape(shape)
+    result = result if bias is None else result + bias.reshape(shape)
+    saved = (mean, inverse) if training else (jnp.zeros(outs[1].shape), jnp.zeros(outs[2].shape))
+    return [result, *saved]
+
+
+def _nearest_backward(out: TensorSpec, cotangent: Any, *_: Any) -> Any:
+    rows, columns = (np.arange(cotangent.shape[axis]) * out.shape[axis] // cotangent.shape[axis] for axis in (-2, -1))
+    return jnp.zeros(out.shape, cotangent.dtype).at[..., rows[:, None], columns].add(cotangent)
+
+
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "convolution": _convolution,
+    "convolution_backward": _convolution_backward,
+    "max_pool2d_with_indices": _max_pool,
+    "max_pool2d_with_indices_backward": _max_pool_backward,
+    "avg_pool2d": _average_pool,
+    "avg_pool2d_backward": _average_pool_backward,
+    "native_batch_norm": _batch_norm,
+    "upsample_nearest2d_backward": _nearest_backward,
+}
+"""Every op of layers, by its name in ATen."""

@@ -1,0 +1,204 @@
+"""Pytrees of tensors as pytrees of JAX arrays, and back.
+
+Everything that JAX knows as a pytree passes: dicts, lists, tuples, NamedTuples, None, and dataclasses that
+`register_dataclass` has registered. Leaves that are not arrays (numbers, strings) stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as torch_pytree
+from torch.utils.dlpack import from_dlpack
+
+__all__ = [
+    "array_to_tensor",
+    "has_64_bits",
+    "jax_dtype",
+    "register_dataclass",
+    "tensor_to_array",
+    "to_jax",
+    "to_torch",
+    "torch_dtype",
+]
+
+PyTree = Any
+T = TypeVar("T")
+
+_NARROWED = {torch.float64: "float32", torch.int64: "int32", torch.uint64: "uint32", torch.complex128: "complex64"}
+
+
+def to_jax(tree: PyTree, *, copy: bool = True, strict_dtype: bool = True) -> PyTree:
+    """A pytree of tensors as one of JAX arrays, detached, on the same device.
+
+    Args:
+        tree: tensors of any strides; other leaves stay as they are.
+        copy: without it the array is the tensor's memory where that is contiguous. Then an in-place operation on the
+            tensor changes the array, which JAX takes to be constant; a jitted function that is still running may read
+            either value.
+        strict_dtype: raises where JAX, its 64-bit types off as they are by default, would make float32 of float64 or
+            int32 of int64; else lets it.
+
+    Raises:
+        TypeError: a 64-bit dtype, one that JAX lacks, or a tensor inside a transform or a trace.
+
+    >>> to_jax({"w": torch.ones(2), "name": "head"})
+    {'name': 'head', 'w': Array([1., 1.], dtype=float32)}
+    """
+    return jax.tree.map(lambda leaf: _leaf_to_jax(leaf, copy, strict_dtype), tree)
+
+
+def to_torch(tree: PyTree, *, copy: bool = True) -> PyTree:
+    """A pytree of JAX (or numpy) arrays as one of tensors, on the same device.
+
+    A typed key becomes the key of `popart_func.random` that gives the same numbers, int32 ``[..., 2]``.
+
+    Args:
+        tree: arrays; other leaves stay as they are.
+        copy: without it the tensor is the array's memory. Then never write to the tensor: JAX takes its arrays to be
+            constant.
+
+    Raises:
+        TypeError: a tracer, that is, inside of a JAX transform; a dtype that PyTorch lacks.
+
+    >>> to_torch({"w": jnp.ones(2)})
+    {'w': tensor([1., 1.])}
+    """
+    return jax.tree.map(lambda leaf: _leaf_to_torch(leaf, copy), tree)
+
+
+def register_dataclass(cls: type[T]) -> type[T]:
+    """Makes a dataclass of tensors a pytree for PyTorch, optree and JAX at once; usable as a decorator, once.
+
+    Raises:
+        TypeError: not a dataclass.
+
+    >>> import dataclasses
+    >>> @register_dataclass
+    ... @dataclasses.dataclass
+    ... class Weights:
+    ...     w: object
+    >>> to_jax(Weights(torch.ones(1))).w
+    Array([1.], dtype=float32)
+    """
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise TypeError(f"register_dataclass: `cls` must be a dataclass, got {cls!r}.")
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+
+    def flatten(value: T) -> tuple[list[Any], None]:
+        return [getattr(value, name) for name in names], None
+
+    def unflatten(_: Any, children: Any) -> T:
+        return cls(**dict(zip(names, children, strict=True)))
+
+    torch_pytree.register_pytree_node(cls, flatten, lambda children, context: unflatten(context, children))
+    optree.register_pytree_node(
+        cls,  # type: ignore[arg-type]
+        flatten,  # type: ignore[arg-type]
+        unflatten,  # type: ignore[arg-type]
+        namespace=optree.registry.__GLOBAL_NAMESPACE,
+    )
+    jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+    return cls
+
+
+def has_64_bits() -> bool:
+    """Whether JAX has its 64-bit types, which is a setting."""
+    return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+
+
+def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The dtype that JAX has for PyTorch's, as its setting for 64 bits allows.
+
+    Raises:
+        TypeError: JAX has none.
+    """
+    name = str(dtype).removeprefix("torch.")
+    try:
+        return jax.dtypes.canonicalize_dtype(jnp.dtype(name))
+    except TypeError:
+        raise TypeError(f"JAX has no dtype for {dtype}.") from None
+
+
+def torch_dtype(dtype: Any) -> torch.dtype:
+    """The dtype that PyTorch has for JAX's.
+
+    Raises:
+        TypeError: PyTorch has none.
+    """
+    name = jnp.dtype(dtype).name
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or name in ("int2", "int4", "uint2", "uint4"):  # which PyTorch only names
+        raise TypeError(f"PyTorch has no dtype for JAX's {name}.")
+    return found
+
+
+def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
+    """A plain tensor as an array."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    # JAX takes contiguous memory only, and its own `copy=True` has been seen to alias: the copy is made here.
+    tensor = tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
+    bits = {1: torch.uint8}.get(tensor.element_size()) if tensor.dtype.is_floating_point else None
+    if bits is not None:  # float8 has no DLPack in older versions
+        return jax.lax.bitcast_convert_type(jnp.from_dlpack(tensor.view(bits)), jax_dtype(tensor.dtype))
+    return jnp.from_dlpack(tensor)
+
+
+def array_to_tensor(array: Any, *, copy: bool) -> Tensor:
+    """A plain array as a tensor."""
+    if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):
+        bits = from_dlpack(jax.lax.bitcast_convert_type(array, jnp.uint8))
+        tensor = bits.view(torch_dtype(array.dtype))
+    else:
+        torch_dtype(array.dtype)
+        tensor = from_dlpack(array)
+    return tensor.clone() if copy else tensor
+
+
+def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor):
+        raise TypeError(
+            "to_jax: the values of a tensor inside torch.func.grad, vmap, jvp or a trace can't be had: call a JAX "
+            "function there through `from_jax`."
+        )
+    if strict_dtype and leaf.dtype in _NARROWED and not has_64_bits():
+        raise TypeError(
+            f"to_jax: JAX would narrow {leaf.dtype} to {_NARROWED[leaf.dtype]}: cast it, enable jax_enable_x64, or "
+            f"pass strict_dtype=False."
+        )
+    jax_dtype(leaf.dtype)
+    if leaf.layout != torch.strided:
+        raise TypeError(f"to_jax: a tensor must be dense, got the layout {leaf.layout}.")
+    if leaf.dtype in _NARROWED and not has_64_bits():
+        return tensor_to_array(leaf.to(torch_dtype(jax_dtype(leaf.dtype))), copy=copy)
+    return tensor_to_array(leaf, copy=copy)
+
+
+def _leaf_to_torch(leaf: Any, copy: bool) -> Any:
+    if isinstance(leaf, jax.core.Tracer):
+        raise TypeError(
+            "to_torch: the values of an array inside jax.jit, grad or vmap can't be had: call a PyTorch function there "
+            "through `to_jax_function`."
+        )
+    if isinstance(leaf, np.ndarray | np.generic):
+        leaf = jnp.asarray(leaf) if leaf.dtype.name == "bfloat16" else leaf
+    if isinstance(leaf, np.ndarray | np.generic):
+        torch_dtype(leaf.dtype)
+        writable = np.array(leaf) if copy or not np.asarray(leaf).flags.writeable else leaf
+        return torch.from_numpy(writable)
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return to_torch(jax.lax.bitcast_convert_type(jax.random.key_data(leaf), jnp.int32), copy=copy)
+    return array_to_tensor(jax.block_until_ready(leaf), copy=copy)

@@ -1,0 +1,346 @@
+"""Random numbers without state: the keys of `jax.random`, in plain PyTorch operations.
+
+A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threefry key (`jax.random.key_data`, which
+calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
+bit, but for what XLA rounds otherwise, ``a * b + c`` in one step: `uniform` between other bounds than 0 and 1 to the
+last bit of the larger, `normal` to 3 units in the last place, and `categorical` but for ties that the last bit of a
+logarithm decides. Everything is a pure function of its key, so it works under `torch.vmap` (lane *i* is what seed *i*
+gives alone), in a traced step and on every engine; `permutation` sorts, which the native engine can't.
+
+A key is used once: `split` it, or `fold_in` a counter.
+
+>>> action, noise = split(key(0))
+>>> randint(action, (3,), 0, 10)
+tensor([1, 1, 7], dtype=torch.int32)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from popart_func._typing import Float, Integer, Num, Scalar, Shaped
+
+__all__ = [
+    "bernoulli",
+    "bits",
+    "categorical",
+    "fold_in",
+    "key",
+    "normal",
+    "permutation",
+    "randint",
+    "split",
+    "uniform",
+]
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_LEAST = -(2**31)
+_BELOW_ONE = 1 - 2**-24
+_TINY = 2.0**-126
+
+# The inverse error function as XLA has it: Giles, "Approximating the erfinv function" (2012).
+_CENTRE = (
+    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
+    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
+)
+_TAIL = (
+    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
+    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
+)
+
+
+def key(seed: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
+    """The key of a seed: `jax.random.key`.
+
+    Args:
+        seed: from 0 to 2**64 − 1, or a 0-d integer tensor. From 2**32 on it is JAX's only where JAX has 64 bits.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: out of range, or not 0-d.
+
+    >>> key(42)
+    tensor([ 0, 42], dtype=torch.int32)
+    """
+    if isinstance(seed, Tensor):
+        _check_integers("key", "seed", seed)
+        if seed.ndim:
+            raise ValueError(f"key: `seed` must be 0-d, got shape {tuple(seed.shape)}. For many seeds, use torch.vmap.")
+        high = seed >> 32 if seed.dtype == torch.int64 else torch.zeros_like(seed)
+        return torch.stack([high.to(torch.int32), seed.to(torch.int32)])
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"key: `seed` must be an integer or a 0-d integer tensor, got {type(seed).__name__}.")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"key: `seed` must lie in [0, 2**64), got {seed}.")
+    return torch.tensor([_signed(seed >> 32), _signed(seed & 0xFFFFFFFF)], dtype=torch.int32)
+
+
+def split(key: Integer[Tensor, "2"], num: int | Sequence[int] = 2) -> Integer[Tensor, "*num 2"]:
+    """Independent keys from one: `jax.random.split`.
+
+    Args:
+        key: not to be used again.
+        num: how many, or the shape of an array of them.
+
+    Returns:
+        Keys ``[*num, 2]``.
+
+    >>> split(key(0), 3).shape
+    torch.Size([3, 2])
+    """
+    _check_key("split", key)
+    shape = _checked_shape("split", (num,) if isinstance(num, int) else num)
+    return torch.stack(_threefry(key, *_counters(shape, key)), dim=-1)
+
+
+def fold_in(key: Integer[Tensor, "2"], data: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
+    """The key of a counter, such as a step: `jax.random.fold_in`.
+
+    Args:
+        key: stays good for other counters.
+        data: an integer or a 0-d integer tensor; its lower 32 bits count.
+
+    >>> fold_in(key(0), 1)
+    tensor([ 928981903, -841280227], dtype=torch.int32)
+    """
+    _check_key("fold_in", key)
+    if isinstance(data, Tensor):
+        _check_integers("fold_in", "data", data)
+        low = data.to(torch.int32)
+    else:
+        low = torch.full((), _signed(data & 0xFFFFFFFF), dtype=torch.int32, device=key.device)
+    return torch.stack(_threefry(key, torch.zeros_like(low), low))
+
+
+def bits(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Integer[Tensor, "..."]:
+    """32 random bits per element, as int32: the bits of `jax.random.bits` with its dtype uint32.
+
+    >>> bits(key(0), (2,))
+    tensor([-224768089,  -91998574], dtype=torch.int32)
+    """
+    _check_key("bits", key)
+    first, second = _threefry(key, *_counters(_checked_shape("bits", shape), key))
+    return first ^ second
+
+
+def uniform(
+    key: Integer[Tensor, "2"], shape: Sequence[int] = (), minval: Scalar = 0.0, maxval: Scalar = 1.0
+) -> Float[Tensor, "..."]:
+    """Numbers in ``[minval, maxval)``, multiples of 2⁻²³ of it, float32: `jax.random.uniform`.
+
+    >>> uniform(key(0), (2,))
+    tensor([0.9477, 0.9786])
+    """
+    _check_key("uniform", key)
+    units = _units(bits(key, shape))
+    if isinstance(minval, int | float) and isinstance(maxval, int | float):
+        if (minval, maxval) == (0, 1):
+            return units
+        low = _float32(minval)
+        return (units * _float32(_float32(maxval) - low) + low).clamp(min=low)
+    low_end, high_end = (torch.as_tensor(end, dtype=torch.float32, device=key.device) for end in (minval, maxval))
+    return torch.maximum(units * (high_end - low_end) + low_end, low_end)
+
+
+def normal(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
+    """Standard normal numbers, float32: `jax.random.normal`, ``√2 erf⁻¹(u)``, to 3 units in the last place.
+
+    >>> normal(key(0), (2,))
+    tensor([1.6226, 2.0253])
+    """
+    _check_key("normal", key)
+    return _erfinv(uniform(key, shape, -_BELOW_ONE, 1.0)) * math.sqrt(2)
+
+
+def randint(
+    key: Integer[Tensor, "2"],
+    shape: Sequence[int],
+    minval: int | Integer[Tensor, "..."],
+    maxval: int | Integer[Tensor, "..."],
+) -> Integer[Tensor, "..."]:
+    """Integers in ``[minval, maxval)``, int32: `jax.random.randint`. ``minval`` where the range is empty.
+
+    Args:
+        key: the key.
+        shape: the result's shape, to which the bounds broadcast.
+        minval: least, within int32.
+        maxval: one more than the greatest, at most 2**31 − 1.
+
+    >>> randint(key(0), (4,), 0, 6)
+    tensor([1, 0, 2, 1], dtype=torch.int32)
+    """
+    _check_key("randint", key)
+    shape = _checked_shape("randint", shape)
+    low, high = (_bound(name, end, key) for name, end in (("minval", minval), ("maxval", maxval)))
+    span = torch.where(high <= low, 1, high - low).expand(shape)
+    first, second = split(key)
+    # The upper 32 of 64 bits count 2**32 modulo the span.
+    power = _modulo(torch.full_like(span, 1 << 16), span)
+    power = _modulo(power * power, span)
+    offset = _modulo(bits(first, shape), span) * power + _modulo(bits(second, shape), span)
+    return low + _modulo(offset, span)
+
+
+def bernoulli(
+    key: Integer[Tensor, "2"], p: int | float | Float[Tensor, "..."] = 0.5, shape: Sequence[int] | None = None
+) -> Shaped[Tensor, "..."]:
+    """True with probability p: `jax.random.bernoulli`.
+
+    Args:
+        key: the key.
+        p: a number or a tensor of probabilities.
+        shape: the result's, to which ``p`` broadcasts; by default the shape of ``p``.
+
+    >>> bernoulli(key(0), 0.9, (3,))
+    tensor([False, False,  True])
+    """
+    _check_key("bernoulli", key)
+    if not isinstance(p, Tensor):
+        return uniform(key, shape or ()) < _float32(p)
+    return uniform(key, p.shape if shape is None else shape) < p.to(torch.float32)
+
+
+def categorical(
+    key: Integer[Tensor, "2"], logits: Float[Tensor, "..."], axis: int = -1, shape: Sequence[int] | None = None
+) -> Integer[Tensor, "..."]:
+    """Indices drawn with probabilities ``softmax(logits)``, int64: `jax.random.categorical` (Gumbel's trick).
+
+    Args:
+        key: the key.
+        logits: unnormalized log probabilities.
+        axis: along which they belong together.
+        shape: the result's, ending in the shape of ``logits`` without the axis; by default that shape.
+
+    Raises:
+        ValueError: a shape that does not end so.
+
+    >>> categorical(key(0), torch.tensor([0.0, 10.0, 0.0]), shape=(3,))
+    tensor([1, 1, 1])
+    """
+    _check_key("categorical", key)
+    axis = axis if axis < 0 else axis - logits.ndim
+    batch = [size for position, size in enumerate(logits.shape) if position != axis + logits.ndim]
+    shape = batch if shape is None else list(_checked_shape("categorical", shape))
+    if shape[len(shape) - len(batch) :] != batch:
+        raise ValueError(f"categorical: `shape` must end in {tuple(batch)}, got {tuple(shape)}.")
+    place = len(shape) + 1 + axis
+    drawn = uniform(key, [*shape[:place], logits.shape[axis], *shape[place:]], _TINY, 1.0)
+    return torch.argmax(logits - torch.log(-torch.log(drawn)), dim=axis)
+
+
+def permutation(key: Integer[Tensor, "2"], x: int | Num[Tensor, "..."], axis: int = 0) -> Num[Tensor, "..."]:
+    """The elements along an axis in random order: `jax.random.permutation`.
+
+    Args:
+        key: the key.
+        x: a tensor, or a number n for the integers ``0 .. n − 1`` (int64).
+        axis: along which whole slices are moved.
+
+    >>> permutation(key(0), 5)
+    tensor([0, 1, 4, 3, 2])
+    """
+    _check_key("permutation", key)
+    if isinstance(x, Tensor) and not x.ndim:
+        raise ValueError("permutation: `x` must be an integer or a tensor with an axis, got a 0-d tensor.")
+    size = x.shape[axis] if isinstance(x, Tensor) else x
+    order = torch.arange(size, device=key.device)
+    for _ in range(math.ceil(3 * math.log(max(1, size)) / math.log(2**32 - 1))):
+        key, now = split(key)
+        order = order[torch.sort(bits(now, (size,)) ^ _LEAST, stable=True).indices]
+    return x.index_select(axis, order) if isinstance(x, Tensor) else order
+
+
+def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Threefry-2x32 with 20 rounds (Salmon et al., 2011): int32 addition wraps, as uint32's does."""
+    words = key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA
+    first, second = first + words[0], second + words[1]
+    for group in range(5):
+        for by in _ROTATIONS[group % 2]:
+            first = first + second
+            second = ((second << by) | _shift_right(second, 32 - by)) ^ first
+        first, second = first + words[(group + 1) % 3], second + words[(group + 2) % 3] + (group + 1)
+    return first, second
+
+
+def _counters(shape: Sequence[int], key: Tensor) -> tuple[Tensor, Tensor]:
+    """The position of each element, its upper and its lower 32 bits."""
+    low = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device).reshape(tuple(shape))
+    return torch.zeros_like(low), low
+
+
+def _units(words: Tensor) -> Tensor:
+    """The upper 23 bits as a number in [0, 1)."""
+    return _shift_right(words, 9).to(torch.float32) * 2.0**-23
+
+
+def _shift_right(words: Tensor, by: int) -> Tensor:
+    """The shift that fills with zeros."""
+    return (words >> by) & ((1 << (32 - by)) - 1)
+
+
+def _modulo(words: Tensor, span: Tensor) -> Tensor:
+    """The remainder of unsigned division, in signed arithmetic (Hacker's Delight, 9-3)."""
+    small = torch.where(span > 0, span, 1)
+    half = torch.div(_shift_right(words, 1), small, rounding_mode="floor") << 1
+    rest = words - half * small
+    rest = torch.where(_below(rest, small), rest, rest - small)
+    return torch.where(span > 0, rest, torch.where(_below(words, span), words, words - span))
+
+
+def _below(first: Tensor, second: Tensor) -> Tensor:
+    """Comparison as unsigned numbers."""
+    return (first ^ _LEAST) < (second ^ _LEAST)
+
+
+def _erfinv(x: Tensor) -> Tensor:
+    log = -torch.log1p(-x * x)
+    is_central = log < 5
+    w = torch.where(is_central, log - 2.5, log.sqrt() - 3)
+    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
+    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
+        total = torch.where(is_central, centre, tail) + total * w
+    return total * x
+
+
+def _float32(number: int | float) -> float:
+    """Rounded, without a tensor whose value a trace could not read."""
+    return ctypes.c_float(number).value
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= 2**31 else word
+
+
+def _bound(name: str, end: int | Tensor, key: Tensor) -> Tensor:
+    if isinstance(end, Tensor):
+        _check_integers("randint", name, end)
+        return end.to(torch.int32)
+    if not -(2**31) <= end < 2**31:
+        raise ValueError(f"randint: `{name}` must lie within int32, got {end}.")
+    return torch.full((), end, dtype=torch.int32, device=key.device)
+
+
+def _check_key(caller: str, key: Tensor) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int32 or key.shape != (2,):
+        got = f"{key.dtype} {tuple(key.shape)}" if isinstance(key, Tensor) else type(key).__name__
+        raise TypeError(
+            f"{caller}: `key` must be one key, an int32 tensor of shape (2,), got {got}. For many, use torch.vmap."
+        )
+
+
+def _check_integers(caller: str, name: str, value: Tensor) -> None:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{caller}: `{name}` must be integers, got dtype {value.dtype}.")
+
+
+def _checked_shape(caller: str, shape: Sequence[int]) -> tuple[int, ...]:
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
+        raise ValueError(f"{caller}: a shape must be made of integers of at least 0, got {tuple(shape)}.")
+    if math.prod(shape) >= 2**31:
+        raise ValueError(f"{caller}: at most 2**31 - 1 elements can be drawn from one key, got {math.prod(shape)}.")
+    return tuple(shape)

@@ -1,0 +1,310 @@
+"""Functions across the bridges: every row of the README's matrix of transforms, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import lax
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from popart_func import random, scan_lanes
+from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
+
+
+def torch_f(w: Tensor, x: Tensor) -> Tensor:
+    """w: [2, 3]; x: [3]; neither symmetric nor linear."""
+    return torch.tanh(w @ x).square().sum() + (w[0] * x**3).sum()
+
+
+def jax_f(w: Any, x: Any) -> Any:
+    return jnp.square(jnp.tanh(w @ x)).sum() + (w[0] * x**3).sum()
+
+
+W = torch.tensor([[0.1, -0.4, 0.7], [1.1, 0.3, -0.2]])
+X = torch.tensor([0.5, -1.2, 0.8])
+JW, JX = jnp.asarray(W.numpy()), jnp.asarray(X.numpy())
+
+
+def close(got: Any, expected: Any) -> None:
+    got, expected = jax.tree.leaves(got), jax.tree.leaves(expected)
+    assert len(got) == len(expected) > 0
+    for a, b in zip(got, expected, strict=True):
+        assert tuple(a.shape) == tuple(b.shape)
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
+
+
+def scanned(f: Any) -> Any:
+    return lambda w, x: lax.scan(lambda c, s: (c - 0.1 * jax.grad(f)(c, s), f(c, s)), w, jnp.stack([x, x * 2, -x]))
+
+
+FROM_JAX_OUTSIDE: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "jit": jax.jit,
+    "grad": jax.grad,
+    "value_and_grad": jax.value_and_grad,
+    "vjp": lambda f: lambda w, x: jax.vjp(f, w, x)[1](jnp.float32(2.0)),
+    "jvp": lambda f: lambda w, x: jax.jvp(f, (w, x), (w * 2, x + 1)),
+    "jacrev": lambda f: jax.jacrev(f, (0, 1)),
+    "jacfwd": lambda f: jax.jacfwd(f, (0, 1)),
+    "hessian": lambda f: jax.hessian(f, (0, 1)),
+    "grad of grad": lambda f: jax.grad(lambda w, x: jax.grad(f, 1)(w, x).sum()),
+    "vmap": lambda f: lambda w, x: jax.vmap(f, (0, None))(jnp.stack([w, w * 2]), x),
+    "nested vmap": lambda f: (
+        lambda w, x: jax.vmap(jax.vmap(f, (None, 1)), (0, None))(jnp.stack([w, w * 2]), jnp.stack([x, -x, x + 1], 1))
+    ),
+    "lax.scan": scanned,
+    "lax.cond": lambda f: lambda w, x: lax.cond(x[0] > 0, f, lambda w, x: x[0], w, x),
+    "lax.while_loop": lambda f: lambda w, x: lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c + f(c, x) ** 2, w),
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
+}
+REVERSE_ONLY = ("jvp", "jacfwd", "hessian")
+
+
+@pytest.mark.parametrize("transform", FROM_JAX_OUTSIDE)
+def test_to_jax_function(transform: str) -> None:
+    apply = FROM_JAX_OUTSIDE[transform]
+    close(apply(to_jax_function(torch_f))(JW, JX), apply(jax_f)(JW, JX))
+    close(jax.jit(apply(to_jax_function(torch_f)))(JW, JX), apply(jax_f)(JW, JX))
+
+
+@pytest.mark.parametrize("transform", [name for name in FROM_JAX_OUTSIDE if name not in REVERSE_ONLY])
+def test_to_jax_callback(transform: str) -> None:
+    apply = FROM_JAX_OUTSIDE[transform]
+    close(apply(to_jax_callback(torch_f))(JW, JX), apply(jax_f)(JW, JX))
+
+
+@pytest.mark.parametrize("transform", REVERSE_ONLY)
+def test_to_jax_callback_has_no_forward_mode(transform: str) -> None:
+    with pytest.raises(TypeError, match="forward-mode autodiff"):
+        FROM_JAX_OUTSIDE[transform](to_jax_callback(torch_f))(JW, JX)
+
+
+TORCH_OUTSIDE: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "call": lambda f: f,
+    "grad": grad,
+    "vjp": lambda f: lambda w, x: vjp(f, w, x)[1](torch.tensor(2.0)),
+    "jvp": lambda f: lambda w, x: jvp(f, (w, x), (w * 2, x + 1)),
+    "jacrev": lambda f: jacrev(f, (0, 1)),
+    "jacfwd": lambda f: jacfwd(f, (0, 1)),
+    "hessian": lambda f: hessian(f, (0, 1)),
+    "grad of grad": lambda f: grad(lambda w, x: grad(f, 1)(w, x).sum()),
+    "vmap": lambda f: lambda w, x: vmap(f, (0, None))(torch.stack([w, w * 2]), x),
+    "vmap over the last axis": lambda f: (
+        lambda w, x: vmap(f, (-1, 1), 0)(torch.stack([w, w * 2], -1), torch.stack([x, -x], 1))
+    ),
+    "nested vmap": lambda f: (
+        lambda w, x: vmap(vmap(f, (None, 1)), (0, None))(torch.stack([w, w * 2]), torch.stack([x, -x, x + 1], 1))
+    ),
+    "vmap of grad": lambda f: lambda w, x: vmap(grad(f), (None, 0))(w, torch.stack([x, -x])),
+    "grad of vmap": lambda f: grad(lambda w, x: vmap(f, (None, 0))(w, torch.stack([x, -x])).sum()),
+}
+
+
+@pytest.mark.parametrize("transform", TORCH_OUTSIDE)
+def test_from_jax(transform: str) -> None:
+    apply = TORCH_OUTSIDE[transform]
+    close(apply(from_jax(jax_f))(W, X), apply(torch_f)(W, X))
+
+
+def test_from_jax_under_autograd() -> None:
+    def run(f: Any) -> Any:
+        w = W.clone().requires_grad_()
+        (first,) = torch.autograd.grad(f(w, X), w, create_graph=True)
+        first.square().sum().backward()
+        return first.detach(), w.grad
+
+    close(run(from_jax(jax_f)), run(torch_f))
+    with torch.no_grad():
+        assert not from_jax(jax_f)(W.clone().requires_grad_(), X).requires_grad
+
+
+def test_from_jax_passes_trees_and_what_is_no_tensor() -> None:
+    function = from_jax(
+        lambda tree, power, *, name: {"out": tree["x"] ** power, "n": tree["i"] + len(name), "no": None}
+    )
+    i = torch.tensor(3, dtype=torch.int32)
+    out = function({"x": X, "i": i}, 2, name="ab")
+    close(out["out"], X**2)
+    assert out["n"] == 5
+    assert out["no"] is None
+    gradient = grad(lambda x: function({"x": x, "i": i}, 3, name="a")["out"].sum())(X)
+    close(gradient, 3 * X**2)
+
+
+def test_both_ways_at_once() -> None:
+    close(to_jax_function(grad(torch_f))(JW, JX), jax.grad(jax_f)(JW, JX))
+    close(jax.jacrev(to_jax_function(grad(torch_f)))(JW, JX), jax.hessian(jax_f)(JW, JX))
+    close(jax.vmap(to_jax_function(vmap(torch_f, (None, 0))), (0, None))(jnp.stack([JW, JW]), jnp.stack([JX, -JX])),
+          vmap(vmap(torch_f, (None, 0)), (0, None))(torch.stack([W, W]), torch.stack([X, -X])))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x.detach() * x).sum(),
+        lambda x: (torch.detach(x) ** 2 * x).sum() + x.data.sum(),
+        lambda x: _no_grad(x) * x.sum(),
+        lambda x: (vmap(lambda row: row.detach() * row)(x)).sum(),
+        lambda x: grad(lambda y: (y.detach() * y**2).sum())(x).square().sum(),
+        lambda x: (x.square().sum().sqrt() * x).sum(),
+    ],
+)
+def test_gradients_stop_where_pytorch_stops_them(function: Callable[[Tensor], Tensor]) -> None:
+    close(jax.grad(to_jax_function(function))(JX), grad(function)(X))
+    close(to_jax_function(function)(JX), function(X))
+
+
+def _no_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.square().sum()
+    return scale + x.sum()
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_structures_numbers_and_keys() -> None:
+    calls = []
+
+    def function(pair: Pair, rest: Any, *, scale: Any) -> Any:
+        calls.append(1)
+        return {"b": Pair(pair.first * scale, None), "a": [pair.second + rest["n"]]}
+
+    jax_fn = to_jax_function(function)
+    arguments = (Pair(JX, JW), {"n": jnp.int32(2)})
+    for _ in range(3):
+        out = jax_fn(*arguments, scale=2.0)
+    assert len(calls) == 1, "it is traced once"
+    jax_fn(Pair(JW, JW), {"n": jnp.int32(2)}, scale=2.0)
+    assert len(calls) == 2, "and again for other shapes"
+    close(out["b"].first, X * 2)
+    assert out["b"].second is None
+    close(out["a"][0], W + 2)
+    drawn = jax.jit(to_jax_function(lambda key: random.uniform(key, (5,))))(jax.random.key(3))
+    assert np.array_equal(drawn, jax.random.uniform(jax.random.key(3), (5,)))
+
+
+def test_random_numbers_are_the_same_stream() -> None:
+    def draws(key: Tensor) -> dict[str, Tensor]:
+        return {
+            "bits": random.bits(key, (3,)),
+            "randint": random.randint(key, (3,), -5, 1000),
+            "bernoulli": random.bernoulli(key, 0.3, (20,)),
+            "permutation": random.permutation(key, torch.arange(9, dtype=torch.int32)),
+            "split": random.split(key),
+            "key": random.key(key[1]),
+        }
+
+    keys = vmap(random.key)(torch.arange(4))
+    got = to_torch(jax.jit(jax.vmap(to_jax_function(draws)))(to_jax(keys)))
+    for name, value in vmap(draws)(keys).items():
+        assert torch.equal(got[name], value), name
+
+
+def test_what_is_closed_over_is_a_constant() -> None:
+    held = torch.ones(3)
+    jax_fn = to_jax_function(lambda x: x * held)
+    jax_fn(JX)
+    held.mul_(5)
+    close(jax_fn(JX), X)
+    bits = torch.arange(3)  # int64, whose values fit
+    close(to_jax_function(lambda x: x * bits)(JX), X * bits)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: to_jax_function(lambda x: torch.linalg.det(x))(jnp.ones((2, 2))), UnsupportedError,
+         r"no lowering of '_linalg_det' on float32\[2, 2\], in .*test_jax_functions.py:\d+: `.*linalg.det"),
+        (lambda: to_jax_function(lambda x: x.double().sum())(JX), TypeError, "float64 in .*test_jax_functions.py"),
+        (lambda: to_jax_function(lambda x: x * WIDE)(JX), TypeError, "closes over a tensor of torch.int64 that JAX wo"),
+        (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),
+        (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
+        (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "the value of a tensor is read"),
+        (lambda: to_jax_function(lambda x: (x * 1).detach_())(JX), TypeError, r"use `.detach\(\)`"),
+        (lambda: to_jax_function(lambda x: x.mul_(2).sum())(JX), TypeError, "changes an argument in place"),
+        (lambda: torch.compile(from_jax(jnp.sin), backend="eager", fullgraph=True)(X), Exception, "from_jax"),
+        (lambda: torch.func.linearize(from_jax(jnp.sin), X), RuntimeError, "would be taken for a constant"),
+        (lambda: to_jax_function(3), TypeError, "to_jax_function: `torch_fn` must be a function, got int"),
+        (lambda: to_jax_callback(3), TypeError, "to_jax_callback: `torch_fn` must be a function, got int"),
+        (lambda: to_jax_callback(torch_f, vmap_method="x"), ValueError, "`vmap_method` must be 'sequential'"),
+        (lambda: from_jax(3), TypeError, "from_jax: `jax_fn` must be a function, got int"),
+        (lambda: from_jax(jnp.sin)(X.double()), TypeError, "from_jax: JAX would narrow torch.float64"),
+        (lambda: make_fx(from_jax(jnp.sin))(X), RuntimeError, "from_jax: a JAX function can't be called while PyTorch"),
+        (lambda: to_jax_function(from_jax(jnp.sin))(JX), RuntimeError, "would be taken for a constant"),
+        (lambda: scan_lanes(lambda c, x: (from_jax(jnp.sin)(c), x), X, X, engine="native"), RuntimeError, "constant"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_from_jax_in_a_compiled_function_is_never_a_constant() -> None:
+    """Without ``fullgraph`` PyTorch goes round it, and it runs as it is."""
+    function = from_jax(lambda x: jnp.sin(x))
+    compiled = torch.compile(lambda x: function(x) + 1, backend="eager")
+    for x in (X, X * 2):
+        close(compiled(x), torch.sin(x) + 1)
+
+
+def test_outputs_without_derivative() -> None:
+    function = from_jax(lambda x: {"a": jnp.sin(x), "i": jnp.argmax(x), "b": (x**2).sum()})
+    close(grad(lambda x: function(x)["a"].sum() + function(x)["b"])(X), torch.cos(X) + 2 * X)
+    close(vmap(lambda x: function(x)["i"])(W), W.argmax(1))
+    _, tangents = jvp(lambda x: (function(x)["a"], function(x)["b"]), (X,), (torch.ones(3),))
+    close(tangents, (torch.cos(X), (2 * X).sum()))
+    close(from_jax(lambda n: jnp.ones(n))(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.GRU(3, 4), lambda: torch.nn.LSTM(3, 4, 2), lambda: TRANSFORMER])
+def test_recurrent_and_attention_networks(make: Callable[[], torch.nn.Module]) -> None:
+    module = make().eval()
+    x = torch.randn(2, 5, module.input_size if hasattr(module, "input_size") else 8)
+    params = {name: leaf.detach() for name, leaf in module.named_parameters()}
+
+    def loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        out = torch.func.functional_call(module, params, (x,))
+        return ((out[0] if isinstance(out, tuple) else out) ** 3).sum()
+
+    close(jax.jit(jax.grad(to_jax_function(loss), 1))(*to_jax((params, x))), grad(loss, 1)(params, x))
+
+
+def test_callbacks_of_functions_that_read_values() -> None:
+    def function(x: Tensor) -> dict[str, Tensor]:
+        x.mul_(2)  # its own copy
+        return {"x": x if float(x[0]) > 0 else -x, "n": x.argmax()}
+
+    callback = jax.jit(to_jax_callback(function))
+    for x in (JX, -JX):
+        got = callback(x)
+        close(got["x"], (2 * x if x[0] > 0 else -2 * x))
+        assert got["n"] == x.argmax()
+    assert float(JX[0]) == 0.5
+    close(jax.grad(lambda x: to_jax_callback(lambda x: (x**3).sum())(x))(JX), 3 * X**2)
+    half = to_jax_callback(lambda x: x * 2)(jnp.asarray(JX, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    for other in ("float32", "int32", "bool", "complex64"):
+        x = jnp.array([[1, 0, 1]]).astype(other)
+        assert np.array_equal(to_jax_callback(lambda x: x.T)(x), x.T)
+
+
+def test_export() -> None:
+    exported = jax.export.export(jax.jit(to_jax_function(torch_f)))(JW, JX)
+    close(exported.call(JW, JX), torch_f(W, X))
+
+
+TRANSFORMER = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+WIDE = torch.tensor([2**40, 1, 2])

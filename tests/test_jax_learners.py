@@ -1,0 +1,159 @@
+"""Whole learners in JAX: ours scanned by it, optax under ours, ours beside rlax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optree
+import pytest
+import rlax
+import torch
+from torch import Tensor
+
+import popart_func as pf
+from popart_func import random
+from popart_func.experiments import regression
+from popart_func.interop.jax import from_jax, to_jax, to_jax_function, to_torch
+from popart_func.optim import GradientTransformation
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.mark.parametrize("algorithm", ["popart", "normalized_sgd"])
+def test_the_regression_scanned_inside_jax_agrees_with_eager(algorithm: str) -> None:
+    """100 steps in 50 lanes; errors of up to 1023 to 1e-4 of that, state to 1e-4 relative."""
+    seeds = range(50)
+    init, step = regression.init_and_step(algorithm)
+    start = init(pf.init_lanes(lambda: pf.UnifiedModel(16, 10, 1), seeds))
+    numbers = regression.streams(seeds)[:100]
+    state, errors = pf.scan_lanes(step, start, numbers, shared=False, engine="eager")
+    jax_step = to_jax_function(step)
+    run = jax.jit(jax.vmap(lambda state, numbers: jax.lax.scan(jax_step, state, numbers), (0, 1), (0, 1)))
+    got_state, got_errors = to_torch(run(to_jax(start), to_jax(numbers)))
+    torch.testing.assert_close(got_errors, errors, rtol=1e-4, atol=1023e-4)
+    assert optree.tree_structure(got_state) == optree.tree_structure(state)
+    for a, b in zip(optree.tree_leaves(got_state.statistics), optree.tree_leaves(state.statistics), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)  # a residue is of the rounding of 1000
+
+
+def test_statistics_in_jax_keep_their_digits() -> None:
+    """XLA must not simplify the compensated sum: targets 10⁷ ± 1, whose variance float32 can't have as ν − μ²."""
+
+    def step(state: Any, y: Tensor) -> Any:
+        state = pf.art(state, y[None], step_size=0.01)
+        return state, state.scale
+
+    targets = 1e7 + torch.where(torch.arange(4000) % 2 == 0, 1.0, -1.0)
+    state, _ = jax.jit(lambda s, ys: jax.lax.scan(to_jax_function(step), s, ys))(
+        to_jax(pf.init_state(1)._replace(shift=torch.tensor([1e7]))), to_jax(targets)
+    )
+    assert float(state.scale[0]) == pytest.approx(1.0, rel=1e-2)
+    eager, _ = pf.scan(step, pf.init_state(1)._replace(shift=torch.tensor([1e7])), targets, engine="eager")
+    torch.testing.assert_close(to_torch(state).scale, eager.scale, rtol=1e-4, atol=0)
+
+
+def test_rlax_parity_inside_jax() -> None:
+    """rlax's rule over random sequences: tasks twice and absent, bounds that bind; to 1e-6 of the targets' scale."""
+    tasks, step_size, lower, upper = 3, 0.05, 0.5, 2.0
+    mine = pf.popart(tasks, step_size, lower, upper, reduction="sum")
+    _, rlax_update = rlax.popart(tasks, step_size, lower, upper)
+    update = jax.jit(to_jax_function(mine.update))
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        w = generator.standard_normal((4, tasks)).astype(np.float32)
+        head = {"weight": jnp.asarray(w.T), "bias": jnp.zeros(tasks)}
+        rlax_head = {"w": jnp.asarray(w), "b": jnp.zeros(tasks)}
+        state = to_jax(pf.init_state(tasks))
+        rlax_state = rlax.PopArtState(jnp.zeros(tasks), jnp.ones(tasks), jnp.ones(tasks))
+        for _ in range(30):
+            targets = jnp.asarray(generator.standard_normal(4) * [0.1, 1, 1, 4], jnp.float32)
+            indices = jnp.asarray(generator.integers(0, tasks, 4), jnp.int32)
+            head, state = update(head, state, targets, indices)
+            rlax_head, rlax_state = rlax_update(rlax_head, rlax_state, targets, indices)
+            np.testing.assert_allclose(state.shift, rlax_state.shift, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(state.scale, rlax_state.scale, rtol=3e-6)
+        np.testing.assert_allclose(head["weight"].T, rlax_head["w"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(head["bias"], rlax_head["b"], rtol=1e-5, atol=3e-6)
+
+
+def optax_in_torch(transformation: optax.GradientTransformation) -> GradientTransformation:
+    """Any optimizer of optax, as a learner here takes it."""
+    return GradientTransformation(from_jax(transformation.init), from_jax(transformation.update))
+
+
+@pytest.mark.parametrize("transformation", [optax.adam(0.01), optax.chain(optax.clip(0.1), optax.sgd(0.1, 0.9))])
+def test_a_learner_with_an_optimizer_of_optax(transformation: optax.GradientTransformation) -> None:
+    make = lambda: torch.nn.Linear(3, 1)  # noqa: E731
+    learner = pf.sgd_learner(pf.stateless(make()), optax_in_torch(transformation))
+    params = pf.init_params(make, seed=1)
+    state = learner.init(params)
+    jax_params = to_jax(params)
+    jax_state = transformation.init(jax_params)
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        return 0.5 * jnp.square(x @ params["weight"].T + params["bias"] - y).sum()
+
+    for number in range(5):
+        x, y = torch.tensor([1.0, -number, 0.5]), torch.tensor([number / 2])
+        state, _ = learner.update(state, (x, y))
+        updates, jax_state = transformation.update(jax.grad(loss)(jax_params, *to_jax((x, y))), jax_state, jax_params)
+        jax_params = optax.apply_updates(jax_params, updates)
+    for name, value in state.params.items():
+        torch.testing.assert_close(value, to_torch(jax_params[name]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_jax_training_loop_with_our_popart_and_an_optimizer_of_optax() -> None:
+    """The head and its statistics by this library, everything else by JAX; the loss falls from the targets' scale."""
+    popart_ = pf.popart(1, 0.05)
+    update, normalize = to_jax_function(popart_.update), to_jax_function(pf.normalize)
+    optimizer = optax.adam(0.01)
+
+    def loss(params: Any, statistics: Any, x: Any, y: Any) -> Any:
+        h = jnp.tanh(params["lower"] @ x)
+        prediction = params["head"]["weight"] @ h + params["head"]["bias"]
+        return 0.5 * jnp.square(prediction - normalize(statistics, y)).sum()
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, statistics, opt_state = carry
+        x, y = batch
+        head, statistics = update(params["head"], statistics, y)
+        params = {**params, "head": head}
+        value, grads = jax.value_and_grad(loss)(params, statistics, x, y)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), statistics, opt_state), value
+
+    key = jax.random.key(0)
+    params = {
+        "lower": jax.random.normal(key, (8, 3)),
+        "head": {"weight": jnp.zeros((1, 8)), "bias": jnp.zeros(1)},
+    }
+    xs = jax.random.normal(jax.random.fold_in(key, 1), (500, 3))
+    ys = 1e5 * (1 + jnp.tanh(xs.sum(1, keepdims=True)))
+    start = params, to_jax(popart_.init()), optimizer.init(params)
+    _, losses = jax.jit(lambda carry, batches: jax.lax.scan(step, carry, batches))(start, (xs, ys))
+    assert float(losses[-100:].mean()) < 0.3 * float(losses[:100].mean())
+
+
+def test_the_same_key_gives_the_same_run_in_both_worlds() -> None:
+    """Keys, first parameters and inputs alike; inputs to the bit."""
+    make = lambda: pf.UnifiedModel(4, 6, 1)  # noqa: E731
+    learner = pf.popart_learner(pf.stateless(make()), pf.sgd(0.01), pf.popart(1, 0.1))
+
+    def step(carry: Any, _: Tensor) -> Any:
+        state, key = carry
+        key, now = random.split(key)
+        x = random.uniform(now, (4,))
+        state, info = learner.update(state, (x, 1000 * x.sum(0, keepdim=True)))
+        return (state, key), (x, info.loss)
+
+    start = learner.init(pf.init_params(make, seed=0)), random.key(7)
+    _, (xs, losses) = pf.scan(step, start, torch.zeros(60), engine="eager")
+    _, (jax_xs, jax_losses) = jax.jit(lambda c, s: jax.lax.scan(to_jax_function(step), c, s))(
+        to_jax(start), jnp.zeros(60)
+    )
+    assert torch.equal(to_torch(jax_xs), xs)
+    torch.testing.assert_close(to_torch(jax_losses), losses, rtol=1e-3, atol=1e-5)
