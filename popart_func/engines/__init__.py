@@ -82,9 +82,9 @@ def scan_lanes(
 ) -> tuple[PyTree, PyTree]:
     """`scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
 
-    Engines other than `eager` read what a step closes over when they first see it: what changes from call to call
-    belongs into the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"`` then
-    picks.
+    Engines other than `eager` keep the numbers and tensors that a step closes over when they first see it (a change
+    in a tensor is seen, another in its place is not): what changes from call to call belongs into the carry, the xs
+    or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"`` then picks.
 
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
