@@ -296,6 +296,13 @@ def test_division_by_the_greatest_uint8() -> None:
     assert tree.max_difference(scan_lanes(step, carry, x, engine="native", shared=False), expected) == 0
 
 
+def test_any_of_uint8_is_0_or_1() -> None:
+    carry = torch.tensor([[2, 248, 0], [0, 0, 0]], dtype=torch.uint8)
+    _, ys = scan_lanes(lambda c, x: (c, c.any(0)), carry, length=1, engine="native")
+    assert ys[0].tolist() == [1, 0]
+    assert ys.dtype == torch.uint8
+
+
 def test_bits_seen_as_another_dtype_are_refused() -> None:
     with pytest.raises(native.UnsupportedError, match=r"'view'.*the bits of torch.float32 seen as torch.int32"):
         scan_lanes(lambda c, x: (c, c.view(torch.int32)), torch.ones(2, 3), length=1, engine="native")

@@ -70,6 +70,14 @@ def _statistics(mean: Any, second: Any, y: Any) -> tuple[Any, Any, Any]:
     return mean, second, jnp.sqrt(jnp.clip(second - mean * mean, SCALE_LB**2, SCALE_UB**2))
 
 
+def _popped(params: Any, mean: Any, scale: Any, new_mean: Any, new_scale: Any) -> Any:
+    return {
+        **params,
+        "output_linear.weight": params["output_linear.weight"] * (scale / new_scale),
+        "output_linear.bias": (scale * params["output_linear.bias"] + mean - new_mean) / new_scale,
+    }
+
+
 def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
     """Idiomatic JAX: the step of one lane, ``jit(vmap(scan(step)))``."""
     import jax
@@ -85,11 +93,7 @@ def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
         x = ((number >> jnp.arange(15, -1, -1)) & 1).astype(jnp.float32)
         y = number.astype(jnp.float32)
         new_mean, second, new_scale = _statistics(mean, second, y)
-        params = {
-            **params,
-            "output_linear.weight": params["output_linear.weight"] * (scale / new_scale),
-            "output_linear.bias": (scale * params["output_linear.bias"] + mean - new_mean) / new_scale,
-        }
+        params = _popped(params, mean, scale, new_mean, new_scale)
 
         def loss(params: Any) -> Any:
             prediction = network(params, x)[0]
@@ -140,11 +144,7 @@ def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run
         x = ((number[None] >> jnp.arange(15, -1, -1)[:, None]) & 1).astype(jnp.float32)
         y = number.astype(jnp.float32)
         new_mean, second, new_scale = _statistics(mean, second, y)
-        params = {
-            **params,
-            "output_linear.weight": params["output_linear.weight"] * (scale / new_scale),
-            "output_linear.bias": (scale * params["output_linear.bias"] + mean - new_mean) / new_scale,
-        }
+        params = _popped(params, mean, scale, new_mean, new_scale)
 
         def loss(params: Any) -> Any:
             h = x
