@@ -196,7 +196,7 @@ def bench(
     lanes
         How many seeds at once, one comparison each.
     device
-        Where the engines run: cpu, cuda, cuda:1. The peers run on the CPU.
+        Where the engines run, and JAX if it has that device: cpu, cuda, cuda:1. One module per seed runs on the CPU.
     repeats
         How many runs after the first.
     json

@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,10 +32,12 @@ __all__ = ["PEERS", "Cost", "Result", "as_json", "compare", "costs", "machine"]
 
 JAX_PEERS = ("jax", "jax_traced", "jax_lanes_last")
 PEERS = (*JAX_PEERS, "reference")
-"""What the engines are measured against, see `peers`; all of them run on the CPU."""
+"""What the engines are measured against, see `peers`. JAX runs on the engines' device if it has it, else on the CPU."""
 
-# Engines whose cost per step does not depend on how many steps there are run a part of the stream.
+# Engines whose cost per step does not depend on how many steps there are run a part of the stream; so do all of them
+# where there are so many lanes that the errors alone would take gigabytes.
 _PART = {"eager": 300, "reference": 300}
+_MOST_LANE_STEPS = 500_000_000
 _REFERENCE_LANES = 2
 _CHECKED_STEPS = 100
 _MAX_DISTINCT_LANES = 1000
@@ -78,8 +81,8 @@ def compare(
     Args:
         lanes: numbers of lanes, one comparison each.
         engines: which engines and peers; by default all that run here.
-        device: where the engines run; the peers run on the CPU.
-        steps: how much of the stream.
+        device: where the engines run, and JAX if it has that device; the reference runs on the CPU.
+        steps: how much of the stream, at most.
         repeats: runs after the first.
         on_result: called with each result as it comes.
 
@@ -219,46 +222,54 @@ def as_json(results: Iterable[Result]) -> dict[str, Any]:
 class _Problem(NamedTuple):
     params: dict[str, Tensor]
     numbers: Tensor
+    steps: int
     expected: np.ndarray
 
     @classmethod
     def of(cls, lanes: int, steps: int, device: torch.device) -> _Problem:
         seeds = range(min(lanes, _MAX_DISTINCT_LANES))
         repeat = torch.arange(lanes) % len(seeds)
-        params = {name: leaf[repeat] for name, leaf in init_lanes(lambda: UnifiedModel(16, 10, 1), seeds).items()}
-        numbers = regression.streams(seeds)[:steps, repeat]
-        expected = _engine("eager", params, numbers[:_CHECKED_STEPS])()
-        return cls({name: leaf.to(device) for name, leaf in params.items()}, numbers.to(device), expected)
+        params = init_lanes(lambda: UnifiedModel(16, 10, 1), seeds)
+        numbers = regression.streams(seeds)[:steps]
+        expected = _engine("eager", params, numbers[:_CHECKED_STEPS])().numpy()
+        params = {name: leaf.to(device)[repeat.to(device)] for name, leaf in params.items()}
+        return cls(
+            params, numbers[: max(1, _MOST_LANE_STEPS // lanes)].to(device)[:, repeat.to(device)], steps, expected
+        )
 
 
 def _measure(name: str, problem: _Problem, repeats: int) -> Result:
-    params, numbers, expected = problem
+    params, numbers, asked, expected = problem
     lanes, steps = numbers.shape[1], min(numbers.shape[0], _PART.get(name, numbers.shape[0]))
     device = numbers.device
-    if name in PEERS:
-        from popart_func.experiments import peers
+    used = min(lanes, _REFERENCE_LANES) if name == "reference" else lanes
+    with ExitStack() as stack:
+        if name in PEERS:
+            from popart_func.experiments import peers
 
-        make = {
-            "jax": peers.jax_scan,
-            "jax_traced": peers.jax_traced,
-            "jax_lanes_last": peers.jax_lanes_last,
-            "reference": peers.reference,
-        }[name]
-        used = min(lanes, _REFERENCE_LANES) if name == "reference" else lanes
-        plain = {key: leaf[:used].cpu().numpy() for key, leaf in params.items()}
-        run, device = make(plain, numbers[:steps, :used].cpu().numpy()), torch.device("cpu")
-    else:
-        run, used = _engine(name, params, numbers[:steps]), lanes
+            device = torch.device("cpu") if name == "reference" else _enter_jax_device(stack, device)
+            make = {
+                "jax": peers.jax_scan,
+                "jax_traced": peers.jax_traced,
+                "jax_lanes_last": peers.jax_lanes_last,
+                "reference": peers.reference,
+            }[name]
+            plain = {key: leaf[:used].cpu().numpy() for key, leaf in params.items()}
+            run = make(plain, numbers[:steps, :used].cpu().numpy())
+        else:
+            run = _engine(name, params, numbers[:steps])
 
-    started = time.perf_counter()
-    errors = run()
-    first = time.perf_counter() - started
-    _check_same(name, errors, expected)
-    seconds = []
-    for _ in range(repeats):
         started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
+        errors = run()
+        first = time.perf_counter() - started
+        checked = errors[:_CHECKED_STEPS, : expected.shape[1]]
+        _check_same(name, np.asarray(checked.cpu() if isinstance(checked, Tensor) else checked), expected)
+        del errors, checked
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     return Result(
         engine=name,
@@ -268,25 +279,39 @@ def _measure(name: str, problem: _Problem, repeats: int) -> Result:
         ns_per_lane_step=median / (steps * used) * 1e9,
         compile_seconds=max(0.0, first - median),
         spread=(max(seconds) - min(seconds)) / median,
-        extrapolated=steps < numbers.shape[0] or used < lanes,
+        extrapolated=steps < asked or used < lanes,
     )
 
 
-def _engine(name: str, params: dict[str, Tensor], numbers: Tensor) -> Callable[[], np.ndarray]:
+def _enter_jax_device(stack: ExitStack, device: torch.device) -> torch.device:
+    """Has JAX run on a device, or on the CPU if it does not have it; says which."""
+    import jax
+
+    try:
+        found = jax.devices("gpu" if device.type == "cuda" else device.type)[device.index or 0]
+    except (RuntimeError, IndexError):
+        found, device = jax.devices("cpu")[0], torch.device("cpu")
+    stack.enter_context(jax.default_device(found))
+    return device
+
+
+def _engine(name: str, params: dict[str, Tensor], numbers: Tensor) -> Callable[[], Tensor]:
     init, step = regression.init_and_step("popart")
     start = init(params)
 
-    def run() -> np.ndarray:
+    def run() -> Tensor:
         _, errors = scan_lanes(step, start, numbers, shared=False, engine=name)
-        return errors.cpu().numpy()
+        if errors.is_cuda:
+            torch.cuda.synchronize(errors.device)
+        return errors
 
     return run
 
 
 def _check_same(name: str, errors: np.ndarray, expected: np.ndarray) -> None:
     """Errors up to 1023 and not yet chaotic: peers agree to 6e-4, and a step size of 0.3 for 0.316 shows as 0.15."""
-    steps, lanes = min(len(errors), len(expected)), errors.shape[1]
-    difference = float(np.abs(errors[:steps] - expected[:steps, :lanes]).max())
+    steps, lanes = (min(a, b) for a, b in zip(errors.shape, expected.shape, strict=True))
+    difference = float(np.abs(errors[:steps, :lanes] - expected[:steps, :lanes]).max())
     if not difference < 0.02:
         raise RuntimeError(
             f"compare: {name} must compute the errors that eager does, got a difference of {difference}."

@@ -2,8 +2,8 @@
 
 Each maker takes the parameters ``{name: [lanes, ...]}`` (numpy, torch's layout) and the numbers ``[steps, lanes]``
 (int32), and returns a function without arguments that runs the whole stream and returns the errors ``[steps, lanes]``
-as numpy. They follow rlax's rule, with its bounds; `bench` checks that they compute what the engines do. Needs the
-extra ``jax``.
+where they were computed, once they are. They follow rlax's rule, with its bounds; `bench` checks that they compute what
+the engines do. JAX's run on its default device. Needs the extra ``jax``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEARNING_RATE, STEP_SIZE = 10**-2.5, 10**-0.5
 
 SCALE_LB, SCALE_UB = 1e-4, 1e6
 
-Run = Callable[[], np.ndarray]
+Run = Callable[[], Any]
 HIDDEN = ("input_linear", "hidden1", "hidden2", "hidden3")
 
 
@@ -109,7 +109,7 @@ def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
 
     run = jax.jit(jax.vmap(one_lane, in_axes=(0, 1), out_axes=1))
     arguments = {name: jnp.asarray(value) for name, value in params.items()}, jnp.asarray(numbers)
-    return lambda: np.asarray(run(*arguments))
+    return lambda: run(*arguments).block_until_ready()
 
 
 def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
@@ -128,7 +128,7 @@ def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
 
     run = jax.jit(jax.vmap(one_lane, in_axes=(0, 1), out_axes=1))
     stream = jnp.asarray(numbers)
-    return lambda: np.asarray(run(start, stream))
+    return lambda: run(start, stream).block_until_ready()
 
 
 def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
@@ -164,4 +164,4 @@ def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run
 
     last = {name: jnp.asarray(np.moveaxis(value, 0, -1)) for name, value in params.items()}
     stream = jnp.asarray(numbers)
-    return lambda: np.asarray(run(last, stream))
+    return lambda: run(last, stream).block_until_ready()
