@@ -276,6 +276,11 @@ def test_auto_and_unavailable_engines(monkeypatch):
         assert resolve_engine("auto", "cpu", steps=10**6) == "eager"
 
 
+def test_auto_takes_the_native_engine_on_cuda_where_it_runs(monkeypatch):
+    monkeypatch.setattr(engines.native, "why_not", lambda device: None if device.type == "cuda" else "not here.")
+    assert resolve_engine("auto", "cuda", steps=5004) == "native"
+
+
 def test_auto_goes_on_where_an_engine_lacks_something(recwarn):
     """bfloat16 is beyond the native engine: `auto` says so once, and goes on."""
 

@@ -292,6 +292,7 @@ SUMS = (
     "addcmul",
     "gelu",
     "logsumexp",
+    "log_softmax",
     "cumsum",
     "std",
     "var",

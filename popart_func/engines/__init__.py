@@ -143,9 +143,7 @@ def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
     """
     device = torch.device(device)
     if engine == "auto":
-        # What native emits for CUDA has not run on a device yet: there it is chosen by name only.
-        known = [name for name in ENGINES if name != "native" or device.type != "cuda"]
-        candidates = [name for name in known if steps >= PAYS_OFF[name]]
+        candidates = [name for name in ENGINES if steps >= PAYS_OFF[name]]
         reasons = {name: _module(name).why_not(device) for name in candidates}
         chosen = next(name for name in candidates if reasons[name] is None)
         for name in candidates[: candidates.index(chosen)]:

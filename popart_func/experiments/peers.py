@@ -121,13 +121,14 @@ def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
 
     init, torch_step = regression.init_and_step("popart")
     start = to_jax(init({name: torch.from_numpy(value) for name, value in params.items()}))
+    stream = jnp.asarray(numbers)
+    start = jax.device_put(start, stream.device)
     step = to_jax_function(torch_step)
 
     def one_lane(state: Any, numbers: Any) -> Any:
         return jax.lax.scan(step, state, numbers)[1]
 
     run = jax.jit(jax.vmap(one_lane, in_axes=(0, 1), out_axes=1))
-    stream = jnp.asarray(numbers)
     return lambda: run(start, stream).block_until_ready()
 
 

@@ -2,8 +2,8 @@
 
 On a CPU, a block of lanes, one register wide, is run from the first step to the last before the next block begins, so
 that its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. On a CUDA device each
-thread runs a lane. Results are bit-equal for any number of lanes and threads. Floating-point arithmetic is IEEE's; sums
-of products are fused where the hardware can.
+lane is run by a thread or, where there are few lanes or large ones, by a block of threads. Results are bit-equal for
+any number of lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carr
 from popart_func.engines.native.arguments import Arguments, Launch
 from popart_func.engines.native.build import BuildError, build, why_not_here
 from popart_func.engines.native.cpu import cpu_kernel
-from popart_func.engines.native.cuda import cuda_kernel, shared_memory, why_not_cuda
-from popart_func.engines.native.emit import emit, emit_cuda
+from popart_func.engines.native.cuda import cuda_kernel, lanes_in_teams, shared_memory, why_not_cuda
+from popart_func.engines.native.emit import emit
+from popart_func.engines.native.emit_cuda import emit_cuda
 from popart_func.engines.native.lower import lower
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
@@ -82,11 +83,12 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
 
 def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
     """The step's kernel, built unless that has been done."""
-    key = "native", scan.device, scan.shared
+    team = scan.device.type == "cuda" and scan.lanes <= lanes_in_teams(scan.device)
+    key = "native", scan.device, scan.shared, team
     if key not in graph.compiled:
         program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
         if scan.device.type == "cuda":
-            source = emit_cuda(program, carries, xs, shared_memory(scan.device))
+            source = emit_cuda(program, carries, xs, shared_memory(scan.device), team=team)
             graph.compiled[key] = cuda_kernel(source, scan.device)
         else:
             graph.compiled[key] = cpu_kernel(build(emit(program, carries, xs)))

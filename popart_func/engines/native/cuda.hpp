@@ -1,4 +1,5 @@
-// What every kernel for a CUDA device starts with: one thread runs one lane. arithmetic.hpp follows.
+// What every kernel for a CUDA device starts with: a lane is run by one thread of a block of THREADS, or by a block that
+// is a TEAM of threads. arithmetic.hpp follows.
 // NVRTC compiles it, and has no headers.
 #ifdef __CUDACC_RTC__
 using int8_t = signed char;
@@ -26,24 +27,51 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 #define INF __longlong_as_double(0x7ff0000000000000LL)
 #define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000LL)
 
-// The elements of one thread in shared memory, THREADS apart: neighbouring threads never meet in a bank. They are
-// volatile, or else the compiler keeps what it has read in registers, of which there are too few, and spills.
+extern __shared__ __align__(16) char shared_memory[];
+
+// The elements of one thread in shared memory: vectors of 16 bytes, the next thread's beside them. The compiler turns
+// neighbouring accesses into one of a vector, and neighbouring threads never meet in a bank.
 template <class T> struct Column {
-  volatile T* at;
-  __device__ __forceinline__ volatile T* operator[](int i) const { return at + i * THREADS; }
+  T* at;
+  static constexpr int W = 16 / sizeof(T);
+  INLINE T* operator[](unsigned i) const { return at + i / W * W * THREADS + i % W; }
 };
 
-// A lane of a tensor [lanes, N] as a block [N, 1]; loops over what may lie in registers must be unrolled.
-#define UNROLL _Pragma("unroll (N <= 32 ? N : 4)")
+// The elements of a team's lane in shared memory. Every 33rd is left free, so that neither neighbours nor a column of a
+// matrix meet in a bank.
+template <class T> struct Skewed {
+  T* at;
+  INLINE T* operator[](unsigned i) const { return at + i + i / 32; }
+};
+
+// What stands between groups of statements. The compiler would else keep all that it has read from shared memory in
+// registers, of which there are too few.
+#define FENCE asm volatile("" ::: "memory")
+
+#ifdef TEAM
+INLINE void meet() {
+  if constexpr (THREADS == 32) __syncwarp();
+  else __syncthreads();
+}
+#define MEMBER int(threadIdx.x)
+#define MEET meet()
+#define UNROLL
+#else
+#define TEAM 1
+#define MEMBER 0
+#define UNROLL _Pragma("unroll (N <= 168 ? N : 4)")  // what may lie in registers must be unrolled
+#endif
+
+// A lane of a tensor [lanes, N] as a block [N, 1].
 template <int N, class Block, class T>
 INLINE void load_lanes(Block&& block, const T* from, int64_t, int) {
-  UNROLL for (int i = 0; i < N; ++i) block[i][0] = from[i];
+  UNROLL for (int i = MEMBER; i < N; i += TEAM) block[i][0] = from[i];
 }
 template <int N, class Block, class T> INLINE void store_lanes(T* to, Block&& block, int) {
-  UNROLL for (int i = 0; i < N; ++i) to[i] = block[i][0];
+  UNROLL for (int i = MEMBER; i < N; i += TEAM) to[i] = block[i][0];
 }
 template <int N, class To, class From> INLINE void copy_block(To&& to, From&& from) {
-  UNROLL for (int i = 0; i < N; ++i) to[i][0] = from[i][0];
+  UNROLL for (int i = MEMBER; i < N; i += TEAM) to[i][0] = from[i][0];
 }
 
 // Fetches what the next time step reads, while this one computes.

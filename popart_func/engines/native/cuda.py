@@ -11,10 +11,10 @@ from torch import Tensor
 
 from popart_func.engines.native.arguments import Arguments, Launch
 from popart_func.engines.native.build import BuildError
-from popart_func.engines.native.emit import CudaSource
+from popart_func.engines.native.emit_cuda import CudaSource
 from popart_func.engines.native.nvrtc import compile_cubin, why_no_nvrtc
 
-__all__ = ["block_size", "cuda_kernel", "pack", "shared_memory", "why_not_cuda"]
+__all__ = ["block_size", "cuda_kernel", "lanes_in_teams", "pack", "shared_memory", "why_not_cuda"]
 
 # Of CUfunction_attribute.
 MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
@@ -57,17 +57,28 @@ def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:
             _check(driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, source.shared))
 
     def launch(arguments: Arguments) -> int:
-        threads = block_size(arguments.lanes, source.threads, properties.multi_processor_count)
+        threads, blocks = source.threads, arguments.lanes
+        if not source.team:
+            threads = block_size(arguments.lanes, threads, properties.multi_processor_count)
+            blocks = -(-arguments.lanes // threads)
         with torch.cuda.device(device):
             bad = torch.zeros(1, dtype=torch.int32, device=device)
             packed = pack(arguments, bad)
             pointers = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
             stream = torch.cuda.current_stream(device).cuda_stream
-            grid = (-(-arguments.lanes // threads), 1, 1, threads, 1, 1)
+            grid = (blocks, 1, 1, threads, 1, 1)
             _check(_driver().cuLaunchKernel(function, *grid, source.shared, stream, pointers, None))
             return int(bad.item()) if source.checked else 0
 
     return launch
+
+
+def lanes_in_teams(device: torch.device) -> int:
+    """Up to how many lanes a team each is faster than a thread each: as long as there are processors left over.
+
+    On an H100 teams took 2.3 against 2.9 ns per lane-step with 2000 lanes, and 2.4 against 1.6 with 4000.
+    """
+    return 20 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def pack(arguments: Arguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:

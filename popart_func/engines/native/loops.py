@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -27,11 +27,23 @@ class Body:
         local: buffers that no one reads but the loop that computes them.
         memory: what stands before a buffer's name: ``"b."`` where buffers are a block's members.
         unrolled: loops that come to at most so many operations are unrolled, whatever the compiler thinks of it.
+        team: whether TEAM threads share a lane: each takes every TEAM-th element.
+        between: a line that stands between groups.
     """
 
-    def __init__(self, merged: dict[Buffer, Buffer], local: set[Buffer], memory: str, unrolled: int = 0) -> None:
+    def __init__(
+        self,
+        merged: dict[Buffer, Buffer],
+        local: set[Buffer],
+        memory: str,
+        unrolled: int = 0,
+        team: bool = False,
+        between: str = "",
+    ) -> None:
         self.lines: list[str] = []
         self._unrolled = unrolled
+        self._team = team
+        self.between = between
         self.memory = memory
         self._merged = merged
         self._local = local
@@ -66,6 +78,22 @@ class Body:
             self._indent = self._indent[:-2]
             self.line("}")
 
+    @contextmanager
+    def each(self, names: Sequence[str], shape: Sequence[int], work: int = 1) -> Iterator[None]:
+        """Loops whose rounds do not depend on each other: a team shares them out."""
+        if not self._team:
+            with self.loops(names, shape, work):
+                yield
+            return
+        with self.block(f"for (int e = MEMBER; e < {math.prod(shape)}; e += TEAM)"):
+            inner = math.prod(shape)
+            for name, size in zip(names, shape, strict=True):
+                outer, inner = inner, inner // max(size, 1)
+                if size != 1:
+                    within = "unsigned(e)" if outer == math.prod(shape) else f"unsigned(e) % {outer}"
+                    self.line(f"const int {name} = {within}{f' / {inner}' * (inner != 1)};")
+            yield
+
     def _unroll(self, operations: int) -> None:
         if operations <= self._unrolled:
             self.line("#pragma unroll")
@@ -79,13 +107,17 @@ class Body:
 
     def group(self, group: Group) -> None:
         """The loops of a group."""
+        self._group(group)
+        self.line(self.between)
+
+    def _group(self, group: Group) -> None:
         (first, *others) = group.statements
         if isinstance(first, Pointwise):
             self._pointwise(
                 group.shape or (), [statement for statement in (first, *others) if isinstance(statement, Pointwise)]
             )
         elif isinstance(first, MatMul):
-            self._matmul(first)
+            (self._team_matmul if self._team else self._matmul)(first)
         elif isinstance(first, Scatter):
             self._scatter(first)
         elif isinstance(first, Reduce | ArgReduce):
@@ -97,7 +129,7 @@ class Body:
         indices = [f"i{axis}" for axis in range(len(shape))]
         statements = [statement for statement in statements if not self._is_idle(statement)]
         work = _operations(statement.value for statement in statements)
-        with self.loops(indices, shape, work), self.lanes():
+        with self.each(indices, shape, work), self.lanes():
             stores = []
             for statement in statements:
                 value = self._value(statement.value, indices)
@@ -167,7 +199,7 @@ class Body:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
         ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
-        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
+        with self.each(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             if isinstance(statement, Reduce):
                 start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
                 start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
@@ -195,7 +227,7 @@ class Body:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
         ctype, work = C_TYPES[statement.value.dtype], 1 + _operations([statement.value])
-        with self.loops(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
+        with self.each(indices[:-1], shape[:-1], work * shape[-1]), self.block(""):
             self._accumulators(ctype, ["total"], "1" if "*" in statement.combine else "0")
             with self.loops(indices[-1:], shape[-1:], work), self.lanes():
                 value = self._value(statement.value, indices)
@@ -205,7 +237,8 @@ class Body:
     def _scatter(self, statement: Scatter) -> None:
         shape = statement.value.shape
         indices = [f"i{axis}" for axis in range(len(shape))]
-        with self.loops(indices, shape, 1 + _operations([statement.value])), self.lanes():
+        alone = self.block("if (MEMBER == 0)") if self._team else nullcontext()
+        with alone, self.loops(indices, shape, 1 + _operations([statement.value])), self.lanes():
             value = self._value(statement.value, indices)
             place = self._element(statement.target, indices)
             self.line(f"{place} = {statement.combine.format(place, value)};")
@@ -237,6 +270,17 @@ class Body:
             with self.lanes():
                 for (r, c), name in sums.items():
                     self.line(f"{self._element(statement.target, ['i', f'(m + {r})', f'(n + {c})'])} = {name}[l];")
+
+    def _team_matmul(self, statement: MatMul) -> None:
+        ctype, inner = C_TYPES[statement.target.dtype], statement.left.shape[2]
+        with self.each(["i", "m", "n"], statement.target.shape), self.block(""):
+            self._accumulators(ctype, ["sum"], "0")
+            with self.loops(["k"], [inner]), self.lanes():
+                left = self._value(statement.left, ["i", "m", "k"])
+                right = self._value(statement.right, ["i", "k", "n"])
+                self.line(f"sum[l] = multiply_add({left}, {right}, sum[l]);")
+            with self.lanes():
+                self.line(f"{self._element(statement.target, ['i', 'm', 'n'])} = sum[l];")
 
     @contextmanager
     def _strided_loop(self, name: str, values: range, step: int, work: int) -> Iterator[None]:
