@@ -6,8 +6,8 @@ on every rank, if ``state`` is. For that, each rank gathers every rank's moments
 them in the order of the ranks.
 
 These are collectives: all ranks of the group call them together, with the same number of tasks, the same dtype of
-targets and the same options. A rank without targets calls with none, ``targets[:0]``. Lanes are `torch.vmap`s outside,
-as ever, and share one collective.
+targets and the same options. A rank without targets calls with none, ``targets[:0]``; a rank that raises an error, or
+does not call, leaves the others waiting. Lanes are `torch.vmap`s outside, as ever, and share one collective.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def art(
     """Moves the statistics toward the targets of all ranks, as `popart_func.art` does toward those of one.
 
     ``"mean"`` and ``"sum"`` gather three numbers for each task from every rank. ``"sequential"`` takes the targets of
-    rank 0, then those of rank 1, and so on; it gathers them all.
+    rank 0, then those of rank 1, and so on; it gathers them all, and can't be traced, for it must know how many these
+    are.
 
     Args:
         state: the statistics, the same on every rank.
@@ -170,7 +171,7 @@ def _joined(own: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
 
 
 def _checked_group(caller: str, group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    if not (dist.is_available() and dist.is_initialized()):
+    if not dist.is_initialized():
         raise RuntimeError(
             f"{caller}: torch.distributed is not initialized. Call torch.distributed.init_process_group first, or, for "
             f"one process, use popart_func.art and popart_func.popart."

@@ -39,8 +39,8 @@ def cases() -> dict[str, Case]:
 
     # In shares of (5, 3, 4): rank 0 has no task 2, rank 1 only task 2; nobody has task 3.
     indices = torch.tensor([0, 1, 0, 0, 1, 2, 2, 2, 0, 2, 1, 1])
-    far = draw(12, 2)
-    far[0, 0] = 1e30  # Its square is beyond float32.
+    far = draw(12)
+    far[0] = 1e30  # Its square is beyond float32; the other ranks have none of its task.
     broken = draw(12, 2)
     broken[3, 1] = torch.nan
     mean = {"step_size": 0.2}
@@ -56,7 +56,7 @@ def cases() -> dict[str, Case]:
         "sum": Case(start(4), draw(12), indices, (5, 3), {**mean, "reduction": "sum"}),
         "sequential": Case(start(4), draw(12), indices, (5, 3), {**mean, "reduction": "sequential"}),
         "sequential without indices": Case(start(2), draw(12, 2), None, (0, 7), {**mean, "reduction": "sequential"}),
-        "a square beyond the dtype": Case(start(2), far, None, (1, 7), mean),
+        "a square beyond the dtype": Case(start(2), far, (torch.arange(12) > 0).long(), (1, 7), mean),
         "a target that is not a number": Case(start(2), broken, None, (5, 3), mean),
     }
 
