@@ -21,6 +21,7 @@ from popart_func.engines.native.cpu import cpu_kernel
 from popart_func.engines.native.cuda import cuda_kernel, shared_memory, why_not_cuda
 from popart_func.engines.native.emit import emit, emit_cuda
 from popart_func.engines.native.lower import lower
+from popart_func.engines.pauses import without_collector
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
 
@@ -84,13 +85,16 @@ def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
     """The step's kernel, built unless that has been done."""
     key = "native", scan.device, scan.shared
     if key not in graph.compiled:
-        program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
-        if scan.device.type == "cuda":
-            source = emit_cuda(program, carries, xs, shared_memory(scan.device))
-            graph.compiled[key] = cuda_kernel(source, scan.device)
-        else:
-            graph.compiled[key] = cpu_kernel(build(emit(program, carries, xs)))
+        with without_collector():
+            graph.compiled[key] = _built(scan, graph)
     return graph.compiled[key]
+
+
+def _built(scan: LaneScan, graph: StepGraph) -> Launch:
+    program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
+    if scan.device.type == "cuda":
+        return cuda_kernel(emit_cuda(program, carries, xs, shared_memory(scan.device)), scan.device)
+    return cpu_kernel(build(emit(program, carries, xs)))
 
 
 def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
@@ -110,7 +114,7 @@ def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
 
 
 def _check_values(graph: StepGraph, bad: int) -> None:
-    nodes = [node for node in graph.module.graph.nodes if node.op == "call_function"]
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     if bad & BAD_INDEX:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
         raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")

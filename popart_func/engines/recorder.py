@@ -1,0 +1,330 @@
+"""Records the ATen ops that a function calls, below autograd and the transforms of `torch.func`, without values.
+
+A tensor that is being traced has a shape, strides, a dtype and a device, but nothing that could be read. The shapes
+that ops return come from `shapes`. What reads values, draws at random, or has shapes that depend on values is refused,
+with the line of the user's code.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import operator
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._C import _DisableTorchDispatch  # type: ignore[attr-defined]
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+from popart_func.engines.mutations import functional_variant
+from popart_func.engines.shapes import blank, infer, map_tensors
+
+__all__ = [
+    "Line",
+    "Recorder",
+    "TensorSpec",
+    "TraceError",
+    "Traced",
+    "depends_on_values",
+    "describe",
+    "is_recording",
+    "reads_values",
+    "user_line",
+]
+
+Line = tuple[str, int]
+"""A file and a line in it."""
+
+_LIBRARIES = ("<", sysconfig.get_paths()["stdlib"], str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_aten = torch.ops.aten
+_is_library: dict[str, bool] = {}
+
+
+class TraceError(TypeError):
+    """A function can't be a graph: what it does depends on values. The message says where, and what to do instead."""
+
+
+class TensorSpec(NamedTuple):
+    """The shape, dtype and device of a tensor, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The spec of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
+
+class Traced(Tensor):
+    """A value of the function that is being traced.
+
+    Attributes:
+        node: what computes it.
+        stand_in: of its shape, strides and dtype, on the CPU; see `shapes`.
+        known: its value, where that is a constant of which nothing has been changed.
+    """
+
+    node: fx.Node
+    stand_in: Tensor
+    known: Tensor | None
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(
+        cls, stand_in: Tensor, device: torch.device, node: fx.Node | None = None, known: Tensor | None = None
+    ) -> Traced:
+        """Shape, strides and dtype are the stand-in's."""
+        traced: Any = Tensor._make_wrapper_subclass(
+            cls,
+            stand_in.shape,
+            strides=stand_in.stride(),
+            storage_offset=stand_in.storage_offset(),
+            dtype=stand_in.dtype,
+            device=device,
+        )
+        traced.node, traced.stand_in, traced.known = node, stand_in, known
+        return traced
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"step: {func} was called on a tensor of a trace that is over: a step must be pure.")
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Traced({TensorSpec.of(self)})"
+
+
+class Recorder(TorchDispatchMode):
+    """Records ops in `graph`, while it is entered.
+
+    Args:
+        decompositions: of ops that are not to be recorded themselves.
+
+    Attributes:
+        graph: what has been recorded; each node has its spec in ``meta["val"]`` and its line in ``meta["line"]``.
+        constants: tensors that came from elsewhere, which are placeholders behind the inputs.
+        line: of the ops to come; None where it is the caller's.
+    """
+
+    def __init__(self, decompositions: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.constants: list[Tensor] = []
+        self.line: Line | None = None
+        self._decompositions = decompositions
+        self._placeholders: list[fx.Node] = []
+        self._written: list[torch.UntypedStorage] = []
+        self._traced: dict[int, Traced] = {}  # of constants, by their ids
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else TorchDynamo is imported
+
+    def input(self, spec: TensorSpec) -> Traced:
+        """The next input."""
+        return self._placeholder(
+            f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype), spec.device
+        )
+
+    def constant(self, tensor: Tensor) -> Traced:
+        """The input that a tensor from elsewhere becomes."""
+        if id(tensor) not in self._traced:
+            stand_in = blank(tensor.shape, tensor.stride(), tensor.dtype)
+            name = f"constant_{len(self.constants)}"
+            self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=tensor)
+            self.constants.append(tensor)  # and so it lives as long as its id is needed
+        return self._traced[id(tensor)]
+
+    def _placeholder(self, name: str, stand_in: Tensor, device: torch.device, known: Tensor | None = None) -> Traced:
+        before = self._placeholders[-1:]
+        with self.graph.inserting_after(*before) if before else self.graph.inserting_before():
+            node = self.graph.placeholder(name)
+        self._placeholders.append(node)
+        traced = Traced(stand_in, device, node, known)
+        node.meta["val"] = traced
+        return traced
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        decompose = self._decompositions.get(func) or (func.decompose if _is_composite(func) else None)
+        if decompose is not None:
+            with self:
+                result = decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TraceError(
+                f"step: random numbers can't be drawn inside, as {func.overloadpacket.__name__!r} does in "
+                f"{describe(self._line())}: draw them before and pass them in xs."
+            )
+        if torch.Tag.data_dependent_output in func.tags:
+            return self._read(func, args)
+        if torch.Tag.dynamic_output_shape in func.tags and (func is not _aten.index.Tensor or _has_mask(args[1])):
+            raise depends_on_values(self._line())
+        if torch.Tag.inplace_view in func.tags and functional_variant(func) is not None:
+            return self._view_in_place(func, args, kwargs)
+        if func is _aten.lift_fresh.default:
+            traced = self._record(_aten.clone.default, args, {})
+            traced.known = args[0]
+            return traced
+        return self._record(func, args, kwargs)
+
+    def _read(self, func: Any, args: Any) -> Any:
+        """What can be read: a constant of which nothing has been changed."""
+        if func is _aten._local_scalar_dense.default:
+            traced = self.traced(args[0])
+            storage = traced.stand_in.untyped_storage().data_ptr()
+            if traced.known is not None and all(storage != other.data_ptr() for other in self._written):
+                return traced.known.item()
+        raise reads_values(self._line())
+
+    def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        originals: dict[int, Tensor] = {}  # by the ids of their stand-ins
+
+        def stand_in(tensor: Tensor) -> Tensor:
+            traced = self.traced(tensor)
+            originals[id(traced.stand_in)] = tensor
+            return traced.stand_in
+
+        plain_args = map_tensors(stand_in, tuple(args))
+        plain_kwargs = {name: map_tensors(stand_in, value) for name, value in kwargs.items()}
+        device = _device(func, originals.values(), kwargs, self)
+        if kwargs.get("device") is not None:
+            plain_kwargs["device"] = torch.device("cpu")
+        if kwargs.get("pin_memory"):
+            plain_kwargs["pin_memory"] = False
+        node = self.graph.create_node(
+            "call_function",
+            func,
+            map_tensors(lambda tensor: self.traced(tensor).node, tuple(args)),
+            {name: map_tensors(lambda tensor: self.traced(tensor).node, value) for name, value in kwargs.items()},
+            _name(func),
+        )
+        line = node.meta["line"] = self._line()
+        if func._schema.is_mutable:
+            variant = functional_variant(func)
+            made = infer(variant, plain_args, plain_kwargs) if variant is not None else None
+            self._note_mutation(func, args, kwargs)
+        results = infer(func, plain_args, plain_kwargs)
+        if func._schema.is_mutable and made is not None and TensorSpec.of(made) == TensorSpec.of(results):
+            node.meta["functional"] = variant
+
+        def wrapped(result: Any, node: fx.Node) -> Any:
+            if not isinstance(result, Tensor):
+                return result
+            original = originals.get(id(result))
+            traced = Traced(result, device) if original is None else self.traced(original)
+            traced.node, node.meta["val"], node.meta["line"] = node, traced, line
+            return traced if original is None else original
+
+        if isinstance(results, Tensor):
+            return wrapped(results, node)
+        if not isinstance(results, list | tuple):
+            self.graph.erase_node(node)  # a question about shapes
+            return results
+        parts = [
+            wrapped(part, self.graph.call_function(operator.getitem, (node, index)))
+            for index, part in enumerate(results)
+        ]
+        node.meta["val"] = parts
+        return type(results)(parts)
+
+    def traced(self, tensor: Tensor) -> Traced:
+        """The tensor itself, or the input that it becomes."""
+        return tensor if isinstance(tensor, Traced) else self.constant(tensor)
+
+    def _note_mutation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        written: list[Tensor] = []
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                map_tensors(written.append, args[position] if position < len(args) else kwargs.get(argument.name))
+        self._written += [self.traced(tensor).stand_in.untyped_storage() for tensor in written]
+
+    def _view_in_place(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """``t_`` and the like, which leave the elements as they are: `t`, under the old name."""
+        tensor: Tensor = args[0]
+        before = self.traced(tensor)
+        with self:
+            view = functional_variant(func)(*args, **kwargs)
+        before.node.meta["val"] = Traced(before.stand_in, before.device)
+        before.node, before.stand_in = view.node, view.stand_in
+        with _DisableTorchDispatch():
+            func(before, *args[1:], **kwargs)
+        return tensor
+
+    def _line(self) -> Line | None:
+        return self.line or user_line(sys._getframe(1))
+
+
+def is_recording() -> bool:
+    """Whether a step is being traced in this thread."""
+    return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+
+
+def _name(func: Any) -> str:
+    name: str = func.overloadpacket.__name__
+    return name[2:-2] if name.startswith("__") else name
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _device(func: Any, tensors: Iterable[Tensor], kwargs: dict[str, Any], recorder: Recorder) -> torch.device:
+    """Where an op's results lie."""
+    if kwargs.get("device") is not None:
+        device: torch.device = torch.device(kwargs["device"])
+        return device if device.type == "cpu" or device.index is not None else torch.empty(0, device=device).device
+    devices = dict.fromkeys(tensor.device for tensor in sorted(tensors, key=lambda tensor: tensor.ndim == 0))
+    return next(iter(devices), torch.device("cpu"))
+
+
+def user_line(frame: FrameType | None) -> Line | None:
+    """The innermost line, from a frame on, that belongs to neither Python nor a library, this one included."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name not in _is_library:
+            _is_library[name] = name.startswith(_LIBRARIES) or "site-packages" in name
+        if not _is_library[name]:
+            return name, frame.f_lineno
+        frame = frame.f_back
+    return None
+
+
+def describe(line: Line | None) -> str:
+    """``file:line: `source` ``."""
+    if line is None:
+        return "a line that is not known"
+    return f"{line[0]}:{line[1]}: `{linecache.getline(*line).strip()}`"
+
+
+def depends_on_values(line: Line | None) -> TraceError:
+    """A shape does."""
+    return TraceError(
+        f"step: a shape depends on values in {describe(line)}: instead of selecting use torch.where, or multiply by a "
+        f"mask."
+    )
+
+
+def reads_values(line: Line | None) -> TraceError:
+    """Python code does."""
+    return TraceError(
+        f"step: the value of a tensor is read in {describe(line)}: a step is traced once for all values. Instead of a "
+        f"branch use torch.where; instead of .item(), int() or float() keep the 0-d tensor."
+    )
