@@ -17,7 +17,8 @@ __all__ = ["functional_variant", "is_mutable", "without_mutations"]
 
 def is_mutable(node: fx.Node) -> bool:
     """Whether a node changes a tensor in place."""
-    return node.op == "call_function" and node.target is not operator.getitem and node.target._schema.is_mutable
+    schema: Any = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def functional_variant(function: Any) -> Any:
@@ -52,7 +53,7 @@ def without_mutations(graph: fx.Graph) -> bool:
                 return False
             node.target, first = variant, node
         else:
-            is_alias = node.op == "call_function" and (node.target is operator.getitem or node.target.is_view)
+            is_alias = node.target is operator.getitem or getattr(node.target, "is_view", False)
             first = storage[node.all_input_nodes[0]] if is_alias else node
         storage[node] = first
         sharing.setdefault(first, []).append(node)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._C import _DisableTorchDispatch  # type: ignore[attr-defined]
+from torch._C import _DisableTorchDispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from popart_func.engines.mutations import functional_variant
@@ -79,7 +79,7 @@ class Traced(Tensor):
     stand_in: Tensor
     known: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -98,10 +98,10 @@ class Traced(Tensor):
         return traced
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"step: {func} was called on a tensor of a trace that is over: a step must be pure.")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({TensorSpec.of(self)})"
 
 

@@ -23,8 +23,8 @@ from torch.func import functionalize
 from popart_func.engines import recorder
 from popart_func.engines.decompositions import decompositions
 from popart_func.engines.mutations import is_mutable, without_mutations
-from popart_func.engines.recorder import Recorder, TensorSpec, TraceError
 from popart_func.engines.pauses import without_collector, without_dynamo
+from popart_func.engines.recorder import Recorder, TensorSpec, TraceError
 from popart_func.engines.zero_d_indices import ZeroDIndices
 
 __all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "op_name", "trace"]
@@ -229,6 +229,10 @@ def _key(argument: Any) -> Hashable:
     return type(argument), repr(argument)  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
 
 
+_READS = ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not allocated")
+"""What PyTorch says when it is asked for values that it does not have."""
+
+
 def _explained(error: RuntimeError) -> TraceError | None:
     """What PyTorch's error means for a step, at the user's line; None where it is the user's own."""
     text = str(error)
@@ -237,9 +241,7 @@ def _explained(error: RuntimeError) -> TraceError | None:
     line = next((line for line in lines if line is not None), None)
     if "dynamic shape" in text:
         return recorder.depends_on_values(line)
-    if any(
-        sign in text for sign in ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not allocated")
-    ):
+    if any(sign in text for sign in _READS):
         return recorder.reads_values(line)
     return None
 
