@@ -12,22 +12,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import _core_aten_decompositions_post_autograd, get_decompositions
+from torch._decomp import _core_aten_decompositions_post_autograd, decomposition_table
 
-__all__ = ["decompositions"]
+__all__ = ["decomposition"]
 
 Decomposition = Callable[..., Any]
 
 
 @functools.cache
-def decompositions() -> dict[Any, Decomposition]:
+def decomposition(op: Any) -> Decomposition | None:
+    """What an op is made of; None for those that a graph may have."""
+    heavy = _table().get(op)
+    if heavy is None or op._schema.is_mutable:
+        return heavy
+    return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(heavy), heavy)
+
+
+@functools.cache
+def _table() -> dict[Any, Decomposition]:
     """The core decompositions, and some that the core keeps whole for speed that no engine here needs."""
     aten = torch.ops.aten
-    more = [aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm]
-    core: dict[Any, Decomposition] = {**_core_aten_decompositions_post_autograd(), **get_decompositions(more)}
-    plain = {op: inspect.unwrap(decompose) for op, decompose in core.items() if not op._schema.is_mutable}
-    plain |= {aten.lerp.Scalar: _lerp, aten.lerp.Tensor: _lerp}
-    return {op: _light(plain.get(op, decompose), decompose) for op, decompose in core.items()}
+    more = (aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm)
+    table: dict[Any, Decomposition] = _core_aten_decompositions_post_autograd()
+    for packet in more:
+        ops = (getattr(packet, overload) for overload in packet.overloads())
+        table |= {op: decomposition_table[op] for op in ops if op in decomposition_table}
+    return table
 
 
 def _light(plain: Decomposition, decompose: Decomposition) -> Decomposition:
@@ -36,8 +46,6 @@ def _light(plain: Decomposition, decompose: Decomposition) -> Decomposition:
     The wrappers compute in float32 what comes in less, and give the result in the dtype that comes of several. To know
     whether they have to, they import sympy and TorchDynamo, which takes a second.
     """
-    if plain is decompose:
-        return decompose
 
     @functools.wraps(decompose)
     def light(*args: Any, **kwargs: Any) -> Any:

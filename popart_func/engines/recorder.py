@@ -11,8 +11,7 @@ import functools
 import linecache
 import operator
 import sys
-import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,6 +21,8 @@ from torch import Tensor, fx
 from torch._C import _DisableTorchDispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+import popart_func
+from popart_func.engines.decompositions import decomposition
 from popart_func.engines.mutations import functional_variant
 from popart_func.engines.shapes import blank, infer, map_tensors
 
@@ -41,7 +42,7 @@ __all__ = [
 Line = tuple[str, int]
 """A file and a line in it."""
 
-_LIBRARIES = ("<", sysconfig.get_paths()["stdlib"], str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_LIBRARIES = ("<", *(str(Path(str(module.__file__)).parent) for module in (linecache, torch, popart_func)))
 _aten = torch.ops.aten
 _is_library: dict[str, bool] = {}
 
@@ -108,21 +109,17 @@ class Traced(Tensor):
 class Recorder(TorchDispatchMode):
     """Records ops in `graph`, while it is entered.
 
-    Args:
-        decompositions: of ops that are not to be recorded themselves.
-
     Attributes:
         graph: what has been recorded; each node has its spec in ``meta["val"]`` and its line in ``meta["line"]``.
         constants: tensors that came from elsewhere, which are placeholders behind the inputs.
         line: of the ops to come; None where it is the caller's.
     """
 
-    def __init__(self, decompositions: Mapping[Any, Callable[..., Any]]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.line: Line | None = None
-        self._decompositions = decompositions
         self._placeholders: list[fx.Node] = []
         self._written: list[torch.UntypedStorage] = []
         self._traced: dict[int, Traced] = {}  # of constants, by their ids
@@ -157,7 +154,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        decompose = self._decompositions.get(func) or (func.decompose if _is_composite(func) else None)
+        decompose = decomposition(func) or (func.decompose if _is_composite(func) else None)
         if decompose is not None:
             with self:
                 result = decompose(*args, **kwargs)
@@ -279,7 +276,8 @@ def _name(func: Any) -> str:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
 def _has_mask(indices: Any) -> bool:

@@ -21,7 +21,6 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from popart_func.engines import recorder
-from popart_func.engines.decompositions import decompositions
 from popart_func.engines.mutations import is_mutable, without_mutations
 from popart_func.engines.pauses import without_collector, without_dynamo
 from popart_func.engines.recorder import Recorder, TensorSpec, TraceError
@@ -151,7 +150,7 @@ def _trace(
                 raise TypeError(f"step: every leaf it returns must be a tensor, got {type(leaf).__name__} at {path}.")
         return list(out_leaves)
 
-    recording = Recorder(decompositions())
+    recording = Recorder()
     arguments = [recording.input(spec) for spec in inputs]
     try:
         with without_dynamo(), recording:
@@ -164,7 +163,7 @@ def _trace(
     graph, constants = _finished(recording, outputs), recording.constants
     if not without_mutations(graph):
         # In a pass of its own: in one with the transforms of torch.func, an autograd.Function breaks.
-        again = Recorder(decompositions())
+        again = Recorder()
         arguments = [again.input(spec) for spec in inputs] + [again.constant(constant) for constant in constants]
         with again:
             outputs = functionalize(functools.partial(_replay, again, graph), remove="mutations")(*arguments)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry, refuse_gradient
 from popart_func.engines.native.arguments import Arguments, Launch
-from popart_func.engines.native.build import BuildError, build, why_not_here
+from popart_func.engines.native.build import BuildError, ask_compiler, build, why_not_here
 from popart_func.engines.native.cpu import cpu_kernel
-from popart_func.engines.native.cuda import cuda_kernel, shared_memory, why_not_cuda
 from popart_func.engines.native.emit import emit, emit_cuda
 from popart_func.engines.native.lower import lower
 from popart_func.engines.pauses import without_collector
@@ -36,6 +35,8 @@ DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 def why_not(device: torch.device) -> str | None:
     """Why the engine can't run on a device, or None where it can."""
     if device.type == "cuda":
+        from popart_func.engines.native.cuda import why_not_cuda
+
         return why_not_cuda(device)
     if device.type != "cpu":
         return f"it runs on CPUs and on CUDA devices, not on {device}."
@@ -54,6 +55,8 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
     """
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
+    if scan.device.type == "cpu":
+        ask_compiler()
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
@@ -93,6 +96,8 @@ def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
 def _built(scan: LaneScan, graph: StepGraph) -> Launch:
     program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
     if scan.device.type == "cuda":
+        from popart_func.engines.native.cuda import cuda_kernel, shared_memory
+
         return cuda_kernel(emit_cuda(program, carries, xs, shared_memory(scan.device)), scan.device)
     return cpu_kernel(build(emit(program, carries, xs)))
 

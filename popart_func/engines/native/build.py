@@ -11,12 +11,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from popart_func.engines.compiler import compiler, why_no_compiler
 from popart_func.engines.lane_scan import UnsupportedError
 
-__all__ = ["BuildError", "build", "cache_directory", "why_not_here"]
+__all__ = ["BuildError", "ask_compiler", "build", "cache_directory", "why_not_here"]
 
 FLAGS = (
     "-std=c++17",
@@ -54,7 +55,7 @@ def build(source: str) -> ctypes.CDLL:
         BuildError: the compiler refused it.
     """
     command = [*_command(), *FLAGS]
-    parts = (*command, _compiler_version(command[0]), _machine(*command[:2]), source)
+    parts = (*command, ask_compiler()(), source)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = cache_directory() / f"{key}.so"
     if not _is_whole(library):
@@ -127,13 +128,16 @@ def _command() -> tuple[str, ...]:
     return (path, native, *wide)
 
 
-@functools.cache
-def _compiler_version(path: str) -> str:
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+def ask_compiler() -> Callable[[], str]:
+    """Begins to ask the compiler for its version and for what ``-march=native`` means here.
+
+    It takes as long as tracing a small step, which can be done meanwhile. A cache may be shared by unlike machines.
+    """
+    return _asked(*_command()[:2])
 
 
 @functools.cache
-def _machine(path: str, native: str) -> str:
-    """What ``-march=native`` means here: a cache may be shared by unlike machines."""
+def _asked(path: str, native: str) -> Callable[[], str]:
     query = [path, native, "-E", "-dM", "-x", "c++", os.devnull]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return functools.cache(lambda: process.communicate()[0])
