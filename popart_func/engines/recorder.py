@@ -276,7 +276,10 @@ def _name(func: Any) -> str:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
+    """Whether autograd takes an op apart, and what is below autograd has to."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
+    if func is _aten.native_batch_norm.default:  # its parts change the statistics
+        return False
     return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
