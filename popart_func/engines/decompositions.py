@@ -60,4 +60,5 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
     weight = weight if isinstance(weight, Tensor) else start.new_full((), weight)
     is_near_end = weight.abs() >= 0.5
     rate = torch.where(is_near_end, weight - 1, weight)
-    return rate * (end - start) + torch.where(is_near_end, end, start)
+    nearest = torch.where(is_near_end, end, start)
+    return rate * (end - start) + nearest

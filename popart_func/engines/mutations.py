@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -21,10 +22,16 @@ def is_mutable(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
+@functools.cache
 def functional_variant(function: Any) -> Any:
     """``add`` for ``add_``, with the same arguments; None where there is none."""
     name = function._schema.name
-    if not name.startswith("aten::") or not name.endswith("_") or name.endswith("__"):
+    if (
+        not function._schema.is_mutable
+        or not name.startswith("aten::")
+        or not name.endswith("_")
+        or name.endswith("__")
+    ):
         return None
     packet = getattr(torch.ops.aten, name[len("aten::") : -1], None)
     variant = getattr(packet, function._overloadname, None)

@@ -8,12 +8,8 @@ with the line of the user's code.
 from __future__ import annotations
 
 import functools
-import linecache
 import operator
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,34 +17,17 @@ from torch import Tensor, fx
 from torch._C import _DisableTorchDispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-import popart_func
 from popart_func.engines.decompositions import decomposition
+from popart_func.engines.lines import Line, TraceError, depends_on_values, described, reads_values, user_line
 from popart_func.engines.mutations import functional_variant
 from popart_func.engines.shapes import blank, infer, map_tensors
 
-__all__ = [
-    "Line",
-    "Recorder",
-    "TensorSpec",
-    "TraceError",
-    "Traced",
-    "depends_on_values",
-    "describe",
-    "is_recording",
-    "reads_values",
-    "user_line",
-]
+__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 
-Line = tuple[str, int]
-"""A file and a line in it."""
-
-_LIBRARIES = ("<", *(str(Path(str(module.__file__)).parent) for module in (linecache, torch, popart_func)))
 _aten = torch.ops.aten
-_is_library: dict[str, bool] = {}
-
-
-class TraceError(TypeError):
-    """A function can't be a graph: what it does depends on values. The message says where, and what to do instead."""
+_PURE = "a step must be pure, and keep nothing that it has computed"
+# Ops whose tensors may lie on two devices.
+_MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
 
 
 class TensorSpec(NamedTuple):
@@ -76,8 +55,8 @@ class Traced(Tensor):
         known: its value, where that is a constant of which nothing has been changed.
     """
 
-    node: fx.Node
-    stand_in: Tensor
+    node: Any
+    stand_in: Any
     known: Tensor | None
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -100,7 +79,7 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"step: {func} was called on a tensor of a trace that is over: a step must be pure.")
+        raise RuntimeError(f"step: {func} was called on a tensor of an earlier trace: {_PURE}.")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({TensorSpec.of(self)})"
@@ -163,7 +142,7 @@ class Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError(
                 f"step: random numbers can't be drawn inside, as {func.overloadpacket.__name__!r} does in "
-                f"{describe(self._line())}: draw them before and pass them in xs."
+                f"{described(self._line())}: draw them before and pass them in xs."
             )
         if torch.Tag.data_dependent_output in func.tags:
             return self._read(func, args)
@@ -196,7 +175,7 @@ class Recorder(TorchDispatchMode):
 
         plain_args = map_tensors(stand_in, tuple(args))
         plain_kwargs = {name: map_tensors(stand_in, value) for name, value in kwargs.items()}
-        device = _device(func, originals.values(), kwargs, self)
+        device = self._device(func, list(originals.values()), kwargs)
         if kwargs.get("device") is not None:
             plain_kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
@@ -209,13 +188,14 @@ class Recorder(TorchDispatchMode):
             _name(func),
         )
         line = node.meta["line"] = self._line()
+        variant = functional_variant(func)
+        if variant is not None and not _is_taken_apart(variant):
+            made = infer(variant, plain_args, plain_kwargs)
+            if isinstance(made, Tensor) and TensorSpec.of(made) == TensorSpec.of(plain_args[0]):
+                node.meta["functional"] = variant
         if func._schema.is_mutable:
-            variant = functional_variant(func)
-            made = infer(variant, plain_args, plain_kwargs) if variant is not None else None
             self._note_mutation(func, args, kwargs)
         results = infer(func, plain_args, plain_kwargs)
-        if func._schema.is_mutable and made is not None and TensorSpec.of(made) == TensorSpec.of(results):
-            node.meta["functional"] = variant
 
         def wrapped(result: Any, node: fx.Node) -> Any:
             if not isinstance(result, Tensor):
@@ -239,7 +219,19 @@ class Recorder(TorchDispatchMode):
 
     def traced(self, tensor: Tensor) -> Traced:
         """The tensor itself, or the input that it becomes."""
-        return tensor if isinstance(tensor, Traced) else self.constant(tensor)
+        if not isinstance(tensor, Traced):
+            return self.constant(tensor)
+        if tensor.node is None or tensor.node.graph is not self.graph:
+            raise RuntimeError(f"step: a tensor of an earlier trace is used in {described(self._line())}: {_PURE}.")
+        return tensor
+
+    def forget(self) -> None:
+        """Lets go of all that only recording needs."""
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            for traced in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(traced, Traced):
+                    traced.node = traced.stand_in = traced.known = None
 
     def _note_mutation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         written: list[Tensor] = []
@@ -260,6 +252,16 @@ class Recorder(TorchDispatchMode):
             func(before, *args[1:], **kwargs)
         return tensor
 
+    def _device(self, func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> torch.device:
+        """Where an op's results lie."""
+        if kwargs.get("device") is not None:
+            device: torch.device = torch.device(kwargs["device"])
+            return device if device.type == "cpu" or device.index is not None else torch.empty(0, device=device).device
+        devices = list(dict.fromkeys(tensor.device for tensor in tensors if tensor.ndim))
+        if len(devices) > 1 and func.overloadpacket.__name__ not in _MIXES:
+            raise RuntimeError(f"step: tensors on {devices[0]} and on {devices[1]} meet in {described(self._line())}.")
+        return (devices or [tensor.device for tensor in tensors] or [torch.device("cpu")])[0]
+
     def _line(self) -> Line | None:
         return self.line or user_line(sys._getframe(1))
 
@@ -271,7 +273,9 @@ def is_recording() -> bool:
 
 def _name(func: Any) -> str:
     name: str = func.overloadpacket.__name__
-    return name[2:-2] if name.startswith("__") else name
+    if name.startswith("__"):
+        return name[2:-2]
+    return name[:-1] if name.endswith("_") else name
 
 
 @functools.cache
@@ -283,49 +287,9 @@ def _is_composite(func: Any) -> bool:
     return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
+def _is_taken_apart(func: Any) -> bool:
+    return decomposition(func) is not None or _is_composite(func)
+
+
 def _has_mask(indices: Any) -> bool:
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
-
-
-def _device(func: Any, tensors: Iterable[Tensor], kwargs: dict[str, Any], recorder: Recorder) -> torch.device:
-    """Where an op's results lie."""
-    if kwargs.get("device") is not None:
-        device: torch.device = torch.device(kwargs["device"])
-        return device if device.type == "cpu" or device.index is not None else torch.empty(0, device=device).device
-    devices = dict.fromkeys(tensor.device for tensor in sorted(tensors, key=lambda tensor: tensor.ndim == 0))
-    return next(iter(devices), torch.device("cpu"))
-
-
-def user_line(frame: FrameType | None) -> Line | None:
-    """The innermost line, from a frame on, that belongs to neither Python nor a library, this one included."""
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name not in _is_library:
-            _is_library[name] = name.startswith(_LIBRARIES) or "site-packages" in name
-        if not _is_library[name]:
-            return name, frame.f_lineno
-        frame = frame.f_back
-    return None
-
-
-def describe(line: Line | None) -> str:
-    """``file:line: `source` ``."""
-    if line is None:
-        return "a line that is not known"
-    return f"{line[0]}:{line[1]}: `{linecache.getline(*line).strip()}`"
-
-
-def depends_on_values(line: Line | None) -> TraceError:
-    """A shape does."""
-    return TraceError(
-        f"step: a shape depends on values in {describe(line)}: instead of selecting use torch.where, or multiply by a "
-        f"mask."
-    )
-
-
-def reads_values(line: Line | None) -> TraceError:
-    """Python code does."""
-    return TraceError(
-        f"step: the value of a tensor is read in {describe(line)}: a step is traced once for all values. Instead of a "
-        f"branch use torch.where; instead of .item(), int() or float() keep the 0-d tensor."
-    )

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func.engines import recorder
+from popart_func.engines import lines
+from popart_func.engines.lines import TraceError
 from popart_func.engines.mutations import is_mutable, without_mutations
 from popart_func.engines.pauses import without_collector, without_dynamo
-from popart_func.engines.recorder import Recorder, TensorSpec, TraceError
+from popart_func.engines.recorder import Recorder, TensorSpec
 from popart_func.engines.zero_d_indices import ZeroDIndices
 
 __all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "op_name", "trace"]
@@ -128,7 +129,7 @@ def _forget(graphs: dict[int, Any], number: int, reference: object) -> None:
 
 def describe(node: fx.Node) -> str:
     """The line of the user's code that a node comes from: ``file:line: `source` ``."""
-    return recorder.describe(node.meta.get("line"))
+    return lines.described(node.meta.get("line"))
 
 
 def _trace(
@@ -160,16 +161,13 @@ def _trace(
         if explanation is None:
             raise
         raise explanation from error
-    graph, constants = _finished(recording, outputs), recording.constants
-    if not without_mutations(graph):
-        # In a pass of its own: in one with the transforms of torch.func, an autograd.Function breaks.
-        again = Recorder()
-        arguments = [again.input(spec) for spec in inputs] + [again.constant(constant) for constant in constants]
-        with again:
-            outputs = functionalize(functools.partial(_replay, again, graph), remove="mutations")(*arguments)
-        graph, constants = _finished(again, outputs), again.constants
+    recording.graph.output([recording.traced(output).node for output in outputs])
+    if not without_mutations(recording.graph):
+        recording = _functionalized(recording, inputs)
+    graph, constants = recording.graph, recording.constants
     _merge_equal(graph)
     _drop_unused(graph)
+    recording.forget()
     return StepGraph(
         graph=graph,
         inputs=inputs,
@@ -181,9 +179,15 @@ def _trace(
     )
 
 
-def _finished(recording: Recorder, outputs: Sequence[Tensor]) -> fx.Graph:
-    recording.graph.output([recording.traced(output).node for output in outputs])
-    return recording.graph
+def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Recorder:
+    """The same without mutations, in a pass of its own: in one with `torch.func`, an autograd.Function breaks."""
+    again = Recorder()
+    arguments = [again.input(spec) for spec in inputs] + [again.constant(tensor) for tensor in recording.constants]
+    with again:
+        replay = functools.partial(_replay, again, recording.graph)
+        outputs = functionalize(replay, remove="mutations")(*arguments)
+    again.graph.output([again.traced(output).node for output in outputs])
+    return again
 
 
 def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tensor]:
@@ -236,12 +240,12 @@ def _explained(error: RuntimeError) -> TraceError | None:
     """What PyTorch's error means for a step, at the user's line; None where it is the user's own."""
     text = str(error)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    lines = (recorder.user_line(frame) for frame in reversed(frames))
-    line = next((line for line in lines if line is not None), None)
+    found = (lines.user_line(frame) for frame in reversed(frames))
+    line = next((line for line in found if line is not None), None)
     if "dynamic shape" in text:
-        return recorder.depends_on_values(line)
+        return lines.depends_on_values(line)
     if any(sign in text for sign in _READS):
-        return recorder.reads_values(line)
+        return lines.reads_values(line)
     return None
 
 
