@@ -91,7 +91,7 @@ def emulated(source: CudaSource, directory: Path) -> Launch:
     stem = directory / hashlib.sha256(source.text.encode()).hexdigest()[:16]
     stem.with_suffix(".cpp").write_text(SHIM % source.text)
     flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
-    command = [str(compiler()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
+    command = [*(compiler() or ()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(stem.with_suffix(".so")))
 

@@ -102,8 +102,9 @@ def trace(
         TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
-    # What a function means also depends on the default dtype and on autocast.
-    key = (structure, tuple(inputs), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
+    # What a function means also depends on the default dtype, on autocast, and a module's on its mode.
+    modes = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), getattr(function, "training", None)
+    key = (structure, tuple(inputs), *modes)
     with _lock:
         graphs = _graphs_of(function)
         if key not in graphs:

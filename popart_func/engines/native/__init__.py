@@ -61,7 +61,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
-    tensors += [constant.to(scan.device).contiguous() for constant in graph.constants]
+    tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
     outputs = [
         torch.empty(
             (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
@@ -114,6 +114,7 @@ def _outer_axes(scan: LaneScan) -> list[int]:
 
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
+    leaf = leaf.resolve_neg()
     strides = torch.empty(leaf.shape[outer:], device="meta").stride()
     return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
 

@@ -97,6 +97,7 @@ def cache_directory() -> Path:
     Without a home that can be written to it is a directory of the user's own in the temporary one.
 
     Raises:
+        BuildError: ``$POPART_FUNC_CACHE`` can't be a directory.
         PermissionError: it belongs to someone else, or others may write to it: a kernel in it could be theirs.
     """
     given = os.environ.get("POPART_FUNC_CACHE")
@@ -105,9 +106,11 @@ def cache_directory() -> Path:
         directory /= "popart_func"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
         if given:
-            raise
+            raise BuildError(
+                f"native: POPART_FUNC_CACHE must name a directory that can be made, got {given}: {error.strerror}."
+            ) from error
         directory = Path(tempfile.gettempdir()) / f"popart_func-{os.getuid()}"
         directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.stat()
@@ -120,12 +123,12 @@ def cache_directory() -> Path:
 
 
 def _command() -> tuple[str, ...]:
-    path = compiler()
-    if path is None:
+    found = compiler()
+    if found is None:
         raise BuildError(f"native: {why_no_compiler()}")
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-    return (path, native, *wide)
+    return (*found, native, *wide)
 
 
 def ask_compiler() -> Callable[[], str]:
@@ -133,11 +136,11 @@ def ask_compiler() -> Callable[[], str]:
 
     It takes as long as tracing a small step, which can be done meanwhile. A cache may be shared by unlike machines.
     """
-    return _asked(*_command()[:2])
+    return _asked(_command())
 
 
 @functools.cache
-def _asked(path: str, native: str) -> Callable[[], str]:
-    query = [path, native, "-E", "-dM", "-x", "c++", os.devnull]
+def _asked(command: tuple[str, ...]) -> Callable[[], str]:
+    query = [*command, "-E", "-dM", "-x", "c++", os.devnull]
     process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return functools.cache(lambda: process.communicate()[0])
