@@ -3,6 +3,8 @@
 A tensor that is being traced has a shape, strides, a dtype and a device, but nothing that could be read. The shapes
 that ops return come from `shapes`. What reads values, draws at random, or has shapes that depend on values is refused,
 with the line of the user's code.
+
+Dispatch modes, wrapper subclasses and the tags of ops are semi-private: a test fails loudly when they move.
 """
 
 from __future__ import annotations

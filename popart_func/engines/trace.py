@@ -1,7 +1,8 @@
 """A pure function on pytrees of tensors as a graph of core ATen ops on static shapes: the front end of the engines.
 
-This is the one place that touches PyTorch's tracer (`make_fx`, `functionalize`, the core decompositions), which is
-semi-private: a test fails loudly when it moves.
+A step is run once, in `recorder`, which notes the ops that arrive below autograd and the transforms of `torch.func`.
+It is a light form of `make_fx`, which imports TorchDynamo and sympy: this way a small step is traced in 25 ms, also in
+a new process.
 """
 
 from __future__ import annotations
