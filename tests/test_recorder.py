@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, hessian, jvp, vmap
 
 import popart_func
 from popart_func.engines import decompositions, native, recorder, shapes
@@ -108,6 +109,18 @@ def test_mutations_become_values(function: Callable[[Tensor], Any]) -> None:
     assert not any(map(is_mutable, graph.graph.nodes))
     for got, expected in zip(graph.module(x, *graph.constants), optree.tree_leaves(function(x)), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_derivatives_of_derivatives_are_core_operations() -> None:
+    def function(x: Tensor) -> Any:
+        cubes = hessian(lambda y: (y**3).sum())(x[0])
+        return cubes, jvp(torch.sin, (x,), (x,)), copy.deepcopy(x) + 1
+
+    graph, x = traced(function), torch.randn(3, 4)
+    x[0, 0] = torch.inf  # times a derivative that is known to be 0 it is 0
+    assert "_efficientzerotensor" not in graph.operations
+    for got, expected in zip(graph.module(x, *graph.constants), optree.tree_leaves(function(x)), strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 def test_what_is_closed_over_is_left_alone() -> None:

@@ -126,7 +126,7 @@ def available_engines(device: torch.device | str = "cpu") -> dict[str, str | Non
 PAYS_OFF = {"native": 500, "inductor": 2000, "eager": 0}
 """From how many steps on an engine's compile time is earned back against `eager`.
 
-`native` traces and compiles for about 1.5 s, in which `eager` takes 1000 steps of 50 lanes or 300 of 1000 lanes;
+`native` traces and compiles for about 1 s, in which `eager` takes 700 steps of 50 lanes or 200 of 1000 lanes;
 `inductor` takes 6 to 10 s.
 """
 

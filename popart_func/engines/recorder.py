@@ -27,6 +27,7 @@ from popart_func.engines.shapes import blank, infer, map_tensors
 __all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 
 _aten = torch.ops.aten
+_ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
 _PURE = "a step must be pure, and keep nothing that it has computed"
 # Ops whose tensors may lie on two devices.
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
@@ -65,9 +66,14 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(
-        cls, stand_in: Tensor, device: torch.device, node: fx.Node | None = None, known: Tensor | None = None
+        cls,
+        stand_in: Tensor,
+        device: torch.device,
+        node: fx.Node | None = None,
+        known: Tensor | None = None,
+        keys: Any = None,
     ) -> Traced:
-        """Shape, strides and dtype are the stand-in's."""
+        """Shape, strides and dtype are the stand-in's; ``keys`` are what PyTorch's dispatcher has to know beyond them."""
         traced: Any = Tensor._make_wrapper_subclass(
             cls,
             stand_in.shape,
@@ -75,6 +81,7 @@ class Traced(Tensor):
             storage_offset=stand_in.storage_offset(),
             dtype=stand_in.dtype,
             device=device,
+            **({} if keys is None else {"_extra_dispatch_keys": keys}),
         )
         traced.node, traced.stand_in, traced.known = node, stand_in, known
         return traced
@@ -82,6 +89,9 @@ class Traced(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise RuntimeError(f"step: {func} was called on a tensor of an earlier trace: {_PURE}.")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.clone()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({TensorSpec.of(self)})"
@@ -152,6 +162,10 @@ class Recorder(TorchDispatchMode):
             raise depends_on_values(self._line())
         if torch.Tag.inplace_view in func.tags and functional_variant(func) is not None:
             return self._view_in_place(func, args, kwargs)
+        if func is _aten._efficientzerotensor.default:  # what forward-mode derivatives begin with
+            with self:
+                zeros = _aten.zeros.default(*args, **kwargs)
+            return Traced(zeros.stand_in, zeros.device, zeros.node, keys=_ZERO)
         if func is _aten.lift_fresh.default:
             traced = self._record(_aten.clone.default, args, {})
             traced.known = args[0]
