@@ -73,7 +73,7 @@ class Traced(Tensor):
         known: Tensor | None = None,
         keys: Any = None,
     ) -> Traced:
-        """Shape, strides and dtype are the stand-in's; ``keys`` are what PyTorch's dispatcher has to know beyond them."""
+        """Shape, strides and dtype are the stand-in's; ``keys`` are what else PyTorch's dispatcher has to know."""
         traced: Any = Tensor._make_wrapper_subclass(
             cls,
             stand_in.shape,
