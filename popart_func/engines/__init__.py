@@ -21,6 +21,7 @@ from popart_func.engines.lane_scan import (
     check_tensors,
     make_lane_scan,
 )
+from popart_func.engines.pauses import without_collector
 from popart_func.tree import PyTree
 
 __all__ = [
@@ -178,7 +179,8 @@ def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"popart_func.engines.{name}")
+    with without_collector():
+        return importlib.import_module(f"popart_func.engines.{name}")
 
 
 @functools.cache

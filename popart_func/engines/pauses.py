@@ -49,7 +49,7 @@ def without_collector() -> Iterator[None]:
     """Within it, cyclic garbage is left where it is.
 
     There is little of it, but so many new objects that Python would look through all of PyTorch's for more, which takes
-    as long as all the rest.
+    as long as all the rest. What is left is collected afterwards.
     """
     was_enabled = gc.isenabled()
     gc.disable()
