@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from popart_func import optim, tree
 from popart_func.engines import eager, native, scan_lanes
+from popart_func.engines.compiler import compiler
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
@@ -337,6 +338,52 @@ def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("CXX", raising=False)
     assert "set CXX" in (native.why_not(torch.device("cpu")) or "")
     assert "not on meta" in (native.why_not(torch.device("meta")) or "")
+
+
+def test_the_compiler_that_is_asked_for_is_taken_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    found = compiler()
+    assert found is not None
+    monkeypatch.setenv("CXX", f"{found[0]} -DEXTRA")
+    assert compiler() == (found[0], "-DEXTRA")
+    assert scan_lanes(lambda c, x: (c + 1, c), torch.zeros(1), length=1, engine="native")[0] == 1
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "CXX is 'no-such-compiler', which was not found" in (native.why_not(torch.device("cpu")) or "")
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / name))
+        with pytest.raises(native.BuildError, match="POPART_FUNC_CACHE must name a directory that can be made"):
+            cache_directory()
+
+
+def test_reads_tensors_that_are_negated_lazily() -> None:
+    table = torch._neg_view(torch.tensor([3.0, 4.0]))
+    carry, xs = (torch._neg_view(torch.ones(*shape)) for shape in ((2, 2), (1, 2)))
+    scan = make_lane_scan("scan_lanes", lambda c, x: (c * 2 + table, x), carry, xs, shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_softmax_of_nothing(axis: int) -> None:
+    def step(carry: Any, x: Any) -> Any:
+        return carry, (torch.softmax(torch.zeros(0, 3) + carry, axis), torch.log_softmax(torch.zeros(3, 0), axis))
+
+    _, ys = scan_lanes(step, torch.zeros(2), length=1, engine="native")
+    assert [tuple(y.shape) for y in ys] == [(1, 2, 0, 3), (1, 2, 3, 0)]
+
+
+def test_a_module_is_traced_anew_in_another_mode() -> None:
+    class Step(nn.Module):
+        def forward(self, carry: Any, x: Any) -> Any:
+            return carry + (1 if self.training else 10), x
+
+    step = Step()
+    assert scan_lanes(step, torch.zeros(2), length=1, engine="native")[0].tolist() == [1, 1]
+    step.eval()
+    assert scan_lanes(step, torch.zeros(2), length=1, engine="native")[0].tolist() == [10, 10]
 
 
 def test_reads_what_lanes_share_where_it_lies() -> None:

@@ -14,6 +14,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from popart_func.engines.recorder import is_recording
 from popart_func.interop.trees import array_to_tensor, has_64_bits, jax_dtype, tensor_to_array
 
 __all__ = ["from_jax"]
@@ -72,7 +73,7 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check(tensors: list[Tensor]) -> None:
-    if get_proxy_mode() is not None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+    if is_recording() or get_proxy_mode() is not None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
         raise RuntimeError(_WHILE_TRACING)
     for tensor in tensors:
         if jax_dtype(tensor.dtype).name != str(tensor.dtype).removeprefix("torch.") and not has_64_bits():

@@ -148,7 +148,7 @@ def _scatter(
 
 MOVEMENT: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "unsqueeze", "squeeze"), _view),
-    **dict.fromkeys(("_to_copy", "clone", "alias", "expand", "scalar_tensor"), _copy),
+    **dict.fromkeys(("_to_copy", "clone", "expand", "scalar_tensor"), _copy),
     "copy": lambda out, _, source, *__: _copy(out, source),
     **dict.fromkeys(("full", "full_like"), _full),
     **dict.fromkeys(("empty", "empty_permuted"), _empty),

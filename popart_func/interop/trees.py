@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as torch_pytree
 from torch.utils.dlpack import from_dlpack
 
+from popart_func.engines.recorder import Traced
+
 __all__ = [
     "array_to_tensor",
     "has_64_bits",
@@ -167,7 +169,7 @@ def array_to_tensor(array: Any, *, copy: bool) -> Tensor:
 def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor):
+    if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor | Traced):
         raise TypeError(
             "to_jax: the values of a tensor inside torch.func.grad, vmap, jvp or a trace can't be had: call a JAX "
             "function there through `from_jax`."

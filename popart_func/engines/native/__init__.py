@@ -16,12 +16,11 @@ from torch import Tensor
 
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry, refuse_gradient
 from popart_func.engines.native.arguments import Arguments, Launch
-from popart_func.engines.native.build import BuildError, build, why_not_here
+from popart_func.engines.native.build import BuildError, ask_compiler, build, why_not_here
 from popart_func.engines.native.cpu import cpu_kernel
-from popart_func.engines.native.cuda import cuda_kernel, lanes_in_teams, shared_memory, why_not_cuda
 from popart_func.engines.native.emit import emit
-from popart_func.engines.native.emit_cuda import emit_cuda
 from popart_func.engines.native.lower import lower
+from popart_func.engines.pauses import without_collector
 from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
 from popart_func.tree import PyTree
 
@@ -36,6 +35,8 @@ DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 def why_not(device: torch.device) -> str | None:
     """Why the engine can't run on a device, or None where it can."""
     if device.type == "cuda":
+        from popart_func.engines.native.cuda import why_not_cuda
+
         return why_not_cuda(device)
     if device.type != "cpu":
         return f"it runs on CPUs and on CUDA devices, not on {device}."
@@ -54,11 +55,13 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
     """
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
+    if scan.device.type == "cpu":
+        ask_compiler()
     specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
     graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
-    tensors += [constant.to(scan.device).contiguous() for constant in graph.constants]
+    tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
     outputs = [
         torch.empty(
             (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
@@ -83,16 +86,28 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
 
 def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
     """The step's kernel, built unless that has been done."""
-    team = scan.device.type == "cuda" and scan.lanes <= lanes_in_teams(scan.device)
+    team = scan.device.type == "cuda" and _in_teams(scan)
     key = "native", scan.device, scan.shared, team
     if key not in graph.compiled:
-        program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
-        if scan.device.type == "cuda":
-            source = emit_cuda(program, carries, xs, shared_memory(scan.device), team=team)
-            graph.compiled[key] = cuda_kernel(source, scan.device)
-        else:
-            graph.compiled[key] = cpu_kernel(build(emit(program, carries, xs)))
+        with without_collector():
+            graph.compiled[key] = _built(scan, graph, team)
     return graph.compiled[key]
+
+
+def _in_teams(scan: LaneScan) -> bool:
+    from popart_func.engines.native.cuda import lanes_in_teams
+
+    return scan.lanes <= lanes_in_teams(scan.device)
+
+
+def _built(scan: LaneScan, graph: StepGraph, team: bool) -> Launch:
+    program, carries, xs = lower(graph, len(scan.carry), _uniform(scan, graph)), len(scan.carry), len(scan.xs)
+    if scan.device.type == "cuda":
+        from popart_func.engines.native.cuda import cuda_kernel, shared_memory
+        from popart_func.engines.native.emit_cuda import emit_cuda
+
+        return cuda_kernel(emit_cuda(program, carries, xs, shared_memory(scan.device), team=team), scan.device)
+    return cpu_kernel(build(emit(program, carries, xs)))
 
 
 def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
@@ -107,12 +122,13 @@ def _outer_axes(scan: LaneScan) -> list[int]:
 
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
+    leaf = leaf.resolve_neg()
     strides = torch.empty(leaf.shape[outer:], device="meta").stride()
     return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
 
 
 def _check_values(graph: StepGraph, bad: int) -> None:
-    nodes = [node for node in graph.module.graph.nodes if node.op == "call_function"]
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     if bad & BAD_INDEX:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
         raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")

@@ -11,12 +11,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from popart_func.engines.compiler import compiler, why_no_compiler
 from popart_func.engines.lane_scan import UnsupportedError
 
-__all__ = ["BuildError", "build", "cache_directory", "why_not_here"]
+__all__ = ["BuildError", "ask_compiler", "build", "cache_directory", "why_not_here"]
 
 FLAGS = (
     "-std=c++17",
@@ -54,7 +55,7 @@ def build(source: str) -> ctypes.CDLL:
         BuildError: the compiler refused it.
     """
     command = [*_command(), *FLAGS]
-    parts = (*command, _compiler_version(command[0]), _machine(*command[:2]), source)
+    parts = (*command, ask_compiler()(), source)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = cache_directory() / f"{key}.so"
     if not _is_whole(library):
@@ -96,6 +97,7 @@ def cache_directory() -> Path:
     Without a home that can be written to it is a directory of the user's own in the temporary one.
 
     Raises:
+        BuildError: ``$POPART_FUNC_CACHE`` can't be a directory.
         PermissionError: it belongs to someone else, or others may write to it: a kernel in it could be theirs.
     """
     given = os.environ.get("POPART_FUNC_CACHE")
@@ -104,9 +106,11 @@ def cache_directory() -> Path:
         directory /= "popart_func"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
         if given:
-            raise
+            raise BuildError(
+                f"native: POPART_FUNC_CACHE must name a directory that can be made, got {given}: {error.strerror}."
+            ) from error
         directory = Path(tempfile.gettempdir()) / f"popart_func-{os.getuid()}"
         directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.stat()
@@ -119,21 +123,24 @@ def cache_directory() -> Path:
 
 
 def _command() -> tuple[str, ...]:
-    path = compiler()
-    if path is None:
+    found = compiler()
+    if found is None:
         raise BuildError(f"native: {why_no_compiler()}")
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-    return (path, native, *wide)
+    return (*found, native, *wide)
+
+
+def ask_compiler() -> Callable[[], str]:
+    """Begins to ask the compiler for its version and for what ``-march=native`` means here.
+
+    It takes as long as tracing a small step, which can be done meanwhile. A cache may be shared by unlike machines.
+    """
+    return _asked(_command())
 
 
 @functools.cache
-def _compiler_version(path: str) -> str:
-    return subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-
-
-@functools.cache
-def _machine(path: str, native: str) -> str:
-    """What ``-march=native`` means here: a cache may be shared by unlike machines."""
-    query = [path, native, "-E", "-dM", "-x", "c++", os.devnull]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout
+def _asked(command: tuple[str, ...]) -> Callable[[], str]:
+    query = [*command, "-E", "-dM", "-x", "c++", os.devnull]
+    process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return functools.cache(lambda: process.communicate()[0])

@@ -7,7 +7,7 @@ view (permute, expand, slice, ...) only rewrites strides, however deep the expre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ __all__ = [
     "NotViewableError",
     "Op",
     "Shape",
+    "broadcast_shape",
     "contiguous_strides",
     "leaves",
     "reshape_layout",
@@ -147,6 +148,17 @@ class Op:
 
 
 Expr = Load | Const | Iota | Op
+
+
+def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
+    """What shapes that fit come to: `torch.broadcast_shapes`, which imports sympy.
+
+    >>> broadcast_shape([(2, 1), (3,)])
+    (2, 3)
+    """
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
 
 
 def contiguous_strides(shape: Shape) -> tuple[int, ...]:

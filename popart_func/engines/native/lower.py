@@ -21,6 +21,7 @@ from popart_func.engines.native.expressions import (
     NotViewableError,
     Op,
     Shape,
+    broadcast_shape,
     contiguous_strides,
     leaves,
     reshape_layout,
@@ -65,7 +66,7 @@ def lower(graph: StepGraph, carries: int, uniform: Sequence[bool]) -> Program:
     kernel = Kernel()
     values: dict[fx.Node, Any] = {}
     inputs: list[Buffer] = []
-    nodes = graph.module.graph.nodes
+    nodes = graph.graph.nodes
     for node in nodes:
         if node.op == "placeholder":
             spec = TensorSpec.of(node.meta["val"])
@@ -129,10 +130,10 @@ class Kernel:
 
     def op(self, template: str, dtype: torch.dtype, *operands: Expr) -> Expr:
         """A pointwise operation on operands that are broadcast against each other."""
-        shape = torch.broadcast_shapes(*(operand.shape for operand in operands))
-        operands = tuple(self.expand(operand, tuple(shape)) for operand in operands)
+        shape = broadcast_shape([operand.shape for operand in operands])
+        operands = tuple(self.expand(operand, shape) for operand in operands)
         depth = 1 + max(operand.depth if isinstance(operand, Op) else 0 for operand in operands)
-        return Op(template, operands, dtype, tuple(shape), depth)
+        return Op(template, operands, dtype, shape, depth)
 
     def cast(self, expr: Expr, dtype: torch.dtype) -> Expr:
         """The expression in another dtype."""

@@ -101,6 +101,8 @@ def _var(kernel: Kernel, out: TensorSpec, x: Expr, axes: Any = None, correction:
 
 def _softmax(log: bool) -> Callable[..., Expr]:
     def op(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, *_: Any) -> Expr:
+        if 0 in x.shape:
+            return Const(0, out.dtype, x.shape)
         axes = _axes(x, axis)
         x = kernel.stored(kernel.cast(x, out.dtype))
         kept = tuple(1 if other in axes else size for other, size in enumerate(x.shape))

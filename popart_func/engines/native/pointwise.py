@@ -217,7 +217,7 @@ def _arange(kernel: Kernel, out: TensorSpec, start: Any, end: Any, step: Any = 1
 POINTWISE: dict[str, Callable[..., Any]] = {
     **{name: _arithmetic(template) for name, template in ARITHMETIC.items()},
     **{name: _comparison(template) for name, template in COMPARISONS.items()},
-    **dict.fromkeys(("_to_copy", "clone", "alias"), _copy),
+    **dict.fromkeys(("_to_copy", "clone"), _copy),
     **dict.fromkeys(("full", "full_like"), _full),
     **dict.fromkeys(("empty", "empty_permuted"), _empty),
     "add": _add,

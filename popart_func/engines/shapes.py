@@ -1,0 +1,107 @@
+"""The shapes, strides and dtypes that ops return, found by calling them on stand-ins.
+
+A stand-in is an ordinary tensor on the CPU whose values mean nothing. PyTorch's own kernels are run on it where no
+value can upset them, since they are much faster than its rules for tensors without values (`meta`), most of which are
+Python and import sympy. Those are for all other ops.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+__all__ = ["blank", "infer", "map_tensors"]
+
+# Beyond the views and what PyTorch tags as pointwise, as reductions, or as one of its core ops.
+_MORE = {
+    *("addbmm", "addmv", "addr", "baddbmm", "dot", "mv", "outer", "vdot"),
+    *("copy", "fill", "zero", "clone", "_unsafe_view", "lift_fresh_copy", "stack", "roll", "tril", "triu", "trace"),
+    *("arange", "eye", "linspace", "ones", "zeros", "full", "empty", "scalar_tensor"),
+    *("empty_like", "full_like", "ones_like", "zeros_like", "new_empty", "new_full", "new_ones", "new_zeros"),
+    *("select_scatter", "diagonal_scatter", "slice_scatter", "select_backward", "slice_backward", "diagonal_backward"),
+    *("new_empty_strided", "cumprod", "logcumsumexp", "cummax", "cummin", "logaddexp"),
+    *("_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward"),
+}
+# Which look at values, or would be at the mercy of them.
+_ONLY_META = {"_embedding_bag", "masked_scatter", "grid_sampler_2d"}
+
+# Values that are never out of range, for the integers after the first argument.
+_FILL = {
+    **dict.fromkeys(("gather", "index", "index_select", "index_put", "embedding", "embedding_dense_backward"), 0),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce", "_unsafe_index", "_unsafe_index_put"), 0),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill", "take"), 0),
+    **dict.fromkeys(("div", "floor_divide", "remainder", "fmod"), 1),
+}
+
+
+def infer(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What an op returns for stand-ins; those that it changes in place, it changes."""
+    runs, fill = _how(function)
+    if not runs:
+        return _infer_on_meta(function, args, kwargs)
+    if fill is not None:
+        args = (args[0], *(map_tensors(functools.partial(_filled, fill), part) for part in args[1:]))
+    try:
+        return function(*args, **kwargs)
+    except NotImplementedError:  # this dtype on a GPU only
+        return _infer_on_meta(function, args, kwargs)
+
+
+def blank(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A stand-in."""
+    size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    return torch.zeros(max(size, 0), dtype=dtype).as_strided(shape, strides)
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """The arguments or results of an op, with a function applied to each tensor in them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        mapped = [map_tensors(function, part) for part in value]
+        return mapped if isinstance(value, list) else tuple(mapped)
+    return value
+
+
+@functools.cache
+def _how(function: OpOverload) -> tuple[bool, int | None]:
+    """Whether an op can be run on stand-ins, and what integers have to be filled with for that."""
+    namespace, _, name = function._schema.name.partition("::")
+    if function._schema.is_mutable and name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    tags = {
+        torch.Tag.pointwise,
+        torch.Tag.core,
+        torch.Tag.inplace_view,
+        getattr(torch.Tag, "reduction", torch.Tag.core),
+    }
+    known = function.is_view or name in _MORE or name in _FILL or not tags.isdisjoint(function.tags)
+    return namespace == "aten" and known and name not in _ONLY_META, _FILL.get(name)
+
+
+def _filled(value: int, tensor: Tensor) -> Tensor:
+    is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return torch.full_like(tensor, value) if is_integer else tensor
+
+
+def _infer_on_meta(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    stand_ins: dict[int, Tensor] = {}
+
+    def to_meta(tensor: Tensor) -> Tensor:
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        stand_ins[id(meta)] = tensor
+        return meta
+
+    def from_meta(meta: Tensor) -> Tensor:
+        same = stand_ins.get(id(meta))  # changed in place
+        return blank(meta.shape, meta.stride(), meta.dtype) if same is None else same
+
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("meta")}
+    mapped = {name: map_tensors(to_meta, value) for name, value in kwargs.items()}
+    return map_tensors(from_meta, function(*map_tensors(to_meta, tuple(args)), **mapped))
