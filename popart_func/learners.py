@@ -168,9 +168,7 @@ def popart_learner(
     """
     checked_apply = _with_checked_head("popart_learner", apply, head)
     if rescale_moments not in (True, False, "head", "all"):
-        raise ValueError(
-            f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}."
-        )
+        raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("popart_learner", batch)

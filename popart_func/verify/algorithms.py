@@ -19,7 +19,18 @@ from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
 from popart_func.verify.networks import roundings
 
-__all__ = ["CHECKS", "HEAD", "Run", "by_hand_run", "draw_run", "learner_of", "scripted", "train"]
+__all__ = [
+    "CHECKS",
+    "HEAD",
+    "Run",
+    "by_hand_run",
+    "data_of",
+    "draw_run",
+    "drawn_statistics",
+    "learner_of",
+    "result",
+    "train",
+]
 
 STEPS = 5
 HEAD = "output_linear"
@@ -103,17 +114,21 @@ def draw_run(key: Tensor, settings: Settings, steps: int = STEPS) -> Run:
     )
 
 
-def scripted(run: Run, time: int) -> PopArt:
+def drawn_statistics(run: Run, time: int, settings: Settings) -> PopArt:
     """Statistics that are what was drawn, whatever the targets: POP, without ART."""
 
+    shift, scale = run.shifts[time], run.scales[time]
+
+    def init(params: models.Params | None = None) -> PopArtState:
+        return pop_art.init_state(settings.architecture.tasks, dtype=shift.dtype, device=shift.device)
+
     def update(
-        params: dict[str, Tensor], state: PopArtState, targets: Tensor, indices: Tensor | None = None
+        params: models.Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
     ) -> tuple[dict[str, Tensor], PopArtState]:
-        zero = torch.zeros_like(run.shifts[time])
-        new = draw.statistics(run.shifts[time], run.scales[time], zero)
+        new = draw.statistics(shift, scale, torch.zeros_like(shift))
         return pop_art.pop(params, state, new), new
 
-    return PopArt(lambda params=None: pop_art.init_state(run.shifts.shape[-1], dtype=run.shifts.dtype, device=run.shifts.device), update)
+    return PopArt(init, update)
 
 
 Make = Callable[[Run, int, Settings], Learner]
@@ -153,7 +168,12 @@ def train(run: Run, settings: Settings, make: Make) -> tuple[LearnerState, dict[
     for time in range(run.x.shape[0]):
         state, info = make(run, time, settings).update(state, run.batch(time, settings))
         predictions.append(info.prediction)
-    return state, {"params": state.params, "predictions": _in_units(torch.stack(predictions), run, settings)}
+    return state, result(run, state, torch.stack(predictions), settings)
+
+
+def result(run: Run, state: LearnerState, predictions: Tensor, settings: Settings) -> dict[str, PyTree]:
+    """What is compared of a run: the last parameters, and each step's predictions, ``[steps, ...]``, in units."""
+    return {"params": state.params, "predictions": _in_units(predictions, run, settings)}
 
 
 def _in_units(predictions: Tensor, run: Run, settings: Settings) -> Tensor:
@@ -162,22 +182,22 @@ def _in_units(predictions: Tensor, run: Run, settings: Settings) -> Tensor:
     return predictions.double() / (magnitude[run.indices] if settings.architecture.indexed else magnitude)
 
 
-class _Data(NamedTuple):
+class Data(NamedTuple):
     x: Tensor
     y: Tensor
     mask: Tensor
 
 
-def _data(run: Run, time: int, settings: Settings) -> _Data:
+def data_of(run: Run, time: int, settings: Settings) -> Data:
     """A batch with its batch axis, a target for each output, and which of these there are."""
     architecture = settings.architecture
     x, y = run.x[time].double(), run.y[time].double()
     if architecture.indexed:
         outputs = torch.arange(architecture.outputs, device=y.device)
         mask = (run.indices[time][:, None] == outputs).double()
-        return _Data(x, y[:, None] * mask, mask)
+        return Data(x, y[:, None] * mask, mask)
     y = y.reshape(-1, architecture.outputs)
-    return _Data(x.reshape(y.shape[0], -1), y, torch.ones_like(y))
+    return Data(x.reshape(y.shape[0], -1), y, torch.ones_like(y))
 
 
 def by_hand_run(
@@ -207,7 +227,7 @@ def by_hand_run(
     velocity: Gradients | None = None
     predictions = []
     for time in range(run.x.shape[0]):
-        data = _data(run, time, settings)
+        data = data_of(run, time, settings)
         new = (
             Statistics(run.shifts[time].double(), run.scales[time].double().square())
             if scripted
@@ -245,7 +265,7 @@ def _accumulate(velocity: Gradients | None, gradients: Gradients, decay: Tensor,
     ]
 
 
-def _select(prediction: Tensor, data: _Data, run: Run, settings: Settings) -> Tensor:
+def _select(prediction: Tensor, data: Data, run: Run, settings: Settings) -> Tensor:
     """The predictions that have a target, in the shape of the targets."""
     if settings.architecture.indexed:
         return (prediction * data.mask).sum(-1)
@@ -270,7 +290,7 @@ def _proposition_3(
     def check(key: Tensor, settings: Settings) -> Discrepancy:
         run = draw_run(key, settings)
         first, second = (
-            _outside(train(run, settings, learner_of(name, optimizer, scripted, head=HEAD))[1])
+            _outside(train(run, settings, learner_of(name, optimizer, drawn_statistics, head=HEAD))[1])
             for name in ("popart_learner", "normalized_sgd_learner")
         )
         algorithm = {"popped": False, "normalized": False, "scripted": True, "momentum": momentum}

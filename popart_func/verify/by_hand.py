@@ -4,8 +4,9 @@ Nothing here calls the library. Networks are lists of layers ``(W, b)``, gradien
 statistics are plain float64, an optimizer's step is its formula.
 
 How much rounding does to a network after some steps has no simple bound, so it is measured, by Monte Carlo arithmetic
-(Parker, 1997): every operand and every result is disturbed by a random relative error, and what the disturbances do to
-the result is what roundings of that size would do, however much the steps in between amplify or damp them.
+(Parker, 1997): what goes into sums and products and what comes out is disturbed by random relative errors, and what
+the disturbances do to the result is what roundings of that size would do, however much the steps in between amplify or
+damp them. (A dot product has one of its factors disturbed: that is where its terms cancel.)
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ __all__ = [
     "measure",
     "named",
     "pop",
+    "silent",
     "step",
 ]
 
-PROBES = 4
-"""How many times the disturbed computation is run."""
+PROBES = 6
+"""How many times the disturbed computation is run: in all of them a number may stay still by chance, with odds of one
+in millions."""
 
 LOUDNESS = 1024.0
 """The disturbances in units of one rounding: far above float64's own rounding, and still small."""
@@ -57,23 +60,32 @@ class Measured(NamedTuple):
     terms: PyTree
 
 
-class Noise:
+Noise = Callable[[Tensor], Tensor]
+"""What arithmetic does to a number."""
+
+
+def silent(tensor: Tensor) -> Tensor:
+    """Undisturbed."""
+    return tensor
+
+
+class _Disturbance:
     """Disturbs tensors by relative errors of at most ``level``; every call takes other numbers of the pool."""
 
     def __init__(self, pool: Tensor, level: Tensor) -> None:
-        self.pool, self.level, self.calls = pool, level, 0
+        self.factors, self.calls = 1 + level * pool, 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
         self.calls += 1
         start = (self.calls * 997) % (_POOL - tensor.numel())
-        return tensor * (1 + self.level * self.pool[start : start + tensor.numel()].reshape(tensor.shape))
+        return tensor * self.factors[start : start + tensor.numel()].reshape(tensor.shape)
 
 
 def measure(compute: Callable[[Noise], PyTree], like: Tensor, dtype: torch.dtype) -> Measured:
     """Runs a computation undisturbed and disturbed.
 
     Args:
-        compute: from a `Noise` to a tree of float64 tensors.
+        compute: from a noise to a tree of float64 tensors.
         like: a tensor on the device to compute on.
         dtype: the dtype whose roundings are imitated.
 
@@ -83,7 +95,7 @@ def measure(compute: Callable[[Noise], PyTree], like: Tensor, dtype: torch.dtype
     """
     loudness = LOUDNESS * unit_roundoff(dtype)
     levels = torch.tensor([0.0] + [loudness] * PROBES, dtype=torch.float64, device=like.device)
-    runs = vmap(lambda pool, level: compute(Noise(pool, level)))(_pool(like.device), levels)
+    runs = vmap(lambda pool, level: compute(_Disturbance(pool, level)))(_pool(like.device), levels)
 
     def terms(leaf: Tensor) -> Tensor:
         flat = leaf.reshape(PROBES + 1, -1)
@@ -114,25 +126,25 @@ def forward(layers: Layers, x: Tensor, noise: Noise) -> tuple[list[Tensor], Tens
     """The input and the activations of each hidden layer, and the outputs: ``[batch, ...]`` each."""
     hidden = [x]
     for weight, bias in layers[:-1]:
-        hidden.append(noise(torch.tanh(noise(noise(hidden[-1]) @ noise(weight).mT + noise(bias)))))
+        hidden.append(noise(torch.tanh(noise(noise(hidden[-1]) @ weight.mT + noise(bias)))))
     weight, bias = layers[-1]
-    return hidden, noise(noise(hidden[-1]) @ noise(weight).mT + noise(bias))
+    return hidden, noise(noise(hidden[-1]) @ weight.mT + noise(bias))
 
 
 def backward(layers: Layers, hidden: list[Tensor], cotangent: Tensor, noise: Noise) -> Gradients:
     """The gradients of ``Σ cotangent · outputs`` by back-propagation, summed over the batch."""
     gradients: Gradients = []
     for (weight, _), h in zip(reversed(layers), reversed(hidden), strict=True):
-        gradients.append((noise(noise(cotangent).mT @ noise(h)), noise(cotangent).sum(-2)))
+        gradients.append((noise(cotangent).mT @ noise(h), noise(cotangent).sum(-2)))
         # 1 − h² loses what rounding takes from h² when h is near 1.
-        cotangent = noise(noise(cotangent) @ noise(weight)) * noise(noise(torch.ones_like(h)) - noise(h.square()))
+        cotangent = (noise(cotangent) @ weight) * (noise(torch.ones_like(h)) - noise(h.square()))
     return gradients[::-1]
 
 
 def step(layers: Layers, gradients: Gradients, learning_rate: Tensor, noise: Noise) -> Layers:
     """``θ − α g`` for each."""
     return [
-        (noise(weight) - noise(learning_rate * dw), noise(bias) - noise(learning_rate * db))
+        (noise(weight - noise(learning_rate * dw)), noise(bias - noise(learning_rate * db)))
         for (weight, bias), (dw, db) in zip(layers, gradients, strict=True)
     ]
 

@@ -88,7 +88,9 @@ def ratio(error: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(error == 0, 0, torch.where(error.isnan(), torch.inf, error / allowed))
 
 
-def _compare(got: Tensor, expected: Tensor, terms: Tensor, roundings: int | float | Tensor, dtype: torch.dtype) -> Discrepancy:
+def _compare(
+    got: Tensor, expected: Tensor, terms: Tensor, roundings: int | float | Tensor, dtype: torch.dtype
+) -> Discrepancy:
     if got.shape != expected.shape:
         raise ValueError(
             f"compare: `got` and `expected` must have the same shapes, got {tuple(got.shape)} and "

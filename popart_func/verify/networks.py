@@ -128,7 +128,7 @@ def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str
         cotangent = 2 * noise(outputs - noise(y)) / y.numel()
         gradients.append([leaf for pair in by_hand.backward(layers, hidden, cotangent, noise) for leaf in pair])
         updates = [noise(rule(list(history), rates)) for history in zip(*gradients, strict=True)]
-        flat = [noise(leaf) + update for leaf, update in zip(_flat(layers), updates, strict=True)]
+        flat = [noise(leaf + update) for leaf, update in zip(_flat(layers), updates, strict=True)]
         layers = list(zip(flat[::2], flat[1::2], strict=True))
         results.append(by_hand.named(example.params, layers))
     return [results[0], results[-1]]
@@ -232,7 +232,7 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
         hidden, _ = by_hand.forward(layers, x.double()[None], noise)
         jacobian = noise(layers[-1][0])
         for (weight, _), h in zip(reversed(layers[:-1]), reversed(hidden[1:]), strict=True):
-            jacobian = noise(noise(jacobian * (1 - noise(h.square()))) @ noise(weight))
+            jacobian = noise(noise(jacobian * (1 - noise(h.square()))) @ weight)
         return jacobian
 
     value, terms = by_hand.measure(product, x, settings.dtype)
@@ -250,9 +250,7 @@ CHECKS = (
         "split_momentum",
         "the same with momentum",
         "seed",
-        _split_unified(
-            lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule
-        ),
+        _split_unified(lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule),
     ),
     Check(
         "split_adam",

@@ -89,7 +89,9 @@ def _belongs(indices: Tensor, tasks: int) -> Tensor:
     return (indices[:, None] == torch.arange(tasks, device=indices.device)).double()
 
 
-def _compare(state: PopArtState, start: PopArtState, expected: _Moments, roundings: int, dtype: torch.dtype) -> Discrepancy:
+def _compare(
+    state: PopArtState, start: PopArtState, expected: _Moments, roundings: int, dtype: torch.dtype
+) -> Discrepancy:
     """Mean, variance and scale; an error of the mean moves the variance by twice σ times as much."""
     u = unit_roundoff(dtype)
     # Subtracting the shifts first is exact, or as good as relative to the result.
@@ -111,9 +113,7 @@ def weighted_moments(key: Tensor, settings: Settings) -> Discrepancy:
     plain = corrected = stream.start
     for target, index in zip(stream.targets.unbind(), stream.indices.unbind(), strict=True):
         plain = pop_art.art(plain, target, index, step_size=stream.step_size, **BOUNDS)
-        corrected = pop_art.art(
-            corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS
-        )
+        corrected = pop_art.art(corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS)
     weights, rest = _weights(stream.indices, tasks, stream.step_size)
     total = weights.sum(0)
     present = total > 0
@@ -186,9 +186,7 @@ def bound_holds(key: Tensor, settings: Settings) -> Discrepancy:
     for target, index in zip(stream.targets.unbind(), stream.indices.unbind(), strict=True):
         plain = pop_art.art(plain, target, index, step_size=stream.step_size, **BOUNDS)
         parts.append(_exceed(plain, target, index, step, settings))
-        corrected = pop_art.art(
-            corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS
-        )
+        corrected = pop_art.art(corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS)
         seen = seen + _belongs(index[None], tasks)[0]
         count = seen.index_select(0, index[None]).squeeze(0)
         # β / (1 − (1−β)ᵗ) is one over the first t terms of the geometric series.
