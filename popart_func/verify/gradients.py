@@ -16,7 +16,6 @@ from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
 from popart_func.verify.algorithms import (
     HEAD,
-    STEPS,
     Make,
     Run,
     data_of,
@@ -31,6 +30,9 @@ from popart_func.verify.discrepancy import Discrepancy, compare, unit_roundoff
 from popart_func.verify.networks import roundings
 
 __all__ = ["CHECKS"]
+
+STEPS = 3
+"""Updates that leave moments to be rescaled."""
 
 
 def _recording(run: Run) -> GradientTransformation:
@@ -91,12 +93,16 @@ def _gradient(make: Make, *, popped: bool) -> Callable[[Tensor, Settings], Discr
 
 def _before_the_step(run: Run, settings: Settings, popped: bool, noise: Noise) -> tuple[Layers, Statistics]:
     """ART and, where asked for, POP of the first batch."""
-    layers = by_hand.layers_of(run.params)
-    ones = torch.ones(settings.architecture.tasks, dtype=torch.float64, device=run.x.device)
-    start = Statistics(torch.zeros_like(ones), ones)
+    layers, start = _start(run, settings)
     data = data_of(run, 0, settings)
     new = by_hand.art(start, data.y, data.mask, run.step_size.double(), noise)
     return ([*layers[:-1], by_hand.pop(layers[-1], start, new, noise)] if popped else layers), new
+
+
+def _start(run: Run, settings: Settings) -> tuple[Layers, Statistics]:
+    """The network, and the statistics that normalize nothing yet."""
+    ones = torch.ones(settings.architecture.tasks, dtype=torch.float64, device=run.x.device)
+    return by_hand.layers_of(run.params), Statistics(torch.zeros_like(ones), ones)
 
 
 def _loss(params: dict[str, Tensor], run: Run, settings: Settings, statistics: Statistics, noise: Noise) -> Tensor:
@@ -186,47 +192,45 @@ def _moments(kind: _Moments) -> Callable[[Tensor, Settings], Discrepancy]:
     """
 
     def check(key: Tensor, settings: Settings) -> Discrepancy:
-        run = draw_run(key, settings)
-        rules = (("head", False), ("all", True)) if settings.architecture.tasks == 1 else (("head", False),)
-        got, values, terms = [], [], []
-        for rule, below in rules:
-            make: Make = learner_of("popart_learner", kind.optimizer, drawn_statistics, head=HEAD, rescale_moments=rule)
-            state, _ = train(run, settings, make)
-            value, term = by_hand.measure(
-                lambda noise, below=below: _moments_by_hand(run, settings, kind, below, noise), run.x, settings.dtype
-            )
-            got.append(kind.read(state.opt_state))
-            values.append(value)
-            terms.append(term)
+        run = draw_run(key, settings, STEPS)
+        got = []
+        for rule in ("head", "all") if settings.architecture.tasks == 1 else ("head",):
+            make = learner_of("popart_learner", kind.optimizer, drawn_statistics, head=HEAD, rescale_moments=rule)
+            got.append(kind.read(train(run, settings, make)[0].opt_state))
+        value, terms = by_hand.measure(
+            lambda noise: _moments_by_hand(run, settings, kind, noise)[: len(got)], run.x, settings.dtype
+        )
         # Each step multiplies by a ratio and its power, and by a decay: five more roundings.
-        return compare(got, values, terms, roundings(settings.architecture) + 5 * STEPS, settings.dtype)
+        return compare(got, value, terms, roundings(settings.architecture) + 5 * STEPS, settings.dtype)
 
     return check
 
 
-def _moments_by_hand(
-    run: Run, settings: Settings, kind: _Moments, below: bool, noise: Noise
-) -> tuple[dict[str, Tensor], ...]:
-    layers = by_hand.layers_of(run.params)
-    ones = torch.ones(settings.architecture.tasks, dtype=torch.float64, device=run.x.device)
-    start = Statistics(torch.zeros_like(ones), ones)
+def _moments_by_hand(run: Run, settings: Settings, kind: _Moments, noise: Noise) -> list[tuple[dict[str, Tensor], ...]]:
+    """The moments where those of the head follow, and where all do."""
     states = [Statistics(run.shifts[time].double(), run.scales[time].double().square()) for time in range(STEPS)]
-    last = [_gradients_in(states[-1], states, time, layers, start, run, settings, noise) for time in range(STEPS)]
-    own = [_gradients_in(states[time], states, time, layers, start, run, settings, noise) for time in range(STEPS)]
-    history = last if below else [lower[:-1] + upper[-1:] for lower, upper in zip(own, last, strict=True)]
+    last = [_gradients_in(states[-1], states, time, run, settings, noise) for time in range(STEPS)]
+    own = [_gradients_in(states[time], states, time, run, settings, noise) for time in range(STEPS)]
+    head_follows = [before[:-1] + after[-1:] for before, after in zip(own, last, strict=True)]
+    return [
+        tuple(_weighted(history, factor, decay, power, run, noise) for factor, decay, power in kind.kept(run))
+        for history in (head_follows, last)
+    ]
+
+
+def _weighted(
+    history: list[Gradients], factor: Tensor, decay: Tensor, power: int, run: Run, noise: Noise
+) -> dict[str, Tensor]:
+    """``factor Σ decayⁿ gᵖ``, n the age of a gradient."""
     ages = torch.arange(STEPS - 1, -1, -1, device=run.x.device)
-    return tuple(
-        by_hand.named(
-            run.params,
-            [
-                tuple(  # type: ignore[misc]
-                    torch.tensordot(factor * decay**ages, noise(torch.stack(leaves)) ** power, dims=1)
-                    for leaves in zip(*layer, strict=True)
-                )
-                for layer in zip(*history, strict=True)
-            ],
-        )
-        for factor, decay, power in kind.kept(run)
+    weights = factor * decay**ages
+
+    def moment(leaves: list[Tensor]) -> Tensor:
+        return torch.tensordot(weights, noise(torch.stack(leaves)) ** power, dims=1)
+
+    layers = zip(*history, strict=True)
+    return by_hand.named(
+        run.params, [(moment([w for w, _ in pairs]), moment([b for _, b in pairs])) for pairs in layers]
     )
 
 
@@ -234,13 +238,12 @@ def _gradients_in(
     units: Statistics,
     states: list[Statistics],
     time: int,
-    layers: Layers,
-    start: Statistics,
     run: Run,
     settings: Settings,
     noise: Noise,
 ) -> Gradients:
     """The gradients of a batch in the units of some statistics, with the head popped straight to them."""
+    layers, start = _start(run, settings)
     weight, bias = by_hand.pop(layers[-1], start, units, noise)
     for state in states[: time + 1]:  # each has been in the bias, and rounded there
         bias = bias + (noise(state.mean) - state.mean) / units.scale

@@ -34,7 +34,8 @@ def _draw(key: Tensor, settings: Settings) -> _Drawn:
     """A head, its inputs and three statistics: the second far from the first, the third near it, as after a small step.
 
     Shifts are up to thousands of scales away from zero, so that in the near pair the residues are what moves; residues
-    are larger than `pop_art.art` leaves them, so that one that is forgotten shows everywhere.
+    are larger than `pop_art.art` leaves them, so that one that is forgotten shows everywhere. The variances say other
+    scales, as where bounds bind: only the clamped scale counts.
     """
     architecture, dtype = settings.architecture, settings.dtype
     outputs, tasks = architecture.outputs, architecture.tasks
@@ -55,7 +56,8 @@ def _draw(key: Tensor, settings: Settings) -> _Drawn:
             (near, scale * draw.between(0.9, 1.2, numbers["near"])),
         )
     ):
-        states.append(draw.statistics(mean, deviation, residues[position] * mean))
+        state = draw.statistics(mean, deviation, residues[position] * mean)
+        states.append(state._replace(variance=state.variance * (4.0, 0.25, 9.0)[position]))
     return _Drawn(
         weight=draw.normal(numbers["weight"]) + 0.3,
         bias=draw.normal(numbers["bias"]) - 0.2,
@@ -154,8 +156,6 @@ def normalize_inverts_unnormalize(key: Tensor, settings: Settings) -> Discrepanc
     values = drawn.values
     parts = []
     for state in (drawn.first, drawn.second):
-        # A bound binds: the variance says otherwise, and only the scale counts.
-        state = state._replace(variance=state.variance * 100)
         shift, residue, scale = _wide(state)
         outputs = pop_art.unnormalize(state, values)
         expected = (values.double() * scale + residue) + shift
