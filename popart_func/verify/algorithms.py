@@ -41,7 +41,7 @@ class Run(NamedTuple):
     """A network, its data ``[steps, ...]``, and what it is trained with.
 
     Attributes:
-        params: a head that predicts numbers of the targets' magnitude.
+        params: the head predicts numbers of the targets' magnitude if it is ``popped``, else of order 1.
         x: ``[steps, (batch,) inputs]``.
         y: ``[steps, (batch,) outputs]``, or with indices ``[steps, batch]``.
         indices: the output of each target ``[steps, batch]``; read only where the architecture has indices.
@@ -70,8 +70,11 @@ class Run(NamedTuple):
         return (self.x[time], self.y[time], *indices)
 
 
-def draw_run(key: Tensor, settings: Settings, steps: int = STEPS) -> Run:
-    """Draws a run. Outputs with statistics of their own have their own magnitude."""
+def draw_run(key: Tensor, settings: Settings, steps: int = STEPS, *, popped: bool = True) -> Run:
+    """Draws a run. Outputs with statistics of their own have their own magnitude.
+
+    Without POP the head's first predictions are in units of statistics yet to come: far from 1, training diverges.
+    """
     architecture, dtype = settings.architecture, settings.dtype
     outputs, tasks = architecture.outputs, architecture.tasks
     first, second = random.split(key).unbind()
@@ -94,8 +97,9 @@ def draw_run(key: Tensor, settings: Settings, steps: int = STEPS) -> Run:
     if architecture.indexed:
         y = y.gather(-1, indices[..., None]).squeeze(-1)
     params = draw.network(first, dtype, architecture)
-    params[f"{HEAD}.weight"] = params[f"{HEAD}.weight"] * magnitude[:, None]
-    params[f"{HEAD}.bias"] = params[f"{HEAD}.bias"] * magnitude
+    if popped:
+        params[f"{HEAD}.weight"] = params[f"{HEAD}.weight"] * magnitude[:, None]
+        params[f"{HEAD}.bias"] = params[f"{HEAD}.bias"] * magnitude
     x = draw.normal(numbers["x"]) + 0.2
     a, b, c = numbers["rates"].unbind()
     # An error is at most √(1/β) = 10 scales (Proposition 2), or what the drawn scales make of the drawn offsets.
@@ -272,12 +276,12 @@ def _select(prediction: Tensor, data: Data, run: Run, settings: Settings) -> Ten
     return prediction.reshape(run.y.shape[1:])
 
 
-def _against_hand(make: Make, **algorithm: bool) -> Callable[[Tensor, Settings], Discrepancy]:
+def _against_hand(make: Make, *, popped: bool, normalized: bool) -> Callable[[Tensor, Settings], Discrepancy]:
     def check(key: Tensor, settings: Settings) -> Discrepancy:
-        run = draw_run(key, settings)
+        run = draw_run(key, settings, popped=popped or not normalized)
         _, got = train(run, settings, make)
         value, terms = by_hand.measure(
-            lambda noise: by_hand_run(run, settings, noise, **algorithm), run.x, settings.dtype
+            lambda noise: by_hand_run(run, settings, noise, popped=popped, normalized=normalized), run.x, settings.dtype
         )
         return compare(got, value, terms, roundings(settings.architecture), settings.dtype)
 

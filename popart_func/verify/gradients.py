@@ -54,7 +54,7 @@ def _gradient(make: Make, *, popped: bool) -> Callable[[Tensor, Settings], Discr
 
     def check(key: Tensor, settings: Settings) -> Discrepancy:
         first, second = random.split(key).unbind()
-        run = draw_run(first, settings, steps=1)
+        run = draw_run(first, settings, steps=1, popped=popped)
         state, _ = train(run, settings, make)
         shapes = {name: tuple(value.shape) for name, value in run.params.items()}
         directions = {

@@ -45,7 +45,7 @@ def _draw(key: Tensor, settings: Settings, steps: int) -> _Stream:
     shapes = {name: (tasks,) for name in ("scale", "offset", "start", "wide")}
     numbers = draw.uniforms(key, dtype, targets=(steps,), task=(steps,), step=(), far=(tasks,), **shapes)
     scale = draw.magnitude(numbers["scale"])
-    centre = scale * draw.heavy_tailed(numbers["offset"]) * draw.log_between(1, 1e3, numbers["far"])
+    centre = scale * draw.heavy_tailed(numbers["offset"]) * draw.log_between(1, 1e4, numbers["far"])
     indices = (numbers["task"] * tasks).long().clamp(max=tasks - 1)
     targets = centre[indices] + scale[indices] * draw.heavy_tailed(numbers["targets"])
     shift = centre + scale * draw.normal(numbers["start"])
