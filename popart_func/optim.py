@@ -286,8 +286,8 @@ def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] =
     lower = list(lower)
     if lower and ratio.shape[-1] != 1:
         raise ValueError(
-            f"gradient_factors: `lower` can be rescaled with one statistic only, got {ratio.shape[-1]}: a gradient below "
-            f"the head is a sum over outputs, each with a ratio of its own."
+            f"gradient_factors: `lower` can be rescaled with one statistic only, got {ratio.shape[-1]}: a gradient "
+            f"below the head is a sum over outputs, each with a ratio of its own."
         )
     factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
     # 0-d per lane, so that it broadcasts with a parameter of any shape.

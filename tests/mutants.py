@@ -5,8 +5,8 @@ anew on every closure that a learner makes), and prints which went red, as JSON.
 """
 
 from __future__ import annotations
-
 import __future__
+
 import inspect
 import json
 import sys
@@ -154,7 +154,8 @@ MUTANTS = {
     "the variance is ν − μ²": Mutant(
         pop_art.art,
         "torch.lerp(state.variance, square, step)",
-        "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step) - (state.shift + step * mean)**2",
+        "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step)"
+        " - (state.shift + step * mean)**2",
         {*BOUND, *RUNNING},
     ),
     "the variance lacks (1 − β)": Mutant(

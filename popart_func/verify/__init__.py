@@ -1,7 +1,7 @@
 """The claims of the papers, of the seed document and of this library, each a check over thousands of random seeds.
 
 >>> outcome, = run("pop_preserves_outputs", seeds=range(100))
->>> outcome.passed, outcome.seeds
+>>> outcome.passed, len(outcome.seeds)
 (True, 100)
 >>> again, = run("pop_preserves_outputs", seeds=[outcome.worst_seed])  # the worst seed, alone
 
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         check: the claim.
-        seeds: those that ran.
+        seeds: those that ran, in the order in which they were given.
         discrepancy: of each of them, fields ``[seeds]`` on the CPU.
         seconds: how long it took.
         skipped: why it did not run, or None. Then nothing is known, and `passed` is None.
@@ -151,20 +151,21 @@ def _run(
     parts: list[Discrepancy] = []
     order: list[int] = []
     for kind, architecture in enumerate(check.architectures):
-        group = [seed for seed in seeds if seed % len(check.architectures) == kind]
+        group = [place for place, seed in enumerate(seeds) if seed % len(check.architectures) == kind]
         chunk = CHUNK.get(device.type, CHUNK["cpu"])
         for first in range(0, len(group), chunk):
             if on_progress is not None:
                 on_progress(check.name, len(order), len(seeds))
             some = group[first : first + chunk]
-            keys = vmap(random.key)(torch.tensor(some, device=device))
+            keys = vmap(random.key)(torch.tensor([seeds[place] for place in some], device=device))
             found = check(keys, settings._replace(architecture=ARCHITECTURES[architecture]))
             parts.append(Discrepancy(*(field.detach().cpu() for field in found)))
             order += some
     if on_progress is not None:
         on_progress(check.name, len(order), len(seeds))
-    together = Discrepancy(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-    return Outcome(check, order, together, time.perf_counter() - begin)
+    in_turn = torch.tensor(order).argsort()
+    together = Discrepancy(*(torch.cat(fields)[in_turn] for fields in zip(*parts, strict=True)))
+    return Outcome(check, seeds, together, time.perf_counter() - begin)
 
 
 def _checked_names(checks: str | Iterable[str] | None) -> list[str]:

@@ -34,7 +34,6 @@ __all__ = [
 
 STEPS = 5
 HEAD = "output_linear"
-BOUNDS = {"scale_lb": draw.SCALE_LB, "scale_ub": draw.SCALE_UB}
 
 
 class Run(NamedTuple):
@@ -120,7 +119,6 @@ def draw_run(key: Tensor, settings: Settings, steps: int = STEPS, *, popped: boo
 
 def drawn_statistics(run: Run, time: int, settings: Settings) -> PopArt:
     """Statistics that are what was drawn, whatever the targets: POP, without ART."""
-
     shift, scale = run.shifts[time], run.scales[time]
 
     def init(params: models.Params | None = None) -> PopArtState:
@@ -141,7 +139,7 @@ Make = Callable[[Run, int, Settings], Learner]
 
 def popart_of(run: Run, time: int, settings: Settings) -> PopArt:
     """ART and POP with the drawn step size."""
-    return pop_art.popart(settings.architecture.tasks, run.step_size, **BOUNDS)
+    return pop_art.popart(settings.architecture.tasks, run.step_size, **draw.BOUNDS)
 
 
 def sgd_of(run: Run) -> GradientTransformation:

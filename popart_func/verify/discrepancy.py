@@ -61,8 +61,8 @@ def compare(
     Raises:
         ValueError: a leaf of ``got`` has another shape than that of ``expected``.
     """
-    leaves = [optree.tree_leaves(tree) for tree in (got, expected, terms)]
-    return worst(*(_compare(*triple, roundings, dtype) for triple in zip(*leaves, strict=True)))
+    leaves = zip(*(optree.tree_leaves(tree) for tree in (got, expected, terms)), strict=True)
+    return worst(*(_compare(one, other, size, roundings, dtype) for one, other, size in leaves))
 
 
 def exceed(values: Tensor, bound: Tensor, terms: Tensor, roundings: int | float, dtype: torch.dtype) -> Discrepancy:

@@ -1,5 +1,6 @@
-"""What a check draws for one seed: networks, targets of any magnitude, statistics. All from one key, so that lane *i*
-is what seed *i* gives alone.
+"""What a check draws for one seed: networks, targets of any magnitude, statistics.
+
+All of it comes from one key, so that lane *i* is what seed *i* gives alone.
 
 Nothing is symmetric: scales, offsets and tails differ from entry to entry, so that a wrong sign or two swapped
 statistics can't hide.
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from popart_func.pop_art import PopArtState
 
 __all__ = [
     "ARCHITECTURES",
+    "BOUNDS",
+    "SCALE_LB",
+    "SCALE_UB",
     "Architecture",
     "Modules",
     "between",
@@ -38,6 +42,9 @@ LEAST_SCALE, GREATEST_SCALE = 1e-6, 1e6
 
 SCALE_LB, SCALE_UB = 1e-12, 1e12
 """Bounds that never bind for such targets: Proposition 2 does not hold while an upper bound binds."""
+
+BOUNDS: dict[str, Any] = {"scale_lb": SCALE_LB, "scale_ub": SCALE_UB}
+"""The same, as `pop_art` takes them."""
 
 
 class Architecture(NamedTuple):
@@ -127,12 +134,12 @@ def uniforms(key: Tensor, dtype: torch.dtype, **shapes: Sequence[int]) -> dict[s
     return {name: part.reshape(tuple(shape)) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def between(low: float, high: float, uniform: Tensor) -> Tensor:
+def between(low: int | float, high: int | float, uniform: Tensor) -> Tensor:
     """Uniform on an interval."""
     return low + (high - low) * uniform
 
 
-def log_between(low: float, high: float, uniform: Tensor) -> Tensor:
+def log_between(low: int | float, high: int | float, uniform: Tensor) -> Tensor:
     """Uniform in the logarithm."""
     return torch.exp(between(math.log(low), math.log(high), uniform))
 

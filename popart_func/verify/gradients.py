@@ -10,7 +10,6 @@ from torch import Tensor, vmap
 from torch.func import grad
 
 from popart_func import optim, pop_art, random
-from popart_func.learners import Learner
 from popart_func.optim import GradientTransformation
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from popart_func import pop_art
@@ -39,7 +38,7 @@ def _draw(key: Tensor, settings: Settings) -> _Drawn:
     """
     architecture, dtype = settings.architecture, settings.dtype
     outputs, tasks = architecture.outputs, architecture.tasks
-    shapes = {name: (tasks,) for name in ("scale", "jump", "offset", "first", "second", "third", "near", "nearer")}
+    shapes = dict.fromkeys(("scale", "jump", "offset", "first", "second", "third", "near", "nearer"), (tasks,))
     numbers = draw.uniforms(
         key, dtype, weight=(outputs, 6), bias=(outputs,), h=(6,), values=(outputs,), residues=(3, tasks), **shapes
     )

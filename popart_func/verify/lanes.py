@@ -13,7 +13,7 @@ from popart_func import engines, learners, models, optim, pop_art, tree
 from popart_func.learners import Learner
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.algorithms import BOUNDS, HEAD, Run, by_hand_run, draw_run, learner_of, result, train
+from popart_func.verify.algorithms import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
 from popart_func.verify.networks import roundings
@@ -54,17 +54,17 @@ def lane_alone(keys: Tensor, settings: Settings) -> Discrepancy:
 
 
 def lane_neighbours(keys: Tensor, settings: Settings) -> Discrepancy:
-    """Each half of the lanes beside neighbours that turn to NaN, against the same lanes beside the others: to the bit."""
+    """Half of the lanes beside neighbours that turn to NaN, against the same lanes beside healthy ones: to the bit."""
     runs = vmap(lambda key: draw_run(key, settings, steps=2))(keys)
     experiment = vmap(lambda run: train(run, settings, popart_learner)[1])
-    clean = experiment(runs)
+    clean: PyTree = experiment(runs)
     lanes = torch.arange(keys.shape[0], device=keys.device)
-    got = clean
+    got: PyTree = clean
     for half in (0, 1):
         sick = lanes % 2 == half
         poisoned = runs._replace(y=torch.where(_like(sick, runs.y), torch.nan, runs.y))
         beside = experiment(poisoned)
-        got = optree.tree_map(lambda a, b, sick=sick: torch.where(_like(sick, a), a, b), got, beside)
+        got = optree.tree_map(lambda a, b, sick=sick: torch.where(_like(sick, a), a, b), got, beside)  # type: ignore[arg-type]
     return vmap(lambda a, b: compare(a, b, b, 0, settings.dtype))(got, clean)
 
 
@@ -91,7 +91,7 @@ def step_of(settings: Settings) -> Callable[..., tuple[learners.LearnerState, Te
 
 
 def _learner(apply: learners.Apply, hparams: dict[str, Tensor], settings: Settings) -> Learner:
-    statistics = pop_art.popart(settings.architecture.tasks, hparams["step_size"], **BOUNDS)
+    statistics = pop_art.popart(settings.architecture.tasks, hparams["step_size"], **draw.BOUNDS)
     return learners.popart_learner(apply, optim.sgd(hparams["learning_rate"]), statistics, head=HEAD)
 
 
@@ -119,7 +119,7 @@ def engine_is_eager(keys: Tensor, settings: Settings) -> Discrepancy:
         results.append(
             vmap(lambda run, state, ys: result(run, state, ys, settings))(runs, state, predictions.transpose(0, 1))
         )
-    return compare_runs(*results, terms, settings)
+    return compare_runs(results[0], results[1], terms, settings)
 
 
 def _engine(settings: Settings, device: torch.device) -> str:

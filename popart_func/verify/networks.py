@@ -222,8 +222,8 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
     lower_module, upper_module, _ = draw.modules(settings.architecture)
     lower, upper = models.split(example.params)
     x = _batch(example.x)[0]
-    h, pull_lower = vjp(lambda x: models.stateless(lower_module)(lower, x), x)
-    outputs, pull_upper = vjp(lambda h: models.stateless(upper_module)(upper, h), h)
+    h, pull_lower = vjp(lambda x: models.stateless(lower_module)(lower, x), x)  # type: ignore[misc]  # three results only with has_aux
+    outputs, pull_upper = vjp(lambda h: models.stateless(upper_module)(upper, h), h)  # type: ignore[misc]
     basis = torch.eye(outputs.shape[0], dtype=x.dtype, device=x.device)
     got = vmap(lambda row: pull_lower(*pull_upper(row))[0])(basis)
 

@@ -12,7 +12,7 @@ from torch import Tensor, vmap
 from popart_func import pop_art
 from popart_func.tree import PyTree
 from popart_func.verify import draw
-from popart_func.verify.algorithms import BOUNDS, result, train
+from popart_func.verify.algorithms import result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare, worst
 from popart_func.verify.lanes import compare_runs, draw_runs, popart_learner, start_of, step_of
@@ -72,7 +72,7 @@ def rlax_is_popart(keys: Tensor, settings: Settings) -> Discrepancy:
         @jax.jit
         @jax.vmap
         def update(state: Any, targets: Any, indices: Any, step_size: Any, head: Any) -> Any:
-            new = rlax.art(state, targets, indices, step_size, **BOUNDS)
+            new = rlax.art(state, targets, indices, step_size, **draw.BOUNDS)
             return new, rlax.pop(head, state, new)
 
         their_state, their_popped = to_torch(
@@ -82,7 +82,7 @@ def rlax_is_popart(keys: Tensor, settings: Settings) -> Discrepancy:
     def one(
         start: Any, targets: Tensor, indices: Tensor, step_size: Tensor, head: Any, theirs: Any, popped: Any
     ) -> Discrepancy:
-        new = pop_art.art(start, targets, indices, step_size=step_size, reduction="sum", **BOUNDS)
+        new = pop_art.art(start, targets, indices, step_size=step_size, reduction="sum", **draw.BOUNDS)
         largest = torch.maximum(start.shift.double().abs(), targets.double().abs().amax())
         terms = start.variance.double() + 2 * largest.square()
         statistics = compare(

@@ -77,8 +77,8 @@ def table(outcomes: Sequence[Outcome]) -> Group:
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[outcome.passed]
         rows.add_row(check.name, f"{check.claim} ({check.source})", *numbers, verdict)
     notes = [
-        "worst: the seed whose error is nearest to what is allowed, or furthest above it;",
-        "error: its largest difference, relative to the terms that were added up; allowed: what rounding can make of it",
+        "worst: the seed whose error is nearest to what is allowed, or furthest above it; error: its largest",
+        "difference, relative to the terms that were added up; allowed: what rounding can make of that",
     ]
     notes += [f"skipped {outcome.check.name}: {outcome.skipped}" for outcome in outcomes if outcome.skipped]
     notes += [

@@ -23,7 +23,6 @@ __all__ = ["CHECKS"]
 STEPS = 10
 BATCH = 6
 LONG = 64
-BOUNDS = {"scale_lb": draw.SCALE_LB, "scale_ub": draw.SCALE_UB}
 
 PER_STEP = 8
 """Roundings that one update adds: three of the deviation, the step and its product, three of the variance.
@@ -40,9 +39,9 @@ class _Stream(NamedTuple):
 
 
 def _draw(key: Tensor, settings: Settings, steps: int) -> _Stream:
-    """Targets of several tasks: a magnitude and an offset each, heavy tails, both signs; one task is left out at first."""
+    """Targets of several tasks: a magnitude and an offset each, heavy tails, both signs; some tasks may have none."""
     dtype, tasks = settings.dtype, settings.architecture.tasks
-    shapes = {name: (tasks,) for name in ("scale", "offset", "start", "wide")}
+    shapes = dict.fromkeys(("scale", "offset", "start", "wide"), (tasks,))
     numbers = draw.uniforms(key, dtype, targets=(steps,), task=(steps,), step=(), far=(tasks,), **shapes)
     scale = draw.magnitude(numbers["scale"])
     centre = scale * draw.heavy_tailed(numbers["offset"]) * draw.log_between(1, 1e4, numbers["far"])
@@ -112,8 +111,10 @@ def weighted_moments(key: Tensor, settings: Settings) -> Discrepancy:
     stream, tasks = _draw(key, settings, STEPS), settings.architecture.tasks
     plain = corrected = stream.start
     for target, index in zip(stream.targets.unbind(), stream.indices.unbind(), strict=True):
-        plain = pop_art.art(plain, target, index, step_size=stream.step_size, **BOUNDS)
-        corrected = pop_art.art(corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS)
+        plain = pop_art.art(plain, target, index, step_size=stream.step_size, **draw.BOUNDS)
+        corrected = pop_art.art(
+            corrected, target, index, step_size=stream.step_size, bias_correction=True, **draw.BOUNDS
+        )
     weights, rest = _weights(stream.indices, tasks, stream.step_size)
     total = weights.sum(0)
     present = total > 0
@@ -138,7 +139,7 @@ def batches(key: Tensor, settings: Settings) -> Discrepancy:
     )
     for reduction, step_size, share in reductions:
         got = pop_art.art(
-            stream.start, stream.targets, stream.indices, step_size=step_size, reduction=reduction, **BOUNDS
+            stream.start, stream.targets, stream.indices, step_size=step_size, reduction=reduction, **draw.BOUNDS
         )
         weights = share * step_size.double()
         expected = _closed_form(stream.start, stream.targets, weights, 1 - weights.sum(0))
@@ -150,7 +151,7 @@ def sequential_batch(key: Tensor, settings: Settings) -> Discrepancy:
     """A batch under ``"sequential"`` is its targets one by one, in order."""
     stream, tasks = _draw(key, settings, BATCH), settings.architecture.tasks
     got = pop_art.art(
-        stream.start, stream.targets, stream.indices, step_size=stream.step_size, reduction="sequential", **BOUNDS
+        stream.start, stream.targets, stream.indices, step_size=stream.step_size, reduction="sequential", **draw.BOUNDS
     )
     weights = _weights(stream.indices, tasks, stream.step_size)
     expected = _closed_form(stream.start, stream.targets, *weights)
@@ -165,7 +166,7 @@ def sample_moments(key: Tensor, settings: Settings) -> Discrepancy:
     targets = stream.targets[:, None] * factors.to(settings.dtype)
     state = stream.start
     for time, target in enumerate(targets.unbind(), start=1):
-        state = pop_art.art(state, target, step_size=1 / time, **BOUNDS)
+        state = pop_art.art(state, target, step_size=1 / time, **draw.BOUNDS)
     weights = torch.full_like(targets, 1 / STEPS, dtype=torch.float64)
     expected = _closed_form(stream.start, targets, weights, torch.zeros_like(weights[0]))
     return _compare(state, stream.start, expected, PER_STEP * STEPS, settings.dtype)
@@ -184,15 +185,17 @@ def bound_holds(key: Tensor, settings: Settings) -> Discrepancy:
     seen = torch.zeros(tasks, dtype=torch.float64, device=key.device)
     parts = []
     for target, index in zip(stream.targets.unbind(), stream.indices.unbind(), strict=True):
-        plain = pop_art.art(plain, target, index, step_size=stream.step_size, **BOUNDS)
+        plain = pop_art.art(plain, target, index, step_size=stream.step_size, **draw.BOUNDS)
         parts.append(_exceed(plain, target, index, step, settings))
-        corrected = pop_art.art(corrected, target, index, step_size=stream.step_size, bias_correction=True, **BOUNDS)
+        corrected = pop_art.art(
+            corrected, target, index, step_size=stream.step_size, bias_correction=True, **draw.BOUNDS
+        )
         seen = seen + _belongs(index[None], tasks)[0]
         count = seen.index_select(0, index[None]).squeeze(0)
         # β / (1 − (1−β)ᵗ) is one over the first t terms of the geometric series.
         weight = 1 / torch.where(times < count, (1 - step) ** times, 0).sum()
         parts.append(_exceed(corrected, target, index, weight, settings))
-    batch = pop_art.art(stream.start, stream.targets, stream.indices, step_size=stream.step_size, **BOUNDS)
+    batch = pop_art.art(stream.start, stream.targets, stream.indices, step_size=stream.step_size, **draw.BOUNDS)
     count = _belongs(stream.indices, tasks).sum(0).index_select(0, stream.indices)
     parts.append(_exceed(batch, stream.targets, stream.indices, step / count, settings))
     return worst(*parts)
@@ -207,7 +210,7 @@ def _exceed(state: PopArtState, targets: Tensor, indices: Tensor, weight: Tensor
 
 def bound_is_reached(key: Tensor, settings: Settings) -> Discrepancy:
     """After targets that did not vary, one that does lies on Proposition 2's bound; so does one in a batch."""
-    stream, tasks = _draw(key, settings, BATCH), settings.architecture.tasks
+    stream = _draw(key, settings, BATCH)
     step = stream.step_size.double()
     zero = torch.zeros_like(stream.start.scale)
     still = stream.start._replace(variance=zero, scale=zero + draw.SCALE_LB)
@@ -218,7 +221,7 @@ def bound_is_reached(key: Tensor, settings: Settings) -> Discrepancy:
         # The others are where the mean is.
         targets = torch.cat([stream.targets[:1], mean.expand(count - 1)])
         indices = task.expand(count)
-        state = pop_art.art(still, targets, indices, step_size=stream.step_size, **BOUNDS)
+        state = pop_art.art(still, targets, indices, step_size=stream.step_size, **draw.BOUNDS)
         got = pop_art.normalize(state, targets, indices)[0]
         weight = step / count
         expected = ((1 - weight) / weight).sqrt() * torch.sign(stream.targets[0] - mean).double()
@@ -230,7 +233,7 @@ def bound_is_reached(key: Tensor, settings: Settings) -> Discrepancy:
 def offsets(key: Tensor, settings: Settings) -> Discrepancy:
     """Targets c ± 1, c up to 10⁷ in float32 (10¹⁵ in float64), with steps too small to move a plain mean."""
     tasks, dtype = settings.architecture.tasks, settings.dtype
-    shapes = {name: (tasks,) for name in ("offset", "sign", "start")}
+    shapes = dict.fromkeys(("offset", "sign", "start"), (tasks,))
     numbers = draw.uniforms(key, dtype, targets=(LONG, tasks), step=(), **shapes)
     largest = 1e7 if dtype == torch.float32 else 1e15
     centre = draw.log_between(1, largest, numbers["offset"]) * torch.sign(numbers["sign"] - 0.4)
@@ -240,7 +243,7 @@ def offsets(key: Tensor, settings: Settings) -> Discrepancy:
     step_size = draw.log_between(1e-4, 1e-2, numbers["step"])
     state = start
     for target in targets.unbind():
-        state = pop_art.art(state, target, step_size=step_size, **BOUNDS)
+        state = pop_art.art(state, target, step_size=step_size, **draw.BOUNDS)
     ages = torch.arange(LONG - 1, -1, -1, dtype=torch.float64, device=key.device)
     weights = step_size.double() * (1 - step_size.double()) ** ages
     rest = (1 - step_size.double()) ** LONG
