@@ -314,31 +314,31 @@ def _outside(result: dict[str, PyTree]) -> dict[str, PyTree]:
 CHECKS = (
     Check(
         "algorithm_1",
-        "popart_learner = Algorithm 1 by hand, over 5 steps",
-        "2016, Algorithm 1",
+        "popart_learner = Algorithm 1 by hand, 5 steps",
+        "2016, Alg. 1",
         _against_hand(learner_of("popart_learner", head=HEAD), popped=True, normalized=True),
     ),
     Check(
         "art_alone",
         "art_learner = Algorithm 1 without POP, by hand",
-        "2016, section 3",
+        "2016, sec. 3",
         _against_hand(learner_of("art_learner"), popped=False, normalized=True),
     ),
     Check(
         "algorithm_2",
         "normalized_sgd_learner = Algorithm 2 by hand",
-        "2016, Algorithm 2",
+        "2016, Alg. 2",
         _against_hand(learner_of("normalized_sgd_learner", head=HEAD), popped=False, normalized=False),
     ),
     Check(
         "proposition_3",
-        "Algorithms 1 and 2 give the same θ and predictions for any scales and shifts, several outputs",
-        "2016, Proposition 3",
+        "Algorithms 1 and 2 agree for any scales and shifts, several outputs",
+        "2016, Prop. 3",
         _proposition_3(sgd_of),
     ),
     Check(
         "proposition_3_momentum",
-        "the same with momentum, if POP rescales the head's",
+        "the same with momentum, the head's rescaled by POP",
         "README",
         _proposition_3(lambda run: optim.sgd(run.learning_rate, momentum=run.momentum), momentum=True),
     ),

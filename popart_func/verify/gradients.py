@@ -252,25 +252,25 @@ def _gradients_in(
 CHECKS = (
     Check(
         "algorithm_1_gradient",
-        "popart_learner's gradient = finite differences of the normalized loss, statistics fixed, head popped",
-        "2016, Algorithm 1",
+        "popart_learner's gradient = finite differences, statistics fixed, head popped",
+        "2016, Alg. 1",
         _gradient(learner_of("popart_learner", _recording, head=HEAD), popped=True),
     ),
     Check(
         "art_gradient",
-        "art_learner's gradient = the same, head not popped",
-        "2016, section 3",
+        "art_learner's gradient = the same, head left",
+        "2016, sec. 3",
         _gradient(learner_of("art_learner", _recording), popped=False),
     ),
     Check(
         "no_statistics_gradient",
         "no gradient flows into the statistics",
-        "2016, Algorithm 1",
+        "2016, Alg. 1",
         statistics_carry_no_gradient,
     ),
     Check(
         "moments_momentum",
-        "momentum after POP = that of the same gradients in the new units; below the head where that is defined",
+        "momentum after POP = that of the same gradients in the new units",
         "README",
         _moments(_MOMENTUM),
     ),

@@ -171,26 +171,26 @@ def normalize_inverts_unnormalize(key: Tensor, settings: Settings) -> Discrepanc
 CHECKS = (
     Check(
         "pop_preserves_outputs",
-        "POP moves no unnormalized output, however far the statistics move",
-        "2016, Proposition 1",
+        "POP moves no unnormalized output",
+        "2016, Prop. 1",
         pop_preserves_outputs,
     ),
     Check(
         "pop_composes",
-        "POP by way of other statistics = POP; POP there and back = nothing; POP to the same: to the bit",
-        "2016, Proposition 1",
+        "POP by a detour = POP; there and back, and to the same = nothing",
+        "2016, Prop. 1",
         pop_composes,
     ),
     Check(
         "fold_is_invariant",
         "the folded head (σW, σb + μ) is what POP keeps",
-        "2016, Proposition 1",
+        "2016, Prop. 1",
         fold_is_invariant,
     ),
     Check(
         "normalize_inverts",
-        "normalize and unnormalize = (y − μ)/σ and σn + μ, while a bound binds too",
-        "2016, section 2",
+        "normalize = (y − μ)/σ, unnormalize = σn + μ, also while a bound binds",
+        "2016, sec. 2",
         normalize_inverts_unnormalize,
     ),
 )

@@ -148,14 +148,14 @@ CHECKS = (
     ),
     Check(
         "lane_neighbours",
-        "what its neighbours do, NaN included, changes no bit of a lane",
+        "a lane's neighbours, NaN included, change no bit of it",
         "README",
         lane_neighbours,
         over_lanes=True,
     ),
     Check(
         "engine",
-        "a compiled engine = eager, over 8 steps of Algorithm 1",
+        "a compiled engine = eager, 8 steps of Algorithm 1",
         "README",
         engine_is_eager,
         over_lanes=True,

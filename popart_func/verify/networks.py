@@ -242,8 +242,8 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
 CHECKS = (
     Check(
         "split_sgd",
-        "two halves with an optimizer each = one network with a hand-written step, after 1 step and 4: SGD",
-        "seed, 验证",
+        "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
+        "seed",
         _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule),
     ),
     Check(
@@ -271,14 +271,14 @@ CHECKS = (
     Check(
         "vjp_is_grad_tensors",
         "torch.func.vjp with v = backward(grad_tensors=v)",
-        "seed, 杂项",
+        "seed",
         vjp_is_grad_tensors,
         over_lanes=True,
     ),
     Check(
         "jacobian_rows",
-        "basis cotangents, pulled through the head and then the layers below = rows of the Jacobian",
-        "seed, 杂项",
+        "basis cotangents, pulled back across the cut = rows of the Jacobian",
+        "seed",
         jacobian_across_the_cut,
     ),
 )

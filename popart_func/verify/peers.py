@@ -140,7 +140,7 @@ def _needs(*packages: str) -> Any:
 CHECKS = (
     Check(
         "jax",
-        "the learner run by JAX = run by PyTorch, over 4 steps of Algorithm 1",
+        "the learner in JAX = in PyTorch, 4 steps of Algorithm 1",
         "README",
         jax_is_torch,
         over_lanes=True,
@@ -149,7 +149,7 @@ CHECKS = (
     ),
     Check(
         "rlax",
-        "art with reduction 'sum' and pop = rlax.art and rlax.pop",
+        "art (sum) and pop = rlax.art and rlax.pop",
         "rlax",
         rlax_is_popart,
         over_lanes=True,

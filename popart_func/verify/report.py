@@ -61,7 +61,7 @@ def table(outcomes: Sequence[Outcome]) -> Group:
     from rich.console import Group
     from rich.table import Table
 
-    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, width=WIDTH)
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True, width=WIDTH)
     rows.add_column("check", no_wrap=True)
     rows.add_column("claim (source)", ratio=1)
     for name in ("seeds", "worst", "error", "allowed"):
@@ -73,7 +73,12 @@ def table(outcomes: Sequence[Outcome]) -> Group:
         if worst is not None:
             error, allowed = float(outcome.discrepancy.error[worst]), float(outcome.discrepancy.allowed[worst])
             seed = str(outcome.worst_seed) if error else ""
-            numbers = [f"{len(outcome.seeds):,}", seed, f"{error:.1e}" if error else "exact", f"{allowed:.1e}"]
+            numbers = [
+                f"{len(outcome.seeds):,}",
+                seed,
+                f"{error:.1e}" if error else "exact",
+                f"{allowed:.1e}" if allowed else "0",
+            ]
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[outcome.passed]
         rows.add_row(check.name, f"{check.claim} ({check.source})", *numbers, verdict)
     notes = [
