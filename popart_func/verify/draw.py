@@ -111,9 +111,11 @@ def _build(architecture: Architecture) -> Modules:
     return Modules(nn.Sequential(lower), nn.Sequential(upper), nn.Sequential(OrderedDict(**lower, **upper)))
 
 
-# Built here, since a module draws when it is built, which vmap forbids; without values, since none is ever read.
-with torch.device("meta"):
-    _MODULES = {architecture: _build(architecture) for architecture in ARCHITECTURES}
+# Built here, since a module draws when it is built, which vmap forbids; then without values, since none is ever read.
+with torch.random.fork_rng(devices=()):
+    _MODULES = {
+        architecture: Modules(*(module.to("meta") for module in _build(architecture))) for architecture in ARCHITECTURES
+    }
 
 
 def uniforms(key: Tensor, dtype: torch.dtype, **shapes: Sequence[int]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,10 +130,10 @@ def _back(discrepancy: Discrepancy, keys: Tensor) -> Discrepancy:
     return Discrepancy(*(field.to(keys.device) for field in discrepancy))
 
 
-def _needs(*packages: str) -> Any:
+def _needs(*packages: str, extra: str) -> Callable[[Settings, torch.device], str | None]:
     def why_not(settings: Settings, device: torch.device) -> str | None:
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
-        return f"{' and '.join(missing)} not installed: pip install 'popart-func[test]'" if missing else None
+        return f"{' and '.join(missing)} not installed: pip install 'popart-func[{extra}]'" if missing else None
 
     return why_not
 
@@ -145,7 +146,7 @@ CHECKS = (
         jax_is_torch,
         over_lanes=True,
         architectures=(0, 3),
-        why_not=_needs("jax"),
+        why_not=_needs("jax", extra="jax"),
     ),
     Check(
         "rlax",
@@ -154,6 +155,6 @@ CHECKS = (
         rlax_is_popart,
         over_lanes=True,
         architectures=(0,),
-        why_not=_needs("jax", "rlax"),
+        why_not=_needs("jax", "rlax", extra="test"),
     ),
 )
