@@ -17,7 +17,6 @@ from popart_func.verify import by_hand, draw
 from popart_func.verify.by_hand import Gradients, Noise, Statistics
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
-from popart_func.verify.networks import roundings
 
 __all__ = [
     "CHECKS",
@@ -281,7 +280,7 @@ def _against_hand(make: Make, *, popped: bool, normalized: bool) -> Callable[[Te
         value, terms = by_hand.measure(
             lambda noise: by_hand_run(run, settings, noise, popped=popped, normalized=normalized), run.x, settings.dtype
         )
-        return compare(got, value, terms, roundings(settings.architecture), settings.dtype)
+        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
 
     return check
 
@@ -300,7 +299,7 @@ def _proposition_3(
             lambda noise: _outside(by_hand_run(run, settings, noise, **algorithm)), run.x, settings.dtype
         )
         # Both sides round, and Algorithm 1 also where Algorithm 2 does nothing: three times in a weight that it pops.
-        return compare(first, second, terms, 2 * roundings(settings.architecture) + 3 * STEPS, settings.dtype)
+        return compare(first, second, terms, 2 * by_hand.roundings(settings.architecture) + 3 * STEPS, settings.dtype)
 
     return check
 

@@ -22,6 +22,7 @@ from torch import Tensor, vmap
 from popart_func import random
 from popart_func.tree import PyTree
 from popart_func.verify.discrepancy import unit_roundoff
+from popart_func.verify.draw import Architecture
 
 __all__ = [
     "Gradients",
@@ -36,6 +37,7 @@ __all__ = [
     "measure",
     "named",
     "pop",
+    "roundings",
     "silent",
     "step",
 ]
@@ -102,6 +104,11 @@ def measure(compute: Callable[[Noise], PyTree], like: Tensor, dtype: torch.dtype
         return flat[0].abs().amax() + (flat[1:] - flat[0]).abs().amax() / loudness
 
     return Measured(optree.tree_map(lambda leaf: leaf[0], runs), optree.tree_map(terms, runs))
+
+
+def roundings(architecture: Architecture) -> int:
+    """How many roundings one disturbance stands for: a dot product of n terms rounds n times, tanh errs by a few."""
+    return max(architecture.inputs, architecture.hidden, architecture.batch) + 8
 
 
 @functools.cache

@@ -26,7 +26,6 @@ from popart_func.verify.algorithms import (
 from popart_func.verify.by_hand import Gradients, Layers, Noise, Statistics
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare, unit_roundoff
-from popart_func.verify.networks import roundings
 
 __all__ = ["CHECKS"]
 
@@ -54,40 +53,44 @@ def _gradient(make: Make, *, popped: bool) -> Callable[[Tensor, Settings], Discr
     def check(key: Tensor, settings: Settings) -> Discrepancy:
         first, second = random.split(key).unbind()
         run = draw_run(first, settings, steps=1, popped=popped)
-        state, _ = train(run, settings, make)
         shapes = {name: tuple(value.shape) for name, value in run.params.items()}
-        directions = {
-            name: draw.between(-1, 1, value).double()
-            for name, value in draw.uniforms(second, settings.dtype, **shapes).items()
-        }
+        uniform = draw.uniforms(second, settings.dtype, **shapes)
+        directions = {name: draw.between(-1, 1, value).double() for name, value in uniform.items()}
+        state, _ = train(run, settings, make)
         got = {name: (state.opt_state[name].double() * directions[name]).sum() for name in run.params}
-
-        layers, statistics = _before_the_step(run, settings, popped, by_hand.silent)
-        params = by_hand.named(run.params, layers)
-        count = roundings(settings.architecture)
-        loss = by_hand.measure(lambda noise: _loss(params, run, settings, statistics, noise), run.x, torch.float64)
-        loss_error = count * unit_roundoff(torch.float64) * loss.terms
-
-        def along(name: str) -> Callable[[Tensor], Tensor]:
-            def at(place: Tensor) -> Tensor:
-                moved = {**params, name: params[name] + place * directions[name]}
-                return _loss(moved, run, settings, statistics, by_hand.silent)
-
-            return at
-
-        oracle = {name: _derivative(along(name), loss_error) for name in params}
-        expected = {name: value for name, (value, _) in oracle.items()}
+        expected, errors = _finite_differences(run, settings, popped, directions)
 
         def by_back_propagation(noise: Noise) -> dict[str, Tensor]:
             layers, statistics = _before_the_step(run, settings, popped, noise)
             return by_hand.named(run.params, _step_gradients(layers, run, 0, settings, statistics, noise))
 
         _, terms = by_hand.measure(by_back_propagation, run.x, settings.dtype)
-        roundoff = count * unit_roundoff(settings.dtype)
-        total = {name: directions[name].abs().sum() * terms[name] + oracle[name][1] / roundoff for name in terms}
-        return compare(got, expected, total, count, settings.dtype)
+        count = by_hand.roundings(settings.architecture)
+        one = count * unit_roundoff(settings.dtype)
+        along = {name: directions[name].abs().sum() * terms[name] + errors[name] / one for name in terms}
+        return compare(got, expected, along, count, settings.dtype)
 
     return check
+
+
+def _finite_differences(
+    run: Run, settings: Settings, popped: bool, directions: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The derivatives of the loss along each direction, and what they may be off by."""
+    layers, statistics = _before_the_step(run, settings, popped, by_hand.silent)
+    params = by_hand.named(run.params, layers)
+    loss = by_hand.measure(lambda noise: _loss(params, run, settings, statistics, noise), run.x, torch.float64)
+    rounding = by_hand.roundings(settings.architecture) * unit_roundoff(torch.float64) * loss.terms
+
+    def along(name: str) -> Callable[[Tensor], Tensor]:
+        def at(place: Tensor) -> Tensor:
+            moved = {**params, name: params[name] + place * directions[name]}
+            return _loss(moved, run, settings, statistics, by_hand.silent)
+
+        return at
+
+    found = {name: _derivative(along(name), rounding) for name in params}
+    return {name: value for name, (value, _) in found.items()}, {name: error for name, (_, error) in found.items()}
 
 
 def _before_the_step(run: Run, settings: Settings, popped: bool, noise: Noise) -> tuple[Layers, Statistics]:
@@ -200,7 +203,7 @@ def _moments(kind: _Moments) -> Callable[[Tensor, Settings], Discrepancy]:
             lambda noise: _moments_by_hand(run, settings, kind, noise)[: len(got)], run.x, settings.dtype
         )
         # Each step multiplies by a ratio and its power, and by a decay: five more roundings.
-        return compare(got, value, terms, roundings(settings.architecture) + 5 * STEPS, settings.dtype)
+        return compare(got, value, terms, by_hand.roundings(settings.architecture) + 5 * STEPS, settings.dtype)
 
     return check
 

@@ -16,7 +16,6 @@ from popart_func.verify import by_hand, draw
 from popart_func.verify.algorithms import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
-from popart_func.verify.networks import roundings
 
 __all__ = ["CHECKS", "compare_runs", "draw_runs", "step_of"]
 
@@ -41,7 +40,7 @@ def draw_runs(keys: Tensor, settings: Settings, steps: int) -> tuple[Run, PyTree
 
 def compare_runs(got: PyTree, expected: PyTree, terms: PyTree, settings: Settings) -> Discrepancy:
     """Lane by lane; both sides round."""
-    count = 2 * roundings(settings.architecture)
+    count = 2 * by_hand.roundings(settings.architecture)
     return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
 
 

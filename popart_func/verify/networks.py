@@ -15,17 +15,11 @@ from popart_func.verify import by_hand, draw
 from popart_func.verify.by_hand import Layers, Measured, Noise
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
-from popart_func.verify.draw import Architecture
 
 __all__ = ["CHECKS"]
 
 STEPS = 4
 """How many are "many": after one step and after these, parameters are compared."""
-
-
-def roundings(architecture: Architecture) -> int:
-    """Roundings that one disturbance stands for: a dot product of n terms rounds n times; tanh errs by a few."""
-    return max(architecture.inputs, architecture.hidden, architecture.batch) + 8
 
 
 class _Example(NamedTuple):
@@ -149,7 +143,7 @@ def _split_unified(
         example = _draw(key, settings)
         got = _train_split(example, settings, make(example.rates))
         value, terms = by_hand.measure(lambda noise: _train_unified(example, rule, noise), example.x, settings.dtype)
-        return compare(got, value, terms, roundings(settings.architecture), settings.dtype)
+        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
 
     return check
 
@@ -208,7 +202,7 @@ def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
 
 
 def _compare_lanes(got: object, expected: object, terms: object, settings: Settings) -> Discrepancy:
-    count = roundings(settings.architecture)
+    count = by_hand.roundings(settings.architecture)
     return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
 
 
@@ -236,7 +230,7 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
         return jacobian
 
     value, terms = by_hand.measure(product, x, settings.dtype)
-    return compare(got, value, terms, roundings(settings.architecture), settings.dtype)
+    return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
 
 
 CHECKS = (
