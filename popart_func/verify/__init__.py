@@ -44,7 +44,7 @@ CHECKS: dict[str, Check] = {
 }
 """Every check by name, in the order in which they are reported."""
 
-CHUNK = {"cpu": 1024, "cuda": 32768}
+CHUNK = {"cpu": 1024, "cuda": 16384}
 """How many seeds run at once: enough to hide what a call costs, few enough to stay in a cache, or in memory."""
 
 
