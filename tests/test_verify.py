@@ -22,6 +22,17 @@ from popart_func.verify.plot import errors
 F32, F64 = torch.float32, torch.float64
 QUICK = ["pop_preserves_outputs", "bound_holds", "batches"]
 
+# In a process of its own, where annotations are not enforced: that takes its time in every closure.
+ON_ANOTHER_DEVICE = """
+import torch
+from popart_func import verify
+keys = torch.zeros(6, 2, dtype=torch.int32, device="meta")
+for name, check in verify.CHECKS.items():
+    if name not in ("engine", "jax", "rlax"):
+        settings = verify.Settings(architecture=verify.draw.ARCHITECTURES[1])
+        assert {field.device.type for field in check(keys, settings)} == {"meta"}, name
+"""
+
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[verify.Outcome]:
@@ -172,6 +183,10 @@ class TestRun:
         assert seen[0] == ("bound_holds", 0, 8)
         assert seen[-1] == ("bound_holds", 8, 8)
         assert torch.get_num_threads() == threads
+
+    def test_everything_is_on_the_device_of_the_keys(self) -> None:
+        """A device without values: an operation refuses a tensor that was left on the CPU."""
+        subprocess.run([sys.executable, "-c", ON_ANOTHER_DEVICE], check=True)
 
     @pytest.mark.parametrize("package", ["jax", "rlax"])
     def test_what_is_not_installed_is_skipped_and_not_passed(
