@@ -4,7 +4,7 @@ Every algorithm is a pair of pure functions ``(init, update)``, written for one 
 package imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name.
 """
 
-from popart_func import engines, learners, models, optim, pop_art, random, tree
+from popart_func import engines, learners, models, optim, pop_art, random, tree, verify
 from popart_func.engines import scan, scan_lanes
 from popart_func.learners import (
     Info,
@@ -70,6 +70,7 @@ __all__ = [
     "tree",
     "unify",
     "unnormalize",
+    "verify",
 ]
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """The command ``popart-func``: parse, call, print; nothing else.
 
-Exit status: 0 if everything was written, 2 for a bad value on the command line, 1 for any other failure, 130 when
-interrupted.
+Exit status: 0 if everything was written and every check passed, 2 for a bad value on the command line, 1 for any other
+failure, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import popart_func
 
@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 
-from popart_func.engines import ENGINES, EngineUnavailableError
+from popart_func.engines import ENGINES, EngineUnavailableError, available_engines
 from popart_func.experiments._checks import check_device
 
 if TYPE_CHECKING:
@@ -69,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"popart-func: {message}", file=sys.stderr)
-            app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(error, 2)
     except (EngineUnavailableError, ModuleNotFoundError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written.", 130)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int:
@@ -227,6 +227,88 @@ def bench(
 
         costs(benchmark.costs(device=device), plot)
         print(f"wrote {plot}")
+
+
+def _check_checks(_: Any, names: Sequence[str] | None) -> None:
+    from popart_func.verify import CHECKS
+
+    for name in names or ():
+        if name not in CHECKS:
+            raise ValueError(f"Choose from: {', '.join(CHECKS)}.")
+
+
+@app.command
+def verify(
+    *,
+    seeds: Annotated[int, Parameter(converter=_whole, validator=Number(gte=1, lte=2**32))] = 1000,
+    seed: Annotated[int | None, Parameter(converter=_whole, validator=Number(gte=0, lt=2**32))] = None,
+    check: Annotated[
+        tuple[str, ...] | None, Parameter(validator=_check_checks, consume_multiple=(1, None), negative=())
+    ] = None,
+    dtype: Literal["float32", "float64"] = "float32",
+    device: Annotated[str, Parameter(validator=_check_device)] = "cpu",
+    engine: Annotated[
+        str, Parameter(validator=_check_engine, help=f"What is held against eager: {', '.join(_ENGINE_NAMES)}.")
+    ] = "auto",
+    json: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Check the claims of the papers and of this library on random networks, data and statistics of any magnitude.
+
+    Each check computes one thing in two ways, by the library and independently of it, for all seeds at once, and
+    measures how far apart they are against what rounding allows. Prints a table; the exit status is 1 if a check fails,
+    or if one that was asked for by name can't run here.
+
+    To see a failure again: popart-func verify --check NAME --seed SEED
+
+    Parameters
+    ----------
+    seeds
+        How many seeds, 0 and up.
+    seed
+        This seed alone.
+    check
+        Which checks, one or more names as in the table; by default all.
+    dtype
+        What the library computes in. Both are held against float64.
+    device
+        Where to run: cpu, cuda, cuda:1.
+    json
+        Also write the results to this file.
+    plot
+        Also draw the errors of all seeds, check by check, to this file, such as errors.png.
+    """
+    import json as json_format
+
+    import torch
+    from rich.console import Console
+
+    from popart_func.verify import CHECKS, report, run
+
+    reason = None if engine == "auto" else available_engines(device)[engine]
+    if reason is not None:
+        raise EngineUnavailableError(f"the engine {engine!r} can't run on {device}: {reason}")
+    numbers = range(seeds) if seed is None else [seed]
+    with report.progress(check or list(CHECKS)) as on_progress:
+        outcomes = run(
+            check,
+            seeds=numbers,
+            dtype=getattr(torch, dtype),
+            device=device,
+            engine=engine,
+            on_progress=on_progress,
+        )
+    Console(width=report.WIDTH).print(report.table(outcomes), highlight=False)
+    if json is not None:
+        content = report.as_json(outcomes, dtype=dtype, device=device, engine=engine)
+        json.write_text(json_format.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {json}")
+    if plot is not None:
+        from popart_func.verify.plot import errors
+
+        errors(outcomes, plot)
+        print(f"wrote {plot}")
+    return int(any(outcome.passed is False or (check and outcome.skipped) for outcome in outcomes))
 
 
 def _result_line(result: Result) -> str:

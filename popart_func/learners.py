@@ -19,7 +19,7 @@ Source: van Hasselt et al., *Learning values across many orders of magnitude* (2
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def popart_learner(
     popart: PopArt,
     *,
     head: str = "output_linear",
-    rescale_moments: bool = True,
+    rescale_moments: bool | Literal["head", "all"] = True,
 ) -> Learner:
     """Pop-Art (Algorithm 1): normalized targets, and a head that keeps its outputs when the statistics move.
 
@@ -150,7 +150,13 @@ def popart_learner(
         optimizer: such as `optim.adam(1e-3)`.
         popart: the statistics, see `pop_art.popart`.
         head: the name of the last linear layer in the parameters, such as ``"critic.head"``.
-        rescale_moments: also express the optimizer's moments of the head in the new units (`optim.rescale_moments`).
+        rescale_moments: which of the optimizer's moments follow the statistics into their new units
+            (`optim.rescale_moments`): those of the head (``"head"`` or True), so that momentum does what it does in
+            Algorithm 2; those below it too (``"all"``, for one statistic), as if all earlier targets had been
+            normalized by today's statistics; or none (False).
+
+    Raises:
+        ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics.
 
     >>> from popart_func.models import UnifiedModel, init_params, stateless
     >>> from popart_func.pop_art import popart
@@ -161,6 +167,8 @@ def popart_learner(
     tensor([100.])
     """
     checked_apply = _with_checked_head("popart_learner", apply, head)
+    if rescale_moments not in (True, False, "head", "all"):
+        raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("popart_learner", batch)
@@ -170,7 +178,7 @@ def popart_learner(
         opt_state = state.opt_state
         if rescale_moments:
             ratio = state.statistics.scale / statistics.scale
-            factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
+            factors = optim.gradient_factors(ratio, upper, lower if rescale_moments == "all" else ())
             opt_state = optim.rescale_moments(opt_state, factors)
         together = unify(SplitParams(lower, popped))
         params = {name: together[name] for name in state.params}

@@ -12,7 +12,7 @@ updates so far, a 0-d int32 tensor, to a 0-d tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import optree
@@ -32,6 +32,7 @@ __all__ = [
     "adam",
     "apply_updates",
     "chain",
+    "gradient_factors",
     "rescale_moments",
     "scale_by_adam",
     "scale_by_learning_rate",
@@ -216,13 +217,14 @@ def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> G
 def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
     """Expresses an optimizer's moments in units in which some gradients are larger by a factor.
 
-    After POP the gradients of the head are larger by ``r = σ/σ'``, row by row: first moments become ``r m`` and second
-    moments ``r² v``, as if the whole history had been measured in the new units. Finds `MomentumState` and `AdamState`
-    wherever they are in the state; other transformations' states are left as they are.
+    Where a gradient is larger by a factor c, first moments become ``c m`` and second moments ``c² v``, as if the whole
+    history had been measured in the new units. Finds `MomentumState` and `AdamState` wherever they are in the state;
+    other transformations' states are left as they are.
 
     Args:
         state: of any transformation over a flat dict of parameters.
-        factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it.
+        factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it; after POP, those
+            of `gradient_factors`.
 
     Returns:
         The state, with the named parameters' moments rescaled.
@@ -255,6 +257,41 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
         return part
 
     return optree.tree_map(rescale, state, is_leaf=lambda part: isinstance(part, MomentumState | AdamState))
+
+
+def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] = ()) -> dict[str, Tensor]:
+    """By how much POP changes the gradients of a loss in normalized units, ``½ (n − (y − μ)/σ)²``.
+
+    With ``r = σ/σ'``, every error becomes r times as large. So do the gradients of the head, row by row. Below the
+    head, gradients also pass through its weights, which POP multiplies by r: they become r² times as large. That holds
+    for one statistic; with several, a gradient below the head is a sum over outputs, each with a ratio of its own, and
+    no factor turns the old sum into the new one.
+
+    Args:
+        ratio: σ/σ', ``[tasks]``.
+        upper: the names of the head's parameters.
+        lower: those of the layers below, where their moments are to follow as well.
+
+    Returns:
+        What `rescale_moments` takes as factors.
+
+    Raises:
+        ValueError: ``lower`` with several statistics.
+
+    Source: derived for this library.
+
+    >>> gradient_factors(torch.tensor([0.5]), ["head.weight", "head.bias"], ["hidden.bias"])
+    {'head.weight': tensor([[0.5000]]), 'head.bias': tensor([0.5000]), 'hidden.bias': tensor(0.2500)}
+    """
+    lower = list(lower)
+    if lower and ratio.shape[-1] != 1:
+        raise ValueError(
+            f"gradient_factors: `lower` can be rescaled with one statistic only, got {ratio.shape[-1]}: a gradient "
+            f"below the head is a sum over outputs, each with a ratio of its own."
+        )
+    factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
+    # 0-d per lane, so that it broadcasts with a parameter of any shape.
+    return factors | {name: ratio.squeeze(-1).square() for name in lower}
 
 
 def _zero_count(params: PyTree) -> Tensor:

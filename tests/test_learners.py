@@ -258,6 +258,33 @@ def test_adam_with_popart_rescales_its_moments():
     assert torch.equal(scaled.opt_state[0].mu[lower], unscaled.opt_state[0].mu[lower])
 
 
+def test_all_moments_follow_one_statistic():
+    """At learning rate 0 only the units of the gradients change: the last ones hold for the whole history."""
+    decay, x = 0.8, torch.randn(6, dtype=F64)
+    learner = make_learner("popart", 1, pf.sgd(0.0, momentum=decay), rescale_moments="all")
+    state, head_only = learner.init(params_of(1)), make_learner("popart", 1, pf.sgd(0.0, momentum=decay))
+    plain, expected, targets = state, 0, torch.tensor([[3.0], [500.0], [-20.0]], dtype=F64)
+    for target in targets:
+        state, plain = learner.update(state, (x, target))[0], head_only.update(plain, (x, target))[0]
+    for age, target in enumerate(targets.flip(0)):
+        normalized = pf.normalize(state.statistics, target)
+        loss = lambda params, normalized=normalized: 0.5 * (APPLY[1](params, x) - normalized).square().sum()  # noqa: E731
+        expected = expected + decay**age * torch.func.grad(loss)(state.params)["hidden1.weight"]
+    torch.testing.assert_close(state.opt_state[0].trace["hidden1.weight"], expected)
+    assert not torch.allclose(plain.opt_state[0].trace["hidden1.weight"], expected, rtol=0.1)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_which_moments_can_follow():
+    with pytest.raises(
+        ValueError, match="popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got 'some'"
+    ):
+        make_learner("popart", 1, rescale_moments="some")
+    learner = make_learner("popart", 2, pf.adam(0.1), rescale_moments="all")
+    with pytest.raises(ValueError, match="`lower` can be rescaled with one statistic only, got 2"):
+        learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.ones(2, dtype=F64)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_networks_keep_float32_statistics(dtype):
     learner = make_learner("popart", 1, popart=pf.popart(1, 0.1))

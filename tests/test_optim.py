@@ -164,6 +164,25 @@ def test_rescaled_moments_are_those_of_the_rescaled_history(make):
     assert pf.tree.max_difference(state, expected) > 0.1
 
 
+def test_gradients_below_the_head_change_by_the_square_of_the_ratio():
+    """With one statistic, against autograd on the popped head: rows of the head by r, everything below by r²."""
+    params = {name: value.double() for name, value in pf.init_params(lambda: pf.UnifiedModel(4, 3, 2), 0).items()}
+    apply, (lower, upper) = pf.stateless(pf.UnifiedModel(4, 3, 2)), pf.split(params)
+    old = pf.init_state(1, dtype=torch.float64)
+    new = pf.art(old, torch.tensor([30.0, -50.0], dtype=torch.float64), step_size=0.3)
+    x, y = torch.randn(4, dtype=torch.float64), torch.tensor([20.0, -40.0], dtype=torch.float64)
+
+    def grads(params, state):
+        return torch.func.grad(lambda params: 0.5 * (apply(params, x) - pf.normalize(state, y)).square().sum())(params)
+
+    before = grads(params, old)
+    after = grads(pf.unify(pf.SplitParams(lower, pf.pop(upper, old, new))), new)
+    factors = pf.optim.gradient_factors(old.scale / new.scale, upper, lower)
+    assert factors.keys() == params.keys()
+    for name in params:
+        torch.testing.assert_close(after[name], before[name] * factors[name])
+
+
 def test_purity():
     for make, _, _ in TABLE.values():
         init, update = make()
@@ -191,6 +210,10 @@ def test_purity():
         (
             lambda: pf.rescale_moments(optim.trace(0.9).init(PARAMS), {"x": torch.ones(1)}),
             r"rescale_moments: `factors` must name parameters, one of \['b', 'w'\], got \['x'\]",
+        ),
+        (
+            lambda: optim.gradient_factors(torch.ones(2), ["head.bias"], ["hidden.bias"]),
+            "gradient_factors: `lower` can be rescaled with one statistic only, got 2: a gradient below the head is",
         ),
     ],
 )

@@ -25,7 +25,7 @@ def test_importing_brings_in_torch_and_optree_only():
     assert result.stdout.split("\n")[:2] == ["[]", "[]"]
 
 
-def test_only_the_benchmark_uses_the_bridges():
+def test_only_the_benchmark_and_the_checks_use_the_bridges():
     sources = Path(pf.__file__).parent
     users = {path.name for path in sources.rglob("*.py") if "popart_func.interop" in path.read_text(encoding="utf-8")}
     inside = {path.name for path in (sources / "interop").rglob("*.py")}

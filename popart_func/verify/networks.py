@@ -1,0 +1,278 @@
+"""The seed's own claims: a network cut in two is the network, and functional gradients are those of ``backward()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, vmap
+from torch.func import functional_call, grad, vjp
+
+from popart_func import models, optim, random
+from popart_func.optim import GradientTransformation
+from popart_func.verify import by_hand, draw
+from popart_func.verify.by_hand import Layers, Measured, Noise
+from popart_func.verify.check import Check, Settings
+from popart_func.verify.discrepancy import Discrepancy, compare
+
+__all__ = ["CHECKS"]
+
+STEPS = 4
+"""How many are "many": after one step and after these, parameters are compared."""
+
+
+class _Example(NamedTuple):
+    params: dict[str, Tensor]
+    x: Tensor
+    y: Tensor
+    rates: dict[str, Tensor]
+
+
+def _draw(key: Tensor, settings: Settings) -> _Example:
+    """A network that predicts numbers of order 1, and targets of any magnitude."""
+    architecture, dtype = settings.architecture, settings.dtype
+    first, second = random.split(key).unbind()
+    numbers = draw.uniforms(
+        second,
+        dtype,
+        x=architecture.batched(architecture.inputs),
+        y=architecture.batched(architecture.outputs),
+        scale=(architecture.outputs,),
+        offset=(architecture.outputs,),
+        rates=(4,),
+    )
+    scale = draw.magnitude(numbers["scale"])
+    offset = draw.heavy_tailed(numbers["offset"])
+    y = scale * (offset + draw.heavy_tailed(numbers["y"]))
+    x = draw.normal(numbers["x"]) + 0.2
+    a, b, c, d = numbers["rates"].unbind()
+    # A step moves what enters tanh by about the rate: larger ones saturate it, where nothing can be told apart.
+    error = 1 + y.abs().amax()
+    rates = {
+        "learning_rate": draw.log_between(1e-2, 0.3, a) / (error * (1 + x.square().sum())),
+        "adam_learning_rate": draw.log_between(1e-3, 3e-2, a),
+        "momentum": draw.between(0.5, 0.95, b),
+        "b1": draw.between(0.5, 0.95, b),
+        "b2": draw.between(0.8, 0.999, c),
+        # Far above the rounding of a gradient: Adam's step is not continuous where a gradient and ε vanish.
+        "eps": draw.log_between(1e-2, 1e-1, d) * error,
+    }
+    return _Example(draw.network(first, dtype, architecture), x, y, rates)
+
+
+def _train_split(example: _Example, settings: Settings, optimizer: GradientTransformation) -> list[dict[str, Tensor]]:
+    """The seed's first way: two halves, an optimizer each, one loss through both."""
+    lower_module, upper_module, _ = draw.modules(settings.architecture)
+    lower_apply, upper_apply = models.stateless(lower_module), models.stateless(upper_module)
+    lower, upper = models.split(example.params)
+    lower_state, upper_state = optimizer.init(lower), optimizer.init(upper)
+
+    def mean_square(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
+        return torch.nn.functional.mse_loss(upper_apply(upper, lower_apply(lower, example.x)), example.y)
+
+    history = []
+    for _ in range(STEPS):
+        lower_grads, upper_grads = grad(mean_square, argnums=(0, 1))(lower, upper)
+        updates, lower_state = optimizer.update(lower_grads, lower_state, lower)
+        lower = optim.apply_updates(lower, updates)
+        updates, upper_state = optimizer.update(upper_grads, upper_state, upper)
+        upper = optim.apply_updates(upper, updates)
+        history.append(models.unify(models.SplitParams(lower, upper)))
+    return [history[0], history[-1]]
+
+
+Rates = Mapping[str, Tensor]
+Rule = Callable[[list[Tensor], Rates], Tensor]
+"""``(the gradients of one parameter so far, rates) -> update``: an optimizer's formula, without its recursions."""
+
+
+def _sgd_rule(history: list[Tensor], rates: Rates) -> Tensor:
+    return -rates["learning_rate"] * history[-1]
+
+
+def _momentum_rule(history: list[Tensor], rates: Rates) -> Tensor:
+    return -rates["learning_rate"] * _weighted_sum(rates["momentum"], history)
+
+
+def _adam_rule(history: list[Tensor], rates: Rates) -> Tensor:
+    first = _weighted_mean(rates["b1"], history)
+    second = _weighted_mean(rates["b2"], [gradient.square() for gradient in history])
+    return -rates["adam_learning_rate"] * first / (second.sqrt() + rates["eps"])
+
+
+def _weighted_sum(decay: Tensor, values: list[Tensor]) -> Tensor:
+    ages = torch.arange(len(values) - 1, -1, -1, device=decay.device)
+    return torch.tensordot(decay**ages, torch.stack(values), dims=1)
+
+
+def _weighted_mean(decay: Tensor, values: list[Tensor]) -> Tensor:
+    return _weighted_sum(decay, values) / _weighted_sum(decay, [torch.ones_like(decay)] * len(values))
+
+
+def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str, Tensor]]:
+    """The seed's second way: one network, one hand-written step; gradients propagated by hand as well."""
+    layers = by_hand.layers_of(example.params)
+    x, y = _batch(example.x.double()), _batch(example.y.double())
+    rates = {name: rate.double() for name, rate in example.rates.items()}
+    gradients: list[list[Tensor]] = []
+    results = []
+    for _ in range(STEPS):
+        hidden, outputs = by_hand.forward(layers, x, noise)
+        cotangent = 2 * noise(outputs - noise(y)) / y.numel()
+        gradients.append([leaf for pair in by_hand.backward(layers, hidden, cotangent, noise) for leaf in pair])
+        updates = [noise(rule(list(history), rates)) for history in zip(*gradients, strict=True)]
+        flat = [noise(leaf + update) for leaf, update in zip(_flat(layers), updates, strict=True)]
+        layers = list(zip(flat[::2], flat[1::2], strict=True))
+        results.append(by_hand.named(example.params, layers))
+    return [results[0], results[-1]]
+
+
+def _flat(layers: Layers) -> list[Tensor]:
+    return [leaf for layer in layers for leaf in layer]
+
+
+def _batch(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim == 2 else tensor[None]
+
+
+def _split_unified(
+    make: Callable[[Rates], GradientTransformation], rule: Rule
+) -> Callable[[Tensor, Settings], Discrepancy]:
+    def check(key: Tensor, settings: Settings) -> Discrepancy:
+        example = _draw(key, settings)
+        got = _train_split(example, settings, make(example.rates))
+        value, terms = by_hand.measure(lambda noise: _train_unified(example, rule, noise), example.x, settings.dtype)
+        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+
+    return check
+
+
+def _lanes(keys: Tensor, settings: Settings) -> tuple[_Example, Measured]:
+    """Examples of all lanes, and the gradients of ``½ Σ (f − y)²`` by hand, with their terms."""
+
+    def one(key: Tensor) -> tuple[_Example, Measured]:
+        example = _draw(key, settings)
+
+        def gradients(noise: Noise) -> dict[str, Tensor]:
+            layers = by_hand.layers_of(example.params)
+            hidden, outputs = by_hand.forward(layers, _batch(example.x.double()), noise)
+            cotangent = noise(outputs - noise(_batch(example.y.double())))
+            return by_hand.named(example.params, by_hand.backward(layers, hidden, cotangent, noise))
+
+        return example, by_hand.measure(gradients, example.x, settings.dtype)
+
+    return vmap(one)(keys)
+
+
+def grad_is_backward(keys: Tensor, settings: Settings) -> Discrepancy:
+    """``torch.func.grad`` through `models.stateless`, against ``backward()`` on leaves that require gradients."""
+    example, measured = _lanes(keys, settings)
+    module = draw.modules(settings.architecture).unified
+    apply = models.stateless(module)
+
+    def half_square(predict: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda params, x, y: 0.5 * (predict(params, x) - y).square().sum()
+
+    got = vmap(grad(half_square(apply)))(example.params, example.x, example.y)
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
+    predict = half_square(lambda params, x: functional_call(module, params, (x,)))
+    vmap(predict)(leaves, example.x, example.y).sum().backward()
+    expected = {name: leaf.grad for name, leaf in leaves.items()}
+    return _compare_lanes(got, expected, measured.terms, settings)
+
+
+def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
+    """The seed's last section: ``backward(grad_tensors=v)`` on the outputs is the vector-Jacobian product with v."""
+    example, measured = _lanes(keys, settings)
+    module = draw.modules(settings.architecture).unified
+    apply = models.stateless(module)
+    outputs = vmap(apply)(example.params, example.x)
+    cotangents = (outputs - example.y).detach()
+
+    def pull_back(params: dict[str, Tensor], x: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+        return vjp(lambda params: apply(params, x), params)[1](cotangent)[0]
+
+    got = vmap(pull_back)(example.params, example.x, cotangents)
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
+    outputs = vmap(lambda params, x: functional_call(module, params, (x,)))(leaves, example.x)
+    torch.autograd.backward([outputs], grad_tensors=[cotangents])
+    expected = {name: leaf.grad for name, leaf in leaves.items()}
+    return _compare_lanes(got, expected, measured.terms, settings)
+
+
+def _compare_lanes(got: object, expected: object, terms: object, settings: Settings) -> Discrepancy:
+    count = by_hand.roundings(settings.architecture)
+    return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
+
+
+def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
+    """Rows of the outputs' Jacobian from basis cotangents, each handed from the head to the layers below.
+
+    What the head's pull-back gives for h is the ``grad_tensors`` of the layers below: the chain rule across the cut.
+    Against the product of the layers' Jacobians.
+    """
+    example = _draw(key, settings)
+    lower_module, upper_module, _ = draw.modules(settings.architecture)
+    lower, upper = models.split(example.params)
+    x = _batch(example.x)[0]
+    h, pull_lower = vjp(lambda x: models.stateless(lower_module)(lower, x), x)  # type: ignore[misc]  # three results only with has_aux
+    outputs, pull_upper = vjp(lambda h: models.stateless(upper_module)(upper, h), h)  # type: ignore[misc]
+    basis = torch.eye(outputs.shape[0], dtype=x.dtype, device=x.device)
+    got = vmap(lambda row: pull_lower(*pull_upper(row))[0])(basis)
+
+    def product(noise: Noise) -> Tensor:
+        layers = by_hand.layers_of(example.params)
+        hidden, _ = by_hand.forward(layers, x.double()[None], noise)
+        jacobian = noise(layers[-1][0])
+        for (weight, _), h in zip(reversed(layers[:-1]), reversed(hidden[1:]), strict=True):
+            jacobian = noise(noise(jacobian * (1 - noise(h.square()))) @ weight)
+        return jacobian
+
+    value, terms = by_hand.measure(product, x, settings.dtype)
+    return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+
+
+CHECKS = (
+    Check(
+        "split_sgd",
+        "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
+        "seed",
+        _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule),
+    ),
+    Check(
+        "split_momentum",
+        "the same with momentum",
+        "seed",
+        _split_unified(lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule),
+    ),
+    Check(
+        "split_adam",
+        "the same with Adam",
+        "seed",
+        _split_unified(
+            lambda rates: optim.adam(rates["adam_learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
+            _adam_rule,
+        ),
+    ),
+    Check(
+        "grad_is_backward",
+        "torch.func.grad = backward(), leaf by leaf",
+        "seed",
+        grad_is_backward,
+        over_lanes=True,
+    ),
+    Check(
+        "vjp_is_grad_tensors",
+        "torch.func.vjp with v = backward(grad_tensors=v)",
+        "seed",
+        vjp_is_grad_tensors,
+        over_lanes=True,
+    ),
+    Check(
+        "jacobian_rows",
+        "basis cotangents, pulled back across the cut = rows of the Jacobian",
+        "seed",
+        jacobian_across_the_cut,
+    ),
+)

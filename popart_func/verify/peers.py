@@ -1,0 +1,160 @@
+"""The same learner run by JAX, and rlax's Pop-Art: each where it is installed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, vmap
+
+from popart_func import pop_art
+from popart_func.tree import PyTree
+from popart_func.verify import draw
+from popart_func.verify.algorithms import result, train
+from popart_func.verify.check import Check, Settings
+from popart_func.verify.discrepancy import Discrepancy, compare, worst
+from popart_func.verify.lanes import compare_runs, draw_runs, popart_learner, start_of, step_of
+
+__all__ = ["CHECKS"]
+
+
+def jax_is_torch(keys: Tensor, settings: Settings) -> Discrepancy:
+    """``jax.jit(jax.vmap(jax.lax.scan))`` of the learner's step through `to_jax_function`, against PyTorch."""
+    import jax
+
+    from popart_func.interop.jax import to_jax, to_torch
+
+    runs, terms = draw_runs(keys.cpu(), settings, steps=4)
+    expected = vmap(lambda run: train(run, settings, popart_learner)[1])(runs)
+    hparams = {"learning_rate": runs.learning_rate, "step_size": runs.step_size}
+    batch = (runs.x, runs.y, runs.indices.int()) if settings.architecture.indexed else (runs.x, runs.y)
+    with jax.enable_x64(settings.dtype == torch.float64):
+        run_lanes = lanes_in_jax(settings)
+        state, predictions = to_torch(run_lanes(*to_jax((start_of(runs, settings), batch, hparams))))
+    got = vmap(lambda run, state, ys: result(run, state, ys, settings))(runs, state, predictions)
+    return _back(compare_runs(got, expected, terms, settings), keys)
+
+
+@functools.cache
+def lanes_in_jax(settings: Settings) -> Any:
+    """The jitted run, made and compiled once for the same settings."""
+    import jax
+
+    from popart_func.interop.jax import to_jax_function
+
+    step = to_jax_function(step_of(settings))
+
+    def run_lane(state: Any, xs: Any, hparams: Any) -> Any:
+        return jax.lax.scan(lambda state, x: step(state, x, hparams), state, xs)
+
+    return jax.jit(jax.vmap(run_lane))
+
+
+def rlax_is_popart(keys: Tensor, settings: Settings) -> Discrepancy:
+    """`rlax.art` and `rlax.pop`, against `art` with ``reduction="sum"`` and `pop`.
+
+    rlax keeps the second moment ν: its variance ν − μ² errs by roundings of ν and of μ², which the terms hold.
+    """
+    import jax
+    import rlax
+
+    from popart_func.interop.jax import to_jax, to_torch
+
+    numbers = vmap(lambda key: _draw(key, settings))(keys.cpu())
+    start, targets, indices, step_size, head = numbers
+    with jax.enable_x64(settings.dtype == torch.float64):
+        second = start.variance + start.shift.square()
+        their_start = rlax.PopArtState(*to_jax((start.shift, start.scale, second)))
+        their_head = {"w": to_jax(head["weight"].mT), "b": to_jax(head["bias"])}
+
+        @jax.jit
+        @jax.vmap
+        def update(state: Any, targets: Any, indices: Any, step_size: Any, head: Any) -> Any:
+            new = rlax.art(state, targets, indices, step_size, **draw.BOUNDS)
+            return new, rlax.pop(head, state, new)
+
+        their_state, their_popped = to_torch(
+            update(their_start, *to_jax((targets, indices.int(), step_size)), their_head)
+        )
+
+    def one(
+        start: Any, targets: Tensor, indices: Tensor, step_size: Tensor, head: Any, theirs: Any, popped: Any
+    ) -> Discrepancy:
+        new = pop_art.art(start, targets, indices, step_size=step_size, reduction="sum", **draw.BOUNDS)
+        largest = torch.maximum(start.shift.double().abs(), targets.double().abs().amax())
+        terms = start.variance.double() + 2 * largest.square()
+        statistics = compare(
+            (new.shift + new.residue, new.scale),
+            (theirs.shift, theirs.scale),
+            (largest, new.scale.double() + terms / new.scale.double()),
+            2 * len(targets) + 8,
+            settings.dtype,
+        )
+        # The same statistics on both sides: theirs.
+        zero = torch.zeros_like(theirs.shift)
+        last = draw.statistics(theirs.shift, theirs.scale, zero)
+        got = pop_art.pop(head, start, last)
+        expected = {"weight": popped["w"].mT, "bias": popped["b"]}
+        ratio = start.scale.double() / theirs.scale.double()
+        size = (start.shift.double().abs() + theirs.shift.double().abs()) / theirs.scale.double()
+        sizes = {
+            "weight": (ratio[:, None] * head["weight"].double()).abs(),
+            "bias": (ratio * head["bias"].double()).abs() + size,
+        }
+        return worst(statistics, compare(got, expected, sizes, 8, settings.dtype))
+
+    return _back(vmap(one)(start, targets, indices, step_size, head, their_state, their_popped), keys)
+
+
+def _draw(key: Tensor, settings: Settings) -> PyTree:
+    """Statistics and a head of several tasks, and a batch of them: magnitudes, but for rlax's sake small offsets."""
+    tasks, batch = 4, 6
+    shapes = dict.fromkeys(("scale", "offset"), (tasks,))
+    numbers = draw.uniforms(
+        key, settings.dtype, weight=(tasks, 5), bias=(tasks,), targets=(batch,), task=(batch,), step=(), **shapes
+    )
+    scale = draw.magnitude(numbers["scale"])
+    shift = scale * (draw.normal(numbers["offset"]) + 0.5)
+    indices = (numbers["task"] * tasks).long().clamp(max=tasks - 1)
+    targets = shift[indices] + scale[indices] * (draw.normal(numbers["targets"]) + 0.3)
+    start = draw.statistics(shift, scale, torch.zeros_like(shift))
+    head = {"weight": draw.normal(numbers["weight"]), "bias": draw.normal(numbers["bias"]) + 0.4}
+    return start, targets, indices, draw.log_between(1e-3, 1 / batch, numbers["step"]), head
+
+
+def _back(discrepancy: Discrepancy, keys: Tensor) -> Discrepancy:
+    """JAX runs on the CPU here, whatever the device of the others."""
+    return Discrepancy(*(field.to(keys.device) for field in discrepancy))
+
+
+def _needs(*packages: str, extra: str) -> Callable[[Settings, torch.device], str | None]:
+    def why_not(settings: Settings, device: torch.device) -> str | None:
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        return f"{' and '.join(missing)} not installed: pip install 'popart-func[{extra}]'" if missing else None
+
+    return why_not
+
+
+CHECKS = (
+    Check(
+        "jax",
+        "the learner in JAX = in PyTorch, 4 steps of Algorithm 1",
+        "README",
+        jax_is_torch,
+        over_lanes=True,
+        architectures=(0, 3),
+        why_not=_needs("jax", extra="jax"),
+    ),
+    Check(
+        "rlax",
+        "art (sum) and pop = rlax.art and rlax.pop",
+        "rlax",
+        rlax_is_popart,
+        over_lanes=True,
+        architectures=(0,),
+        why_not=_needs("jax", "rlax", extra="test"),
+    ),
+)

@@ -1,0 +1,385 @@
+"""What is broken to see whether the checks of `popart_func.verify` notice, one line at a time.
+
+As a program it runs the checks on every mutant, in one process without enforced annotations (which would be enforced
+anew on every closure that a learner makes), and prints which went red, as JSON.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from popart_func import learners, models, optim, pop_art, verify
+from popart_func.verify import lanes, peers
+
+# Two of the architectures: three outputs with a statistic each, in batches; and two outputs that share one.
+SEEDS = [seed for seed in range(50) if seed % 4 in (1, 2)]
+
+# These hold the library against itself in other surroundings, or against rlax: see `SURROUNDINGS`.
+OTHERS = {"lane_alone", "lane_neighbours", "engine", "jax", "rlax"}
+QUICK = [name for name in verify.CHECKS if name not in OTHERS]
+
+SPLIT = {"split_sgd", "split_momentum", "split_adam"}
+HEADS = {"pop_preserves_outputs", "fold_is_invariant"}
+BOUND = {"bound_holds", "bound_is_reached"}
+MOMENTS = {"moments_momentum", "moments_adam"}
+EQUIVALENCE = {"proposition_3", "proposition_3_momentum"}
+POPPED = {"algorithm_1", "algorithm_1_gradient", *EQUIVALENCE, *MOMENTS}
+NORMALIZED = {"algorithm_1", "algorithm_1_gradient", "art_alone", "art_gradient"}
+# Whatever trains with statistics from batches of targets.
+TRAINED = {*NORMALIZED, "algorithm_2"}
+FUNCTIONAL = {"grad_is_backward", "vjp_is_grad_tensors", "jacobian_rows"}
+RUNNING = {"weighted_moments", "batches", "sequential_batch", "sample_moments", "offsets"}
+
+
+class Mutant(NamedTuple):
+    """A line of a function, what it becomes, and who must notice."""
+
+    function: Callable[..., object]
+    line: str
+    instead: str
+    red: set[str]
+
+
+MUTANTS = {
+    "a module keeps its own head bias": Mutant(
+        models.stateless,
+        "functional_call(module, {**buffers, **params}, args)",
+        "functional_call(module, {**params, 'output_linear.bias': 0 * params['output_linear.bias']}, args) "
+        "if 'output_linear.bias' in params else functional_call(module, dict(params), args)",
+        {*SPLIT, "grad_is_backward", "vjp_is_grad_tensors", *POPPED, *TRAINED},
+    ),
+    "a module transposes what enters tanh": Mutant(
+        models.stateless,
+        "functional_call(module, {**buffers, **params}, args)",
+        "functional_call(module, {n: v.flip(-1) if n.startswith('hidden0.w') else v for n, v in params.items()}, args)",
+        {*SPLIT, *FUNCTIONAL, *POPPED, *TRAINED} - EQUIVALENCE,  # both of its sides are transposed
+    ),
+    "the halves are put together without the trained head": Mutant(
+        models.unify,
+        "return {**lower, **upper}",
+        "return {**lower, **{name: 0 * value for name, value in upper.items()}}",
+        {*SPLIT, *POPPED, "algorithm_2"},
+    ),
+    "momentum is dampened": Mutant(
+        optim.trace,
+        "return grad + _as(decay, grad) * moment",
+        "return (1 - _as(decay, grad)) * grad + _as(decay, grad) * moment",
+        {"split_momentum", "moments_momentum"},
+    ),
+    "the step goes uphill": Mutant(
+        optim.scale_by_learning_rate,
+        "-_as(rate, grad) * grad",
+        "_as(rate, grad) * grad",
+        {*SPLIT, "algorithm_1", "art_alone", "algorithm_2"},
+    ),
+    "Adam counts from one": Mutant(
+        optim.scale_by_adam, "count = state.count + 1", "count = state.count + 2", {"split_adam"}
+    ),
+    "Adam's ε is inside the root": Mutant(
+        optim.scale_by_adam,
+        "first / (second.sqrt() + _as(eps, second))",
+        "first / (second + _as(eps, second)).sqrt()",
+        {"split_adam"},
+    ),
+    "the sign of POP's shift": Mutant(
+        pop_art.pop,
+        "(old.shift - new.shift) + (old.residue - new.residue)",
+        "(new.shift - old.shift) + (new.residue - old.residue)",
+        {*HEADS, *POPPED},
+    ),
+    "POP divides by the old scale": Mutant(
+        pop_art.pop, "difference / new.scale", "difference / old.scale", {*HEADS, "pop_composes", *POPPED}
+    ),
+    "POP's ratio upside down": Mutant(
+        pop_art.pop, "old.scale / new.scale", "new.scale / old.scale", {*HEADS, "pop_composes", *POPPED}
+    ),
+    "POP takes the scale that no bound has clamped": Mutant(
+        pop_art.pop,
+        "ratio = old.scale / new.scale",
+        "ratio = old.variance.sqrt() / new.variance.sqrt()",
+        {*HEADS, "pop_composes"},
+    ),
+    "POP forgets the residues": Mutant(pop_art.pop, " + (old.residue - new.residue)", "", HEADS),
+    "POP to the same statistics rounds": Mutant(
+        pop_art.pop,
+        "ratio * params[bias] + difference / new.scale",
+        "(old.scale * params[bias] + difference) / new.scale",
+        {"pop_composes"},
+    ),
+    "the folded head forgets the residue": Mutant(
+        pop_art.fold,
+        "(params[bias] * state.scale + state.residue)",
+        "params[bias] * state.scale",
+        {"fold_is_invariant"},
+    ),
+    "unnormalize forgets the residue": Mutant(
+        pop_art.unnormalize, "(values * scale + residue)", "values * scale", {"normalize_inverts"}
+    ),
+    "unnormalize takes the scale that no bound has clamped": Mutant(
+        pop_art._broadcast_statistics,
+        "statistics = state.shift, state.scale, state.residue",
+        "statistics = state.shift, state.variance.sqrt(), state.residue",
+        {"normalize_inverts", "bound_holds"},
+    ),
+    "normalize forgets the residue": Mutant(
+        pop_art.normalize, "((values - shift) - residue)", "(values - shift)", {"normalize_inverts", *BOUND}
+    ),
+    "β_t is that of the next update": Mutant(
+        pop_art.art,
+        "_bias_corrected(step, count, dtype)",
+        "_bias_corrected(step, count + 1, dtype)",
+        {"bound_holds", "weighted_moments"},
+    ),
+    "β_t counts the updates of all tasks": Mutant(
+        pop_art.art,
+        "_bias_corrected(step, count, dtype)",
+        "_bias_corrected(step, count.sum().expand(count.shape), dtype)",
+        {"bound_holds", "weighted_moments"},
+    ),
+    "β_t cancels": Mutant(
+        pop_art._bias_corrected,
+        "-torch.expm1(count.to(dtype) * torch.log1p(-step))",
+        "1 - (1 - step) ** count.to(dtype)",
+        {"bound_holds", "weighted_moments"},
+    ),
+    "the variance is ν − μ²": Mutant(
+        pop_art.art,
+        "torch.lerp(state.variance, square, step)",
+        "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step)"
+        " - (state.shift + step * mean)**2",
+        {*BOUND, *RUNNING},
+    ),
+    "the variance lacks (1 − β)": Mutant(
+        pop_art.art,
+        "(spread + (1 - step) * mean.square()",
+        "(spread + mean.square()",
+        {"bound_is_reached", *RUNNING, *TRAINED},
+    ),
+    "a batch's variance is left out": Mutant(
+        pop_art.art, "square = (spread + ", "square = (0 * spread + ", {*BOUND, "batches", *TRAINED}
+    ),
+    "the mean's rounding is lost": Mutant(
+        pop_art._two_sum,
+        "return total, (a - (total - b_part)) + (b - b_part)",
+        "return total, torch.zeros_like(total)",
+        {*BOUND, *RUNNING},
+    ),
+    "the scale is the variance": Mutant(
+        pop_art.art, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
+    ),
+    "an absent task moves": Mutant(
+        pop_art.art,
+        "torch.where(samples > 0, after, before)",
+        "after",
+        {"bound_holds", "weighted_moments", "batches", "sequential_batch"},
+    ),
+    "a sum counts as a mean": Mutant(
+        pop_art.art, 'step_size * samples if reduction == "sum" else step_size', "step_size", {"batches"}
+    ),
+    "a sequential batch runs backwards": Mutant(
+        pop_art.art, "in range(targets.shape[0]):", "in reversed(range(targets.shape[0])):", {"sequential_batch"}
+    ),
+    "gradients flow into the statistics": Mutant(
+        pop_art.art, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
+    ),
+    "the popped head is dropped": Mutant(
+        learners.popart_learner,
+        "params = {name: together[name] for name in state.params}",
+        "params = dict(state.params)",
+        POPPED,
+    ),
+    "the statistics move after the forward pass": Mutant(
+        learners.popart_learner,
+        "_descend(checked_apply, optimizer, LearnerState(params, statistics, opt_state), example)",
+        "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))"
+        "(_descend(checked_apply, optimizer, LearnerState(params, state.statistics, opt_state), example))",
+        POPPED,
+    ),
+    "ART's statistics move after the forward pass": Mutant(
+        learners.art_learner,
+        "_descend(apply, optimizer, state._replace(statistics=statistics), example)",
+        "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))(_descend(apply, optimizer, state, example))",
+        {"art_alone", "art_gradient"},
+    ),
+    "Algorithm 2 takes the old scales": Mutant(
+        learners.normalized_sgd_learner,
+        "_rescale(statistics, _rescale(statistics, delta, example), example)",
+        "_rescale(state.statistics, _rescale(state.statistics, delta, example), example)",
+        {"algorithm_2", *EQUIVALENCE},
+    ),
+    "Σ⁻² acts on the sum, not on each output": Mutant(
+        learners.normalized_sgd_learner,
+        "scaled_delta = _rescale(statistics, _rescale(statistics, delta, example), example)",
+        "scaled_delta = delta / statistics.scale.square().mean()",
+        {"algorithm_2", *EQUIVALENCE},
+    ),
+    "Σ⁻² scales the head's gradient too": Mutant(
+        learners.normalized_sgd_learner,
+        "pull_back(_lift(delta, outputs, example))",
+        "pull_back(_lift(scaled_delta, outputs, example))",
+        {"algorithm_2", *EQUIVALENCE},
+    ),
+    "the loss is not averaged over the batch": Mutant(
+        learners._half_square,
+        " / outputs.shape[:-1].numel()",
+        "",
+        {*NORMALIZED, *EQUIVALENCE, *MOMENTS},
+    ),
+    "the head's moments stay": Mutant(
+        learners.popart_learner,
+        "        if rescale_moments:",
+        "        if False:",
+        {*MOMENTS, "proposition_3_momentum"},
+    ),
+    "the moments' ratio upside down": Mutant(
+        learners.popart_learner,
+        "state.statistics.scale / statistics.scale",
+        "statistics.scale / state.statistics.scale",
+        {*MOMENTS, "proposition_3_momentum"},
+    ),
+    "the second moment takes the ratio once": Mutant(
+        optim.rescale_moments, "nu=scaled(part.nu, 2)", "nu=scaled(part.nu, 1)", {"moments_adam"}
+    ),
+    "moments below the head take the ratio once": Mutant(
+        optim.gradient_factors, "ratio.squeeze(-1).square()", "ratio.squeeze(-1)", MOMENTS
+    ),
+}
+
+
+class _Leak(torch.autograd.Function):
+    """Adds what is not a number in one lane to all lanes: a value that crosses `torch.vmap`."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x + 0 * x.sum(in_dims[0], keepdim=True), in_dims[0]
+
+
+class _Alone(_Leak):
+    """Changes what runs outside of `torch.vmap`, and only that."""
+
+    @staticmethod
+    def forward(x):
+        return x * 1.01
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.clone(), in_dims[0]
+
+
+def through(function: type[torch.autograd.Function]) -> Callable[[pytest.MonkeyPatch], None]:
+    """Sends all targets through a function on their way to the statistics."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        art = pop_art.art
+        replace(
+            monkeypatch,
+            art,
+            lambda state, targets, *rest, **options: art(state, function.apply(targets), *rest, **options),
+        )
+
+    return patch
+
+
+def native_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native kernel computes something else."""
+    from popart_func.engines.native.ops import OPS
+
+    monkeypatch.setitem(OPS, "tanh", OPS["atan"])
+
+
+def jax_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function in JAX computes something else."""
+    from popart_func.interop.lowerings import LOWERINGS
+
+    monkeypatch.setitem(LOWERINGS, "tanh", LOWERINGS["atan"])
+
+
+def broken(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """One of `MUTANTS`."""
+    return lambda monkeypatch: mutate(monkeypatch, MUTANTS[name])
+
+
+SURROUNDINGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], set[str]]] = {
+    "a lane hears of its neighbours' NaN": (
+        through(_Leak),
+        ["lane_neighbours", "lane_alone", "algorithm_1"],
+        {"lane_neighbours"},
+    ),
+    "a lane alone takes another way": (
+        through(_Alone),
+        ["lane_neighbours", "lane_alone", "algorithm_1"],
+        {"lane_alone"},
+    ),
+    "the native engine has another tanh": (native_tanh, ["engine", "algorithm_1"], {"engine"}),
+    "JAX has another tanh": (jax_tanh, ["jax", "algorithm_1"], {"jax"}),
+    "a sum counts as a mean": (broken("a sum counts as a mean"), ["rlax", "offsets"], {"rlax"}),
+    "POP's shift against rlax": (broken("the sign of POP's shift"), ["rlax", "offsets"], {"rlax"}),
+}
+"""What is patched, which checks are run, and who must notice."""
+
+
+def mutate(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
+    """Puts the changed function wherever the package holds the original."""
+    original = mutant.function
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(original)))
+    assert source.count(mutant.line) == 1, f"{original.__name__} has no such line any more: {mutant.line}"
+    code = compile(
+        source.replace(mutant.line, mutant.instead),
+        f"mutant of {original.__name__}",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+    )
+    scope: dict[str, object] = {}
+    exec(code, vars(sys.modules[original.__module__]), scope)
+    replace(monkeypatch, original, scope[original.__name__])
+
+
+def replace(monkeypatch: pytest.MonkeyPatch, original: object, other: object) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("popart_func"):
+            for attribute in [key for key, value in vars(module).items() if value is original]:
+                monkeypatch.setattr(module, attribute, other)
+
+
+def red(names: Iterable[str] = QUICK, seeds: Iterable[int] = SEEDS) -> set[str]:
+    outcomes = verify.run(names, seeds=seeds)
+    return {outcome.check.name for outcome in outcomes if outcome.passed is False}
+
+
+def run_all() -> dict[str, list[str] | str]:
+    """Which checks go red, by mutant; "" is the library as it is."""
+    found: dict[str, list[str] | str] = {"": sorted(red([*QUICK, *OTHERS]))}
+    for name, mutant in MUTANTS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            mutate(patch, mutant)
+            found[name] = sorted(red())
+    for name, (change, names, _) in SURROUNDINGS.items():
+        for compiled in (lanes.step_of, peers.lanes_in_jax):
+            compiled.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            found[f"surroundings: {name}"] = sorted(red(names))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_all()))
