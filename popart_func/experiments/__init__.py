@@ -1,7 +1,7 @@
 """The paper's experiments, their files and their figures. Needs ``pip install 'popart-func[experiments]'``.
 
-`regression` runs the online regression; `statistics` takes percentiles over seeds, `plot` draws them, `store` writes
-the results to disk. `sweep` runs grids of settings and seeds, for any learner; `load` reads what a sweep has written.
+`regression` runs the online regression; `statistics` says what many seeds say together, `plot` draws it, `store`
+writes the results to disk. `sweep` runs grids of settings and seeds, for any learner; `load` reads what a sweep has written.
 Each is imported by name; importing this package imports none of them.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-for _name in ("cyclopts", "filelock", "loky", "matplotlib", "numpy", "rich", "xarray", "zarr"):
+for _name in ("cyclopts", "filelock", "loky", "matplotlib", "numpy", "rich", "scipy", "xarray", "zarr"):
     if importlib.util.find_spec(_name) is None:
         raise ModuleNotFoundError(
             f"popart_func.experiments needs {_name!r}, which is not installed: pip install 'popart-func[experiments]'",

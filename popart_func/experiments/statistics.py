@@ -1,21 +1,47 @@
-"""What many seeds say together: the median, and the 10th and 90th percentiles."""
+"""What many runs say together: percentiles, the interquartile mean, intervals, comparisons. The seed is the run axis.
+
+Arrays are labelled (xarray), and a statistic takes the dimensions it is ``over`` by name; all others stay. Runs are
+errors, so smaller is better, and a run that has diverged (NaN) counts as infinitely bad: it can't make an algorithm
+look better than it is, and it is never left out. For scores, of which larger is better, say so first:
+``values.fillna(-np.inf)``. Everything is computed in float64.
+
+Source: Agarwal et al., *Deep reinforcement learning at the edge of the statistical precipice* (2021), and its library,
+rliable: the interquartile mean, the stratified bootstrap and the probability of improvement are defined as there.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
 import numpy as np
+import scipy.stats
 import xarray
 
-__all__ = ["PERCENTILES", "percentiles"]
+from popart_func._checks import check_count, check_scalar
+from popart_func.experiments._checks import check_dims, check_names, check_runs
+
+__all__ = [
+    "PERCENTILES",
+    "bootstrap_interval",
+    "interquartile_mean",
+    "median",
+    "percentiles",
+    "probability_of_improvement",
+]
 
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90}
 """The names of the percentiles."""
 
+_CHUNK = 2**23  # How many resampled numbers are held at once: 64 MiB of them.
+
 
 def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
-    """Median, 10th and 90th percentile along one dimension, computed in float64.
+    """Median, 10th and 90th percentile along one dimension.
 
-    A seed that has diverged (NaN) counts as infinitely bad, so that it can't make an algorithm look better than it is.
-    A percentile that falls among such seeds is infinite.
+    A percentile that falls among runs that have diverged is infinite.
 
     Args:
         values: a labelled array.
@@ -25,21 +51,280 @@ def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
         The variables ``median``, ``p10`` and ``p90``, without that dimension.
 
     Raises:
-        ValueError: there is no such dimension.
+        ValueError: there is no such dimension, or nothing in it.
 
     >>> over_seeds = percentiles(xarray.DataArray([[0.0, 5.0, 10.0]], dims=("sample", "seed")))
     >>> float(over_seeds["median"][0]), float(over_seeds["p10"][0]), float(over_seeds["p90"][0])
     (5.0, 1.0, 9.0)
     """
-    if dim not in values.dims:
-        raise ValueError(f"percentiles: `dim` must be one of {list(values.dims)}, got {dim!r}.")
-    plain = np.asarray(values.transpose(dim, ...).values, dtype=np.float64)
-    ranks = list(PERCENTILES.values())
-    plain = np.where(np.isnan(plain), np.inf, plain)
-    below, above = (np.percentile(plain, ranks, axis=0, method=method) for method in ("lower", "higher"))
-    with np.errstate(invalid="ignore"):
-        between = np.percentile(plain, ranks, axis=0)
-    # numpy interpolates next to infinity to NaN, even where a percentile falls on a finite value.
-    found = np.where(below == above, below, np.where(np.isinf(above), np.inf, between))
-    template = values.isel({dim: 0}, drop=True)
+    check_runs("percentiles", "values", values, check_dims("percentiles", "dim", values, dim), least=1)
+    runs = _runs(values).transpose(..., dim)
+    found = _percentiles(runs.values, list(PERCENTILES.values()))
+    template = runs.isel({dim: 0}, drop=True)
     return xarray.Dataset({name: template.copy(data=data) for name, data in zip(PERCENTILES, found, strict=True)})
+
+
+def median(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarray.DataArray:
+    """The median of all runs.
+
+    Over several dimensions it is the median of all their runs together. (rliable's is the median over tasks of each
+    task's mean.)
+
+    Args:
+        values: a labelled array.
+        over: the dimension, or dimensions, of the runs.
+
+    Raises:
+        ValueError: there is no such dimension, or nothing in it.
+
+    >>> float(median(xarray.DataArray([1.0, 2.0, np.nan], dims="seed")))
+    2.0
+    """
+    return _aggregate("median", values, over, lambda runs: _percentiles(runs, [50])[0])
+
+
+def interquartile_mean(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarray.DataArray:
+    """The mean of the middle half of all runs: of what is left when a quarter is cut off at either end.
+
+    Of n runs ``⌊n/4⌋`` are cut off at either end, so that fewer than four are averaged as they are. It is finite while
+    no more runs than these have diverged, and else infinite.
+
+    Args:
+        values: a labelled array.
+        over: the dimension, or dimensions, of the runs; several, such as seeds and tasks, are taken together.
+
+    Raises:
+        ValueError: there is no such dimension, or nothing in it.
+
+    Source: Agarwal et al. (2021), section 4.2; rliable's ``aggregate_iqm``.
+
+    >>> float(interquartile_mean(xarray.DataArray([1.0, 2.0, 4.0, np.nan], dims="seed")))
+    3.0
+    """
+    return _aggregate("interquartile_mean", values, over, _middle_mean)
+
+
+def bootstrap_interval(
+    values: xarray.DataArray,
+    statistic: Callable[[xarray.DataArray, list[str]], xarray.DataArray] = interquartile_mean,
+    over: str = "seed",
+    stratify: str | Iterable[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> xarray.Dataset:
+    """A statistic of runs, with its percentile bootstrap interval.
+
+    As many runs as there are are drawn with replacement, ``resamples`` times; the interval holds the middle
+    ``confidence`` of the statistics of what was drawn. With strata, such as tasks, every stratum's runs are drawn
+    independently, and the statistic aggregates runs and strata together. All other dimensions stay; they meet the same
+    draws.
+
+    Args:
+        values: a labelled array.
+        statistic: a function of a labelled array and of the dimensions to aggregate, such as `interquartile_mean`.
+        over: the dimension of the runs.
+        stratify: the dimensions of the strata.
+        confidence: how much of the bootstrap distribution the interval holds, in (0, 1).
+        resamples: how often to draw. With 2000 and 50 runs a value of the result takes about a millisecond.
+        seed: of the draws.
+
+    Returns:
+        The variables ``estimate``, ``low`` and ``high``. An end that falls among diverged runs is infinite.
+
+    Raises:
+        TypeError: ``resamples`` is not an integer.
+        ValueError: no such dimension, fewer than two runs, a confidence outside of (0, 1), no resamples, a statistic
+            that does not aggregate what it is told to.
+
+    Source: Agarwal et al. (2021), section 4.1; rliable's ``get_interval_estimates``.
+
+    >>> interval = bootstrap_interval(xarray.DataArray([1.0, 2.0, 3.0, 4.0, 5.0, 90.0], dims="seed"))
+    >>> float(interval["estimate"]), bool(interval["low"] < 3.5 < interval["high"])
+    (3.5, True)
+    """
+    caller = "bootstrap_interval"
+    strata = _strata(caller, values, over, stratify)
+    check_runs(caller, "values", values, [over], least=2)
+    sizes = [values.sizes[dim] for dim in strata]
+
+    def aggregate(runs: np.ndarray) -> np.ndarray:
+        labelled = xarray.DataArray(
+            runs.reshape(*runs.shape[:2], *sizes, runs.shape[-1]), dims=["_value", "_draw", *strata, over]
+        )
+        aggregated = statistic(labelled, [over, *strata])
+        if set(aggregated.dims) != {"_value", "_draw"}:
+            got = [dim for dim in aggregated.dims if dim not in ("_value", "_draw")]
+            raise ValueError(
+                f"{caller}: `statistic` must aggregate {[over, *strata]} and keep all other dimensions, got {got}."
+            )
+        return np.asarray(aggregated.transpose("_value", "_draw"))
+
+    return _bootstrap(caller, [values], [*strata, over], aggregate, confidence, resamples, seed)
+
+
+def probability_of_improvement(
+    x: xarray.DataArray,
+    y: xarray.DataArray,
+    over: str = "seed",
+    stratify: str | Iterable[str] = (),
+    better: Literal["smaller", "larger"] = "smaller",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> xarray.Dataset:
+    """How probable it is that a run of x is better than a run of y, with its bootstrap interval.
+
+    The share of all pairs (a run of x, a run of y) in which x is better, where a tie counts one half: Mann and
+    Whitney's U by the number of pairs. With strata it is the mean of their shares. At one half neither is better.
+
+    Args:
+        x: a labelled array.
+        y: another one, with the same coordinates but for the runs; their numbers may differ.
+        over: the dimension of the runs.
+        stratify: the dimensions of the strata, such as tasks.
+        better: ``"smaller"`` for errors, ``"larger"`` for scores. A run that has diverged (NaN) is the worst in both.
+        confidence: as in `bootstrap_interval`; so are the others.
+        resamples: how often to draw from x, and independently from y.
+        seed: of the draws.
+
+    Returns:
+        The variables ``estimate``, ``low`` and ``high``.
+
+    Raises:
+        TypeError, ValueError: as `bootstrap_interval`; or the coordinates of x and y differ.
+
+    Source: Agarwal et al. (2021), section 4.3; rliable's ``probability_of_improvement``, which is for scores.
+
+    >>> x, y = (xarray.DataArray(runs, dims="seed") for runs in ([1.0, 2.0, 3.0], [2.0, 4.0, np.nan]))
+    >>> round(float(probability_of_improvement(x, y)["estimate"]), 3)
+    0.833
+    """
+    caller = "probability_of_improvement"
+    check_names(caller, "better", better, ["smaller", "larger"])
+    for name, values in (("x", x), ("y", y)):
+        strata = _strata(caller, values, over, stratify)
+        check_runs(caller, name, values, [over], least=2)
+    try:
+        xarray.align(x, y, join="exact", exclude={over})
+    except ValueError as error:
+        raise ValueError(f"{caller}: `x` and `y` must have the same coordinates but for {over!r}: {error}") from None
+    sign = 1 if better == "smaller" else -1
+
+    def share_of_wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # From here on [value, draw, stratum, run].
+        x, y = x[..., :, None], y[..., None, :]
+        return ((x < y).mean((-2, -1)) + (x == y).mean((-2, -1)) / 2).mean(-1)
+
+    return _bootstrap(caller, [sign * x, sign * y], [*strata, over], share_of_wins, confidence, resamples, seed)
+
+
+def _bootstrap(
+    caller: str,
+    samples: Sequence[xarray.DataArray],
+    core: list[str],
+    aggregate: Callable[..., np.ndarray],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> xarray.Dataset:
+    """Estimate and interval of a statistic of one sample, or of several that are drawn from independently.
+
+    ``core`` are the dimensions to aggregate, the strata's and at last the runs'; ``aggregate`` does so to arrays
+    ``[value, draw, stratum, run]``, one for each sample.
+    """
+    check_scalar(caller, "confidence", confidence, above=0, below=1)
+    check_count(caller, "resamples", resamples)
+
+    def intervals(*arrays: np.ndarray) -> np.ndarray:
+        """From ``[..., *strata, run]`` to ``[..., end]``."""
+        lead = np.broadcast_shapes(*(array.shape[: -len(core)] for array in arrays))
+        tails = [array.shape[-len(core) :] for array in arrays]
+        flat = [
+            np.broadcast_to(array, lead + tail).reshape(-1, math.prod(tail[:-1]), tail[-1])
+            for array, tail in zip(arrays, tails, strict=True)
+        ]
+        # Every chunk meets the same draws: a value does not depend on how many others there are.
+        numbers = resamples * flat[0].shape[1] * math.prod(tail[-1] for tail in tails)
+        size = max(1, _CHUNK // numbers)
+        chunks = [[array[start : start + size] for array in flat] for start in range(0, len(flat[0]), size)]
+        ends = [_estimate_and_interval(chunk, aggregate, confidence, resamples, seed) for chunk in chunks]
+        return np.concatenate(ends).reshape(*lead, 3)
+
+    ends = xarray.apply_ufunc(
+        intervals,
+        *(_runs(sample) for sample in samples),
+        input_core_dims=[core] * len(samples),
+        output_core_dims=[["_end"]],
+        exclude_dims={core[-1]},
+        join="exact",
+    )
+    names = ("estimate", "low", "high")
+    attributes = {"confidence": confidence, "resamples": resamples}
+    return xarray.Dataset({name: ends.isel(_end=end) for end, name in enumerate(names)}, attrs=attributes)
+
+
+def _estimate_and_interval(
+    samples: list[np.ndarray], aggregate: Callable[..., np.ndarray], confidence: float, resamples: int, seed: int
+) -> np.ndarray:
+    """From ``[value, stratum, run]`` to ``[value, end]``."""
+    strata = samples[0].shape[1]
+
+    def aggregate_drawn(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        by_sample = [drawn[first : first + strata] for first in range(0, len(drawn), strata)]
+        return aggregate(*(np.stack(of_strata, axis=-2) for of_strata in by_sample))
+
+    # scipy's own summary of the distribution takes differences of infinities; it is not used.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        distribution = scipy.stats.bootstrap(
+            [sample[:, stratum] for sample in samples for stratum in range(strata)],
+            aggregate_drawn,
+            n_resamples=resamples,
+            vectorized=True,
+            axis=-1,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    estimate = aggregate(*(sample[:, None] for sample in samples))[:, 0]
+    ends = _percentiles(distribution, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return np.stack([estimate, *ends], axis=-1)
+
+
+def _aggregate(
+    caller: str, values: xarray.DataArray, over: str | Iterable[str], statistic: Callable[[np.ndarray], np.ndarray]
+) -> xarray.DataArray:
+    """A statistic of an array's last axis, of all runs together."""
+    dims = check_dims(caller, "over", values, over)
+    check_runs(caller, "values", values, dims, least=1)
+    return xarray.apply_ufunc(
+        lambda runs: statistic(runs.reshape(*runs.shape[: -len(dims)], -1)), _runs(values), input_core_dims=[dims]
+    )
+
+
+def _middle_mean(runs: np.ndarray) -> np.ndarray:
+    # As scipy.stats.trim_mean(runs, 0.25, axis=-1), ten times as fast on many short rows.
+    cut = runs.shape[-1] // 4
+    return np.asarray(np.sort(runs, axis=-1)[..., cut : runs.shape[-1] - cut].mean(-1))
+
+
+def _percentiles(runs: np.ndarray, ranks: Sequence[int | float]) -> np.ndarray:
+    """Percentiles of the last axis, interpolated, ``[rank, ...]``."""
+    ordered = np.sort(runs, axis=-1)
+    positions = np.array(ranks) / 100 * (runs.shape[-1] - 1)
+    below, above = (np.moveaxis(ordered[..., end(positions).astype(int)], -1, 0) for end in (np.floor, np.ceil))
+    weight = (positions % 1).reshape(-1, *[1] * (runs.ndim - 1))
+    # numpy's own interpolates next to infinity to NaN, even where a percentile falls on a finite value.
+    with np.errstate(invalid="ignore"):
+        return np.where(below == above, below, (1 - weight) * below + weight * above)
+
+
+def _runs(values: xarray.DataArray) -> xarray.DataArray:
+    return values.astype(np.float64).fillna(np.inf)
+
+
+def _strata(caller: str, values: xarray.DataArray, over: str, stratify: str | Iterable[str]) -> list[str]:
+    """The strata's dimensions, if they and the runs' are dimensions of the array."""
+    check_dims(caller, "over", values, over)
+    strata = [stratify] if isinstance(stratify, str) else list(stratify)
+    return check_dims(caller, "stratify", values, strata, but=over) if strata else []
