@@ -1,8 +1,9 @@
 """The paper's experiments, their files and their figures. Needs ``pip install 'popart-func[experiments]'``.
 
 `regression` runs the online regression; `statistics` says what many seeds say together, `plot` draws it, `store`
-writes the results to disk. `sweep` runs grids of settings and seeds, for any learner; `load` reads what a sweep has written.
-Each is imported by name; importing this package imports none of them.
+writes the results to disk. `sweep` runs grids of settings and seeds, for any learner, `records` says what they keep,
+and `load` reads what they have written; `search` is the paper's grid. Each is imported by name; importing this package
+imports none of them.
 """
 
 from __future__ import annotations

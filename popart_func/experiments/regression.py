@@ -96,7 +96,7 @@ LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "no
 _MODEL = (16, 10, 1)
 
 with torch.device("meta"):  # a blueprint without numbers: nothing is drawn, so that a learner can be built in a lane
-    _apply = stateless(UnifiedModel(*_MODEL))
+    apply = stateless(UnifiedModel(*_MODEL))
 
 
 def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
@@ -161,11 +161,11 @@ def learner(algorithm: str, setting: Setting | None = None) -> Learner:
     learning_rate, step_size = SETTINGS[algorithm] if setting is None else setting
     optimizer = optim.sgd(learning_rate)
     if algorithm == "sgd":
-        return sgd_learner(_apply, optimizer)
+        return sgd_learner(apply, optimizer)
     if step_size is None:
         raise ValueError(f"learner: `setting` must have a step_size for {algorithm!r}, got None.")
     make = {"art": art_learner, "popart": popart_learner, "normalized_sgd": normalized_sgd_learner}[algorithm]
-    return make(_apply, optimizer, popart(1, step_size))
+    return make(apply, optimizer, popart(1, step_size))
 
 
 def smooth(error: np.ndarray, window: int = WINDOW) -> np.ndarray:

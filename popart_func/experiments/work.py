@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,13 +146,10 @@ class Work:
             xs = optree.tree_map(lambda leaf: leaf[:steps], xs)
         make = self.learners[learner]
 
-        def initial(params: dict[str, Tensor], hparams: dict[str, Tensor]) -> PyTree:
+        def initial(params: Any, hparams: Any) -> Any:
             return make(**hparams).init(params)
 
-        if hparams:
-            state = vmap(initial)(params, hparams)
-        else:
-            state = vmap(partial(initial, hparams={}))(params)
+        state = vmap(initial, in_dims=(0, 0 if hparams else None))(params, hparams)
         state, found = scan_lanes(self._step(learner), state, xs, hparams=hparams, shared=shared, engine=engine)
         measures = dict.fromkeys(record.of for record in self.record.values())
         series = dict(zip(measures, found, strict=True))

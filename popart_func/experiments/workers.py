@@ -39,7 +39,7 @@ def completed(work: Work, chunks: Iterable[Chunk], workers: Workers) -> Iterator
 
     Raises:
         ModuleNotFoundError: ``workers="ray"``, and no ray.
-        RuntimeError: workers keep dying.
+        ChildProcessError: workers keep dying.
     """
     if workers is None:
         return ((chunk, work.run(chunk)) for chunk in chunks)
@@ -64,9 +64,7 @@ def _local(work: Work, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chun
         except BrokenExecutor as error:
             deaths += 1
             if deaths > RETRIES:
-                raise RuntimeError(
-                    f"run: worker processes died {deaths} times in a row, the last one saying: {error}"
-                ) from error
+                raise ChildProcessError(f"run: worker processes died {deaths} times in a row: {error}") from error
         finally:
             executor.shutdown(kill_workers=True)
 
@@ -123,8 +121,11 @@ def _ray(work: Work, chunks: list[Chunk], address: str | None) -> Iterator[tuple
                 if not running:
                     return
                 (first, *_), _ = ray.wait(list(running))
-                chunk = running.pop(first)
-                yield chunk, ray.get(first)
+                try:
+                    values = ray.get(first)
+                except ray.exceptions.WorkerCrashedError as error:
+                    raise ChildProcessError(f"run: workers died {RETRIES + 1} times with the same chunk.") from error
+                yield running.pop(first), values
         finally:
             for unfinished in running:
                 ray.cancel(unfinished, force=True)

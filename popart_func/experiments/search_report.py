@@ -1,0 +1,127 @@
+"""What a search for hyper-parameters found: a table, a summary and a picture in the sweep's directory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray
+
+from popart_func.experiments.chunks import CONFIGURATION, StoreError
+from popart_func.experiments.files import PARTIAL, write_atomically
+from popart_func.experiments.plot import heat_map
+from popart_func.experiments.regression import LABELS
+from popart_func.experiments.search import cells, judge
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+__all__ = ["check_new", "summary", "table", "write"]
+
+SUMMARY, PICTURE = "summary.json", "heat_map.png"
+BY = ("final_error", "mean_error", "recorded_error")
+
+
+def check_new(directory: str | Path) -> None:
+    """Raises if there is a sweep in the directory.
+
+    Raises:
+        StoreError: there is.
+    """
+    if (Path(directory).expanduser() / CONFIGURATION).exists():
+        raise StoreError(f"{directory} holds a sweep: name another directory, or go on with it with --resume.")
+
+
+def summary(dataset: xarray.Dataset) -> dict[str, Any]:
+    """Each algorithm judged by each error, see `search.judge`, as plain data.
+
+    ``{"algorithms": {name: {"final_error": {...}, "mean_error": {...}, "recorded_error": {...}}}, "seeds": 50, ...}``
+
+    Args:
+        dataset: as `search.sweep_grid` returns it.
+    """
+    return {
+        "algorithms": {
+            str(name): {by: judge(dataset, str(name), by) for by in BY} for name in dataset["learner"].values
+        },
+        "seeds": dataset.sizes["seed"],
+        **{name: dataset.attrs[name] for name in ("engine", "device", "dtype", "configuration_sha256")},
+    }
+
+
+def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any], list[Path]]:
+    """Writes ``summary.json`` and ``heat_map.png`` into a sweep's directory, unless they are there.
+
+    Returns:
+        The summary, and what was written.
+    """
+    directory = Path(directory).expanduser()
+    found, written = summary(dataset), []
+    if not (directory / SUMMARY).exists():
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        write_atomically(directory / SUMMARY, text.encode())
+        written.append(directory / SUMMARY)
+    if not (directory / PICTURE).exists():
+        panels = {LABELS[name]: cells(dataset, name) for name in map(str, dataset["learner"].values)}
+        with tempfile.NamedTemporaryFile(prefix=PARTIAL, dir=directory) as file:
+            heat_map(panels, file.file, label="final error: mean |f(x) - y| over the last 1000 samples")
+            file.seek(0)
+            write_atomically(directory / PICTURE, file.read())
+        written.append(directory / PICTURE)
+    return found, written
+
+
+def table(found: dict[str, Any]) -> Group:
+    """The best settings and the paper's, for a terminal of 80 columns.
+
+    Args:
+        found: as `summary` returns it.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    lines = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("", "learning rate", "step size", "final error", "95 %", "diverged"):
+        lines.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for name, judged in found["algorithms"].items():
+        one = judged["final_error"]
+        same = one["paper"] is not None and all(one["best"][key] == one["paper"][key] for key in _settings(one["best"]))
+        rows = {f"{LABELS[name]}, best" + " and paper's" * same: one["best"]}
+        if one["paper"] is not None and not same:
+            rows[f"{LABELS[name]}, paper's"] = one["paper"]
+        for label, row in rows.items():
+            lines.add_row(
+                label,
+                *(_power(row.get(key)) for key in ("learning_rate", "step_size")),
+                _short(row["estimate"]),
+                f"{_short(row['low'])} to {_short(row['high'])}",
+                f"{row['diverged']}/{found['seeds']}",
+                end_section=row is list(rows.values())[-1],
+            )
+    lanes = sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
+    diverged = sum(judged["final_error"]["diverged_lanes"] for judged in found["algorithms"].values())
+    return Group(
+        f"Best settings of {lanes:,} lanes, {diverged:,} of which diverged, on {found['engine']} ({found['device']})",
+        lines,
+        "final error: mean |f(x) - y| over the last 1000 samples, before each is seen;",
+        f"interquartile mean over {found['seeds']} seeds with its bootstrap interval",
+    )
+
+
+def _settings(row: dict[str, Any]) -> list[str]:
+    return [key for key in ("learning_rate", "step_size") if key in row]
+
+
+def _power(value: float | None) -> str:
+    if value is None:
+        return ""
+    power = float(np.log10(value))
+    return f"10^{round(2 * power) / 2:g}" if abs(2 * power - round(2 * power)) < 1e-6 else f"{value:.3g}"
+
+
+def _short(value: float | None) -> str:
+    return "inf" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
