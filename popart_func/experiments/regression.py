@@ -95,6 +95,9 @@ LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "no
 
 _MODEL = (16, 10, 1)
 
+with torch.device("meta"):  # a blueprint without numbers: nothing is drawn, so that a learner can be built in a lane
+    apply = stateless(UnifiedModel(*_MODEL))
+
 
 def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
     """The numbers to learn: inputs (as bits) and targets in one.
@@ -156,7 +159,7 @@ def learner(algorithm: str, setting: Setting | None = None) -> Learner:
     """
     check_names("learner", "algorithm", algorithm, ALGORITHMS)
     learning_rate, step_size = SETTINGS[algorithm] if setting is None else setting
-    apply, optimizer = stateless(_blueprint()), optim.sgd(learning_rate)
+    optimizer = optim.sgd(learning_rate)
     if algorithm == "sgd":
         return sgd_learner(apply, optimizer)
     if step_size is None:
@@ -227,7 +230,7 @@ def reproduce(
         raise ValueError(f"reproduce: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
 
     numbers = streams(seeds).to(device)
-    params = {name: leaf.to(device, dtype) for name, leaf in init_lanes(_blueprint, seeds).items()}
+    params = {name: leaf.to(device, dtype) for name, leaf in init_lanes(make_network, seeds).items()}
     errors, seconds, compile_seconds = [], [], []
     for algorithm in algorithms:
         error, chunk_seconds = _run(algorithm, params, numbers, engine, on_progress)
@@ -320,7 +323,7 @@ def init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable
     return vmap(init), step
 
 
-def _blueprint() -> UnifiedModel:
+def make_network() -> UnifiedModel:
     return UnifiedModel(*_MODEL)
 
 

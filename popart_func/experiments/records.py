@@ -1,0 +1,137 @@
+"""What a sweep keeps of each lane: a quantity of every step, and what becomes of its series over time.
+
+A `Record` names both. ``of(state, info)`` runs inside the step, in one lane: a tensor of any shape. ``keep(series)``
+runs once the lane is through: a pure function of the series ``[time, ...]`` of one lane, in PyTorch, which runs under
+`torch.vmap` over lanes. So memory is one chunk of lanes' series, and disk what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from popart_func._typing import Float, Num, Shaped
+
+__all__ = ["Record", "as_record", "error", "every", "last", "mean", "smoothed"]
+
+Measure = Callable[[Any, Any], Tensor]
+"""``(state, info) -> tensor``, of the state after a learner's update and its info."""
+
+
+def error(state: Any, info: Any) -> Float[Tensor, ""]:
+    """The mean of ``info.error``, which is ``|f(x) − y|`` before the gradient step, over outputs and batch."""
+    return info.error.mean()
+
+
+class Record(NamedTuple):
+    """One variable of a sweep's result.
+
+    Attributes:
+        of: ``of(state, info)``, the quantity, inside the step.
+        keep: from its series ``[time, ...]`` to what is kept, one lane.
+        samples: where ``keep`` leaves a time axis in front: the samples that it keeps, given how many there are.
+        description: one line for the files.
+    """
+
+    of: Measure
+    keep: Callable[[Tensor], Tensor]
+    samples: Callable[[int], range] | None
+    description: str
+
+
+def every(n: int = 1, *, of: Measure = error) -> Record:
+    """Every n-th sample, from the first; by default the full curve.
+
+    >>> record = every(3)
+    >>> record.keep(torch.arange(7.0)), list(record.samples(7))
+    (tensor([0., 3., 6.]), [0, 3, 6])
+    """
+    _check("every", "n", n)
+    description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of every {n}th sample"
+    return Record(of, partial(_every, n), partial(_samples, n, 1), description)
+
+
+def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
+    """Every n-th entry of the moving average without its ends; entry i averages samples i to i + window - 1.
+
+    >>> record = smoothed(2)
+    >>> record.keep(torch.tensor([1.0, 2.0, 3.0, 7.0])), list(record.samples(4))
+    (tensor([1.5000, 2.5000, 5.0000]), [0, 1, 2])
+    """
+    _check("smoothed", "window", window)
+    _check("smoothed", "n", n)
+    description = f"{_name(of)}, averaged over {window} samples from this one on"
+    return Record(of, partial(_smoothed, window, n), partial(_samples, n, window), description)
+
+
+def last(n: int, *, of: Measure = error) -> Record:
+    """The mean over the last n samples, one number a lane (for each entry of the quantity).
+
+    >>> last(2).keep(torch.tensor([9.0, 1.0, 2.0]))
+    tensor(1.5000)
+    """
+    _check("last", "n", n)
+    return Record(of, partial(_mean_of_last, n), None, f"{_name(of)}, mean over the last {n} samples")
+
+
+def mean(*, of: Measure = error) -> Record:
+    """The mean over all samples, one number a lane (for each entry of the quantity).
+
+    >>> mean().keep(torch.tensor([9.0, 1.0, 2.0]))
+    tensor(4.)
+    """
+    return Record(of, partial(_mean_of_last, None), None, f"{_name(of)}, mean over all samples")
+
+
+def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
+    """A record as it is; any other function is what to keep of the error's series."""
+    if isinstance(record, Record):
+        return record
+    if not callable(record):
+        raise TypeError(
+            f"run: `record` must map names to records, such as every(10), or to functions of a series, "
+            f"got {type(record).__name__} for {name!r}."
+        )
+    return Record(error, record, None, f"error, {_name(record)}")
+
+
+def _every(n: int, series: Shaped[Tensor, "time ..."]) -> Shaped[Tensor, "kept ..."]:
+    return series[::n]
+
+
+def _smoothed(window: int, n: int, series: Num[Tensor, "time ..."]) -> Num[Tensor, "kept ..."]:
+    ends = series.shape[0] - window + 1
+    if ends < 1:
+        raise ValueError(f"smoothed: `window` must be at most the {series.shape[0]} samples, got {window}.")
+    total = series[:ends:n].double()
+    for shift in range(1, window):
+        total = total + series[shift : ends + shift : n]
+    return (total / window).to(_floating(series))
+
+
+def _mean_of_last(n: int | None, series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
+    if n is not None and n > series.shape[0]:
+        raise ValueError(f"last: `n` must be at most the {series.shape[0]} samples, got {n}.")
+    return series[-(n or 0) :].double().mean(0).to(_floating(series))
+
+
+def _samples(n: int, window: int, steps: int) -> range:
+    return range(0, steps - window + 1, n)
+
+
+def _floating(series: Tensor) -> torch.dtype:
+    return series.dtype if series.is_floating_point() else torch.get_default_dtype()
+
+
+def _check(caller: str, name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{caller}: `{name}` must be at least 1, got {value}.")
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name: str = getattr(function, "__name__", type(function).__name__)
+    return name.replace("_", " ")

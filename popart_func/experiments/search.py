@@ -1,0 +1,229 @@
+"""The paper's search for hyper-parameters, on its online regression: learning rates by step sizes, four algorithms.
+
+`sweep_grid` runs the grid, `judge` says which setting of each algorithm is best and how sure that is. A setting is
+judged by its seeds' *final error*: the mean of ``|f(x) - y|`` over the last 1000 of 5004 samples, the block after the
+last 65535, with the prediction made before the sample is seen. The average over seeds is the interquartile mean, which
+some seeds gone wrong do not decide; a seed that diverged is infinitely bad.
+
+Figure 1a shows the error after ART and POP of the sample. POP keeps the prediction, so it is the same error; but ART
+alone moves it toward the target, onto it with a step size of 1, and the larger the step size the better it looks. That
+error is kept as ``recorded_error``.
+
+Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), section 3: both are searched over
+{10^-5, 10^-4.5, ..., 1}.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
+import xarray
+from torch import Tensor
+
+from popart_func._typing import Float, Integer
+from popart_func.experiments import peers, regression, sweep
+from popart_func.experiments.grid import DIVERGED, NEVER
+from popart_func.experiments.records import last, mean, smoothed
+from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
+from popart_func.experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from popart_func.experiments.workers import Workers
+from popart_func.learners import Learner, LearnerState
+from popart_func.models import init_params
+from popart_func.pop_art import unnormalize
+
+__all__ = ["FINAL", "RECORD", "VALUES", "cells", "judge", "make_learners", "reference_seconds", "sweep_grid"]
+
+VALUES = tuple(10 ** (power / 2) for power in range(-10, 1))
+"""10^-5, 10^-4.5, ..., 1: what the paper searched, for learning rates and for step sizes."""
+
+FINAL = 1000
+"""How many samples at the end of the stream a setting is judged by."""
+
+
+def prior_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """The error before the sample is seen."""
+    return info[0]
+
+
+def recorded_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """The error after ART and POP, as Figure 1a shows it."""
+    return info[1]
+
+
+RECORD = {
+    "final_error": last(FINAL, of=prior_error),
+    "mean_error": mean(of=prior_error),
+    "recorded_error": last(FINAL, of=recorded_error),
+    "rmse": smoothed(regression.WINDOW, n=50, of=recorded_error),
+}
+"""What is kept of each lane: three numbers, and a thin curve."""
+
+
+def make_learners(algorithms: Iterable[str] = ALGORITHMS) -> dict[str, Any]:
+    """The paper's algorithms as `sweep.run` takes them; SGD has no step size, and so no lanes for its values.
+
+    >>> list(make_learners(["sgd"]))
+    ['sgd']
+    """
+    return {name: _sgd if name == "sgd" else functools.partial(_normalized, name) for name in algorithms}
+
+
+def sweep_grid(
+    algorithms: Iterable[str] = ALGORITHMS,
+    learning_rates: Iterable[SupportsFloat] = VALUES,
+    step_sizes: Iterable[SupportsFloat] = VALUES,
+    seeds: Iterable[SupportsIndex] = range(50),
+    *,
+    chunk_size: int = sweep.CHUNK_SIZE,
+    engine: str = "auto",
+    device: torch.device | str = "cpu",
+    store: str | Path | None = None,
+    workers: Workers = None,
+    quiet: bool = False,
+) -> xarray.Dataset:
+    """Runs a grid of settings of the paper's experiment, by default the paper's own grid.
+
+    Args:
+        algorithms: which of `regression.ALGORITHMS`.
+        learning_rates: values of α.
+        step_sizes: values of β, for the algorithms that have one.
+        seeds: distinct integers.
+        chunk_size: as in `sweep.run`; so are the others.
+        engine: one of the engines, or ``"auto"``.
+        device: where to run.
+        store: a directory, for a sweep that can be killed and resumed.
+        workers: who runs it.
+        quiet: say nothing.
+
+    Returns:
+        What `RECORD` says, and ``diverged_at``, over learner, learning_rate, step_size and seed.
+    """
+    names = list(algorithms)
+    axes: dict[str, Iterable[SupportsFloat]] = {"learning_rate": learning_rates}
+    if any(name != "sgd" for name in names):
+        axes["step_size"] = step_sizes
+    return sweep.run(
+        make_learners(names),
+        lambda seed: regression.streams([seed])[:, 0],
+        functools.partial(init_params, regression.make_network),
+        sweep.lanes(seeds, learner=names, **axes),
+        record=RECORD,
+        chunk_size=chunk_size,
+        engine=engine,
+        device=device,
+        store=store,
+        workers=workers,
+        quiet=quiet,
+    )
+
+
+def judge(dataset: xarray.Dataset, algorithm: str, by: str = "final_error") -> dict[str, Any]:
+    """One algorithm's best setting and the paper's, each with an interval, as plain data.
+
+    Args:
+        dataset: as `sweep_grid` returns it.
+        algorithm: which.
+        by: the error to judge by, one of `RECORD`'s with one number a lane.
+
+    Returns:
+        ``best`` and ``paper``, each with its setting, the interquartile mean of the final error over seeds, its 95 %
+        bootstrap interval and how many seeds diverged; ``improvement``, how probable it is that a seed of the best
+        setting beats one of the paper's, with its interval; ``as_good``, how many settings' intervals reach the best
+        one's estimate. ``paper`` and ``improvement`` are None where the grid lacks the paper's setting.
+    """
+    errors = cells(dataset, algorithm, by)
+    intervals = bootstrap_interval(errors, interquartile_mean)
+    estimate = intervals["estimate"]
+    place = {str(dim): int(i) for dim, i in estimate.fillna(np.inf).argmin(...).items()}
+    best = _described(intervals, errors, place)
+    paper_place = _place_of(errors, SETTINGS[algorithm])
+    found: dict[str, Any] = {"best": best, "paper": None, "improvement": None}
+    if paper_place is not None:
+        found["paper"] = _described(intervals, errors, paper_place)
+        better = probability_of_improvement(
+            errors.isel(place).drop_vars(place), errors.isel(paper_place).drop_vars(place)
+        )
+        found["improvement"] = {name: _plain(better[name]) for name in ("estimate", "low", "high")}
+    found["as_good"] = int((intervals["low"] <= best["estimate"]).sum()) if best["estimate"] is not None else 0
+    found["settings"] = int(estimate.size)
+    found["diverged_lanes"] = int((errors.isnull()).sum())
+    found["lanes"] = int(errors.size)
+    return found
+
+
+def reference_seconds(samples: int = 500) -> float:
+    """What a lane-step takes in the reference style, one module per seed in a Python loop: seconds, measured now.
+
+    Args:
+        samples: how much of seed 0's stream is run.
+    """
+    params = {name: leaf[None].numpy() for name, leaf in init_params(regression.make_network, 0).items()}
+    run = peers.reference(params, regression.streams([0])[:samples].numpy())
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) / samples
+
+
+def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:
+    """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged."""
+    one = dataset.sel(learner=algorithm, drop=True)
+    errors = one[name].where(one[DIVERGED] == NEVER)
+    if algorithm == "sgd" and "step_size" in errors.dims:
+        errors = errors.isel(step_size=0, drop=True)
+    return errors
+
+
+def _sgd(learning_rate: Tensor) -> Any:
+    return _on_numbers("sgd", Setting(learning_rate))
+
+
+def _normalized(algorithm: str, learning_rate: Tensor, step_size: Tensor) -> Any:
+    return _on_numbers(algorithm, Setting(learning_rate, step_size))
+
+
+def _on_numbers(algorithm: str, setting: Setting) -> Any:
+    """A learner whose examples are the numbers themselves, of which the step makes bits, so that streams stay small.
+
+    Its info is the error before the sample is seen, and the one after ART and POP.
+    """
+    learner = regression.learner(algorithm, setting)
+
+    def update(state: LearnerState, number: Integer[Tensor, ""]) -> tuple[LearnerState, tuple[Tensor, Tensor]]:
+        dtype = next(iter(state.params.values())).dtype
+        x, y = regression.bits(number).to(dtype), number.to(dtype)
+        new, info = learner.update(state, (x, y))
+        if algorithm != "art":  # whose statistics either do not bear on the prediction, or leave it where it is
+            return new, (info.error.mean(), info.error.mean())
+        before = unnormalize(state.statistics, regression.apply(state.params, x)) - y
+        return new, (before.abs().mean(), info.error.mean())
+
+    return Learner(learner.init, update)  # type: ignore[arg-type]
+
+
+def _place_of(errors: xarray.DataArray, setting: Setting) -> dict[str, int] | None:
+    """Where a setting lies in a grid, None if nowhere."""
+    place = {}
+    for dim in errors.dims:
+        if dim != "seed":
+            near = np.isclose(errors[dim].values, getattr(setting, str(dim)), rtol=1e-6, atol=0)
+            if not near.any():
+                return None
+            place[str(dim)] = int(near.argmax())
+    return place
+
+
+def _described(intervals: xarray.Dataset, errors: xarray.DataArray, place: dict[str, int]) -> dict[str, Any]:
+    at = intervals.isel(place)
+    setting = {name: float(errors[name][index]) for name, index in place.items()}
+    numbers = {name: _plain(at[name]) for name in ("estimate", "low", "high")}
+    return {**setting, **numbers, "diverged": int(errors.isel(place).isnull().sum())}
+
+
+def _plain(value: xarray.DataArray) -> float | None:
+    return float(value) if np.isfinite(value) else None
