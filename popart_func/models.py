@@ -1,4 +1,4 @@
-"""The seed's three networks, and any module as a pure function of its parameters.
+"""The verification networks, and any module as a pure function of its parameters.
 
 A network is cut before its last linear layer, its *head*: ``h = lower(x)``, ``n = W h + b``. Parameters are flat dicts
 from name to tensor, as `torch.nn.Module.named_parameters` gives them. Modules are blueprints: they are run only through
@@ -79,7 +79,7 @@ class UnifiedModel(LowerLayers):
 
 
 def _init_head(linear: nn.Linear) -> None:
-    # nn.Linear has drawn its usual values by now, so the random stream is where the seed's program leaves it.
+    # nn.Linear has drawn its usual values by now, so the random stream goes on as after any other layer.
     nn.init.ones_(linear.weight)
     nn.init.zeros_(linear.bias)
 

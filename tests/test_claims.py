@@ -1,4 +1,4 @@
-"""What the seed document and the paper claim, on their own networks and their own numbers."""
+"""What the paper and the split network claim, on their own networks and their own numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The claims of the papers, of the seed document and of this library, each a check over thousands of random seeds.
+"""The claims of the papers, of the split network and of this library, each a check over thousands of random seeds.
 
 >>> outcome, = run("pop_preserves_outputs", seeds=range(100))
 >>> outcome.passed, len(outcome.seeds)
@@ -13,7 +13,7 @@ What is allowed comes from the dtype and the operations, and stands with its rea
 is measured relative to the terms that were added up, where one rounding costs half an eps, and their number is counted;
 what many steps of a network make of roundings is measured by disturbing it (`by_hand.measure`).
 
-Checks: `networks` (the seed document), `heads` (Proposition 1), `statistics` (Proposition 2, the running moments),
+Checks: `networks` (split and unified), `heads` (Proposition 1), `statistics` (Proposition 2, the running moments),
 `algorithms` (Algorithms 1 and 2, Proposition 3), `gradients` (and an optimizer's moments), `lanes` (and engines),
 `peers` (JAX, rlax). `report` makes a table and JSON of outcomes, `plot` a figure.
 """

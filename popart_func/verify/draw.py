@@ -79,7 +79,7 @@ ARCHITECTURES = (
     Architecture(inputs=7, hidden=4, layers=2, outputs=2, tasks=1),
     Architecture(inputs=2, hidden=6, layers=3, outputs=4, tasks=4, batch=5, indexed=True),
 )
-"""Seed s has number s modulo their count; the first is the seed's own network."""
+"""Seed s has number s modulo their count; the first is the papers' network."""
 
 
 class Modules(NamedTuple):

@@ -1,4 +1,4 @@
-"""The seed's own claims: a network cut in two is the network, and functional gradients are those of ``backward()``."""
+"""A network cut in two is the network, and functional gradients are those of ``backward()``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _draw(key: Tensor, settings: Settings) -> _Example:
 
 
 def _train_split(example: _Example, settings: Settings, optimizer: GradientTransformation) -> list[dict[str, Tensor]]:
-    """The seed's first way: two halves, an optimizer each, one loss through both."""
+    """Split: two halves, an optimizer each, one loss through both."""
     lower_module, upper_module, _ = draw.modules(settings.architecture)
     lower_apply, upper_apply = models.stateless(lower_module), models.stateless(upper_module)
     lower, upper = models.split(example.params)
@@ -111,7 +111,7 @@ def _weighted_mean(decay: Tensor, values: list[Tensor]) -> Tensor:
 
 
 def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str, Tensor]]:
-    """The seed's second way: one network, one hand-written step; gradients propagated by hand as well."""
+    """Unified: one network, one hand-written step; gradients propagated by hand as well."""
     layers = by_hand.layers_of(example.params)
     x, y = _batch(example.x.double()), _batch(example.y.double())
     rates = {name: rate.double() for name, rate in example.rates.items()}
@@ -183,7 +183,7 @@ def grad_is_backward(keys: Tensor, settings: Settings) -> Discrepancy:
 
 
 def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
-    """The seed's last section: ``backward(grad_tensors=v)`` on the outputs is the vector-Jacobian product with v."""
+    """``backward(grad_tensors=v)`` on the outputs is the vector-Jacobian product with v."""
     example, measured = _lanes(keys, settings)
     module = draw.modules(settings.architecture).unified
     apply = models.stateless(module)
@@ -237,19 +237,19 @@ CHECKS = (
     Check(
         "split_sgd",
         "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
-        "seed",
+        "split network",
         _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule),
     ),
     Check(
         "split_momentum",
         "the same with momentum",
-        "seed",
+        "split network",
         _split_unified(lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule),
     ),
     Check(
         "split_adam",
         "the same with Adam",
-        "seed",
+        "split network",
         _split_unified(
             lambda rates: optim.adam(rates["adam_learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
             _adam_rule,
@@ -258,21 +258,21 @@ CHECKS = (
     Check(
         "grad_is_backward",
         "torch.func.grad = backward(), leaf by leaf",
-        "seed",
+        "split network",
         grad_is_backward,
         over_lanes=True,
     ),
     Check(
         "vjp_is_grad_tensors",
         "torch.func.vjp with v = backward(grad_tensors=v)",
-        "seed",
+        "split network",
         vjp_is_grad_tensors,
         over_lanes=True,
     ),
     Check(
         "jacobian_rows",
         "basis cotangents, pulled back across the cut = rows of the Jacobian",
-        "seed",
+        "split network",
         jacobian_across_the_cut,
     ),
 )
