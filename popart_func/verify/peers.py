@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -132,8 +132,12 @@ def _back(discrepancy: Discrepancy, keys: Tensor) -> Discrepancy:
 
 def _needs(*packages: str, extra: str) -> Callable[[Settings, torch.device], str | None]:
     def why_not(settings: Settings, device: torch.device) -> str | None:
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
-        return f"{' and '.join(missing)} not installed: pip install 'popart-func[{extra}]'" if missing else None
+        for package in packages:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                return f"{package} can't be imported ({error}): pip install 'popart-func[{extra}]'"
+        return None
 
     return why_not
 
