@@ -53,11 +53,21 @@ def _select(out: TensorSpec, x: Any, axis: int, index: int) -> Any:
     return jax.lax.index_in_dim(x, index, axis % x.ndim, keepdims=False)
 
 
-def _as_strided(out: TensorSpec, x: Any, size: Any, strides: Any, offset: int | None = None) -> Any:
-    places = np.full(out.shape, offset or 0)
+def _places(shape: Any, strides: Any, offset: int | None) -> Any:
+    places = np.full(shape, offset or 0)
     for axis, stride in enumerate(strides):
-        places += np.arange(out.shape[axis]).reshape(-1, *(1 for _ in out.shape[axis + 1 :])) * stride
-    return x.reshape(-1)[places]
+        places += np.arange(shape[axis]).reshape(-1, *(1 for _ in shape[axis + 1 :])) * stride
+    return places
+
+
+def _as_strided(out: TensorSpec, x: Any, size: Any, strides: Any, offset: int | None = None) -> Any:
+    return x.reshape(-1)[_places(size, strides, offset)]
+
+
+def _as_strided_scatter(
+    out: TensorSpec, x: Any, source: Any, size: Any, strides: Any, offset: int | None = None
+) -> Any:
+    return x.reshape(-1).at[_places(size, strides, offset)].set(source).reshape(out.shape)
 
 
 def _pieces(outs: Any, x: Any, lengths: Any, axis: int = 0, *_: Any) -> list[Any]:
@@ -151,15 +161,16 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("_to_copy", "clone", "alias", "expand", "scalar_tensor"), _copy),
     "copy": lambda out, _, source, *__: _copy(out, source),
     **dict.fromkeys(("full", "full_like"), _full),
-    **dict.fromkeys(("empty", "empty_permuted"), _empty),
+    **dict.fromkeys(("empty", "empty_permuted", "new_empty_strided"), _empty),
     "arange": _arange,
     "permute": lambda out, x, axes: jnp.transpose(x, [axis % x.ndim for axis in axes]),
     "repeat": lambda out, x, repeats: jnp.tile(x, repeats),
     "slice": _slice,
     "select": _select,
-    "flip": lambda out, x, axes: jnp.flip(x, tuple(axes)),
+    "flip": lambda out, x, axes: jnp.flip(x, tuple(axes)) if x.ndim else x,
     "diagonal": lambda out, x, shift=0, first=0, second=1: jnp.diagonal(x, shift, first, second),
     "as_strided": _as_strided,
+    "as_strided_scatter": _as_strided_scatter,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
