@@ -16,7 +16,6 @@ tensor([1, 1, 7], dtype=torch.int32)
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from popart_func._typing import Float, Integer, Num, Scalar, Shaped
+from popart_func._xla import erfinv, float32, log, multiply_add
 
 __all__ = [
     "bernoulli",
@@ -42,16 +42,6 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _LEAST = -(2**31)
 _BELOW_ONE = 1 - 2**-24
 _TINY = 2.0**-126
-
-# The inverse error function as XLA has it: Giles, "Approximating the erfinv function" (2012).
-_CENTRE = (
-    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
-    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
-)
-_TAIL = (
-    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
-    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
-)
 
 
 def key(seed: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
@@ -141,10 +131,10 @@ def uniform(
     if isinstance(minval, int | float) and isinstance(maxval, int | float):
         if (minval, maxval) == (0, 1):
             return units
-        low = _float32(minval)
-        return (units * _float32(_float32(maxval) - low) + low).clamp(min=low)
+        low = float32(minval)
+        return multiply_add(units, float32(float32(maxval) - low), low).clamp(min=low)
     low_end, high_end = (torch.as_tensor(end, dtype=torch.float32, device=key.device) for end in (minval, maxval))
-    return torch.maximum(units * (high_end - low_end) + low_end, low_end)
+    return torch.maximum(multiply_add(units, high_end - low_end, low_end), low_end)
 
 
 def normal(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
@@ -154,7 +144,7 @@ def normal(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Float[Tensor
     tensor([1.6226, 2.0253])
     """
     _check_key("normal", key)
-    return _erfinv(uniform(key, shape, -_BELOW_ONE, 1.0)) * math.sqrt(2)
+    return erfinv(uniform(key, shape, -_BELOW_ONE, 1.0)) * math.sqrt(2)
 
 
 def randint(
@@ -201,7 +191,7 @@ def bernoulli(
     """
     _check_key("bernoulli", key)
     if not isinstance(p, Tensor):
-        return uniform(key, shape or ()) < _float32(p)
+        return uniform(key, shape or ()) < float32(p)
     return uniform(key, p.shape if shape is None else shape) < p.to(torch.float32)
 
 
@@ -230,7 +220,7 @@ def categorical(
         raise ValueError(f"categorical: `shape` must end in {tuple(batch)}, got {tuple(shape)}.")
     place = len(shape) + 1 + axis
     drawn = uniform(key, [*shape[:place], logits.shape[axis], *shape[place:]], _TINY, 1.0)
-    return torch.argmax(logits - torch.log(-torch.log(drawn)), dim=axis)
+    return torch.argmax(logits - log(-log(drawn)), dim=axis)
 
 
 def permutation(key: Integer[Tensor, "2"], x: int | Num[Tensor, "..."], axis: int = 0) -> Num[Tensor, "..."]:
@@ -295,21 +285,6 @@ def _modulo(words: Tensor, span: Tensor) -> Tensor:
 def _below(first: Tensor, second: Tensor) -> Tensor:
     """Comparison as unsigned numbers."""
     return (first ^ _LEAST) < (second ^ _LEAST)
-
-
-def _erfinv(x: Tensor) -> Tensor:
-    log = -torch.log1p(-x * x)
-    is_central = log < 5
-    w = torch.where(is_central, log - 2.5, log.sqrt() - 3)
-    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
-    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
-        total = torch.where(is_central, centre, tail) + total * w
-    return total * x
-
-
-def _float32(number: int | float) -> float:
-    """Rounded, without a tensor whose value a trace could not read."""
-    return ctypes.c_float(number).value
 
 
 def _signed(word: int) -> int:

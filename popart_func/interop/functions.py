@@ -13,7 +13,9 @@ import optree
 import torch
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from popart_func import _xla
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, describe, op_name, trace
 from popart_func.interop.lowerings import LOWERINGS
@@ -96,6 +98,7 @@ def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., A
             torch.inference_mode(False),
             torch.enable_grad(),
             StopGradientMarks(),
+            _ByXla(),
             sdpa_kernel(SDPBackend.MATH),
             _without_fused_layers(),
         ):
@@ -111,6 +114,20 @@ def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., A
         return [leaf for _, leaf in paths_and_leaves]
 
     return flat, out_structures
+
+
+class _ByXla(TorchFunctionMode):
+    """XLA's own arithmetic in the place of what imitates it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _BY_XLA.get(func, func)(*args, **(kwargs or {}))
+
+
+_BY_XLA: dict[Any, Callable[..., Any]] = {
+    _xla.multiply_add: lambda a, b, c: a * b + c,
+    _xla.log: torch.log,
+    _xla.erfinv: torch.erfinv,
+}
 
 
 @contextlib.contextmanager

@@ -19,8 +19,18 @@ from popart_func.interop.trees import jax_dtype
 __all__ = ["MOVEMENT"]
 
 
-def _view(out: TensorSpec, x: Any, *_: Any) -> Any:
-    return jnp.reshape(x, out.shape)
+def _view(out: TensorSpec, x: Any, *shape: Any) -> Any:
+    return jnp.reshape(x, out.shape) if shape else _seen_as(out, x)  # x.view(dtype) has no shape
+
+
+def _seen_as(out: TensorSpec, x: Any) -> Any:
+    """The same bits in another dtype, which may be narrower or wider."""
+    dtype = jax_dtype(out.dtype)
+    if dtype.itemsize != out.dtype.itemsize or bool in (x.dtype, dtype):
+        raise NotImplementedError(f"bits seen as {out.dtype}")
+    if dtype.itemsize > x.dtype.itemsize:
+        x = x.reshape(*out.shape, -1)
+    return jax.lax.bitcast_convert_type(x, dtype).reshape(out.shape)
 
 
 def _copy(out: TensorSpec, x: Any, *_: Any) -> Any:
@@ -157,7 +167,8 @@ def _scatter(
 
 
 MOVEMENT: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("view", "unsqueeze", "squeeze"), _view),
+    "view": _view,
+    **dict.fromkeys(("unsqueeze", "squeeze"), lambda out, x, *_: jnp.reshape(x, out.shape)),
     **dict.fromkeys(("_to_copy", "clone", "alias", "expand", "scalar_tensor"), _copy),
     "copy": lambda out, _, source, *__: _copy(out, source),
     **dict.fromkeys(("full", "full_like"), _full),
