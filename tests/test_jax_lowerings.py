@@ -124,8 +124,22 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cummax_indices": lambda x, w, i: torch.cummax(x, 2).indices,
     "special": lambda x, w, i: torch.erfinv(x.tanh() / 2) + torch.lgamma(x.abs() + 0.1) + torch.digamma(x.abs() + 1),
     "upsample": lambda x, w, i: F.interpolate(x, scale_factor=2),
+    "shrink": lambda x, w, i: F.softshrink(x, 0.3) + F.hardshrink(x, 0.8),
+    "written": lambda x, w, i: written(x, w),
+    "complex": lambda x, w, i: torch.view_as_real(
+        (torch.view_as_complex(x.reshape(2, 4, 9, 4, 2)) * 1j).conj().resolve_conj()
+    ),
+    "bits": lambda x, w, i: x.view(torch.int32)[..., 0],
     "reflect": lambda x, w, i: F.pad(x, (1, 2, 1, 0), mode="reflect"),
 }
+
+
+def written(x: Tensor, w: Tensor) -> Tensor:
+    """A copy, written to in place."""
+    x = x.clone()
+    x[0, 1:, 2] = w[0, 0, 0, 0]
+    x[:, 0].mul_(3)
+    return x
 
 
 def layer_arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,6 +230,32 @@ def test_every_lowering_is_tested_here() -> None:
         with sdpa_kernel(SDPBackend.MATH):
             used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert set(LOWERINGS) <= used, sorted(set(LOWERINGS) - used)
+
+
+def test_numbers_as_tensors_without_axes() -> None:
+    def function(x: Tensor, n: Tensor) -> dict[str, Tensor]:
+        return {
+            "softmax": x.softmax(0),
+            "log_softmax": x.log_softmax(-1),
+            "flip": x.flip(0),
+            "cummax": torch.cummax(x, 0).values,
+            "sort": n.sort().values,
+            "digamma": torch.digamma(torch.stack([x * 0, -(x * 0), x])),
+            "sign": (n > 2).sign(),
+        }
+
+    compare(function, torch.tensor(1.5), torch.tensor(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("float32", "int32"), ("float32", "int16"), ("uint8", "bfloat16")])
+def test_bits_seen_as_another_dtype(dtype: str, other: str) -> None:
+    x = (torch.arange(8) * 3 - 5).to(getattr(torch, dtype))
+    compare(lambda x: {"bits": x.view(getattr(torch, other))}, x, rtol=0)
+
+
+def test_unsigned_shifts_fill_with_zeros() -> None:
+    x = torch.tensor([0, 1, 127, 128, 255], dtype=torch.uint8)
+    compare(lambda x: {"right": x >> 1, "left": x << 1}, x, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8", "int16", "bool"])
