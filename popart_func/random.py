@@ -2,10 +2,11 @@
 
 A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threefry key (`jax.random.key_data`, which
 calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
-bit, but for what XLA rounds otherwise, ``a * b + c`` in one step: `uniform` between other bounds than 0 and 1 to the
-last bit of the larger, `normal` to 3 units in the last place, and `categorical` but for ties that the last bit of a
-logarithm decides. Everything is a pure function of its key, so it works under `torch.vmap` (lane *i* is what seed *i*
-gives alone), in a traced step and on every engine; `permutation` sorts, which the native engine can't.
+bit. Where floats are rounded on the way (`uniform` between other bounds than 0 and 1, `normal`, `categorical`) they are
+what XLA computes on CPUs; on other devices it may differ in the last bits from itself. Inside
+`interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key, so
+it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on every
+engine; `permutation` sorts, which the native engine can't.
 
 A key is used once: `split` it, or `fold_in` a counter.
 
@@ -138,7 +139,7 @@ def uniform(
 
 
 def normal(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
-    """Standard normal numbers, float32: `jax.random.normal`, ``√2 erf⁻¹(u)``, to 3 units in the last place.
+    """Standard normal numbers, float32: `jax.random.normal`, ``√2 erf⁻¹(u)``.
 
     >>> normal(key(0), (2,))
     tensor([1.6226, 2.0253])
