@@ -4,9 +4,9 @@ A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threef
 calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
 bit. Where floats are rounded on the way (`uniform` between other bounds than 0 and 1, `normal`, `categorical`) they are
 what XLA computes on CPUs; on other devices it may differ in the last bits from itself. Inside
-`interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key, so
-it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on every
-engine; `permutation` sorts, which the native engine can't.
+`interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key:
+it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on
+every engine; `permutation` sorts, which the native engine can't.
 
 A key is used once: `split` it, or `fold_in` a counter.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,14 +168,10 @@ def randint(
     """
     _check_key("randint", key)
     shape = _checked_shape("randint", shape)
-    low, high = (_bound(name, end, key) for name, end in (("minval", minval), ("maxval", maxval)))
-    span = torch.where(high <= low, 1, high - low).expand(shape)
     first, second = split(key)
-    # The upper 32 of 64 bits count 2**32 modulo the span.
-    power = _modulo(torch.full_like(span, 1 << 16), span)
-    power = _modulo(power * power, span)
+    low, span, power = _range(minval, maxval, shape, key)
     offset = _modulo(bits(first, shape), span) * power + _modulo(bits(second, shape), span)
-    return low + _modulo(offset, span)
+    return _modulo(offset, span) + low
 
 
 def bernoulli(
@@ -274,16 +271,41 @@ def _shift_right(words: Tensor, by: int) -> Tensor:
     return (words >> by) & ((1 << (32 - by)) - 1)
 
 
-def _modulo(words: Tensor, span: Tensor) -> Tensor:
+def _range(minval: Any, maxval: Any, shape: Sequence[int], key: Tensor) -> tuple[Any, Any, Any]:
+    """The least number, how many there are, and 2³² modulo that: what the upper 32 of 64 bits count.
+
+    Numbers where the bounds are, by which engines divide fast.
+    """
+    low, high = (_bound(name, end) for name, end in (("minval", minval), ("maxval", maxval)))
+    if isinstance(low, int) and isinstance(high, int):
+        span = max(high - low, 1)
+        return low, span, ((1 << 16) % span) ** 2 % 2**32 % span  # JAX squares in 32 bits, in which 2³² is 0
+    low, high = (torch.as_tensor(end, dtype=torch.int32, device=key.device).expand(shape) for end in (low, high))
+    span = torch.where(high <= low, 1, high - low)
+    power = _modulo(torch.full_like(span, 1 << 16), span)
+    return low, span, _modulo(power * power, span)
+
+
+def _modulo(words: Tensor, span: int | Tensor) -> Tensor:
     """The remainder of unsigned division, in signed arithmetic (Hacker's Delight, 9-3)."""
-    small = torch.where(span > 0, span, 1)
-    half = torch.div(_shift_right(words, 1), small, rounding_mode="floor") << 1
-    rest = words - half * small
-    rest = torch.where(_below(rest, small), rest, rest - small)
-    return torch.where(span > 0, rest, torch.where(_below(words, span), words, words - span))
+    if isinstance(span, int):
+        return _modulo_large(words, _signed(span)) if span >= 2**31 else _modulo_small(words, span)
+    small = _modulo_small(words, torch.where(span > 0, span, 1))
+    return torch.where(span > 0, small, _modulo_large(words, span))
 
 
-def _below(first: Tensor, second: Tensor) -> Tensor:
+def _modulo_small(words: Tensor, span: Any) -> Tensor:
+    half = torch.div(_shift_right(words, 1), span, rounding_mode="trunc") << 1
+    rest = words - half * span
+    return torch.where(_below(rest, span), rest, rest - span)
+
+
+def _modulo_large(words: Tensor, span: Any) -> Tensor:
+    """By 2³¹ and more, which goes into no word twice."""
+    return torch.where(_below(words, span), words, words - span)
+
+
+def _below(first: Tensor, second: Any) -> Tensor:
     """Comparison as unsigned numbers."""
     return (first ^ _LEAST) < (second ^ _LEAST)
 
@@ -292,13 +314,12 @@ def _signed(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
 
-def _bound(name: str, end: int | Tensor, key: Tensor) -> Tensor:
+def _bound(name: str, end: Any) -> Any:
     if isinstance(end, Tensor):
         _check_integers("randint", name, end)
-        return end.to(torch.int32)
-    if not -(2**31) <= end < 2**31:
+    elif not -(2**31) <= end < 2**31:
         raise ValueError(f"randint: `{name}` must lie within int32, got {end}.")
-    return torch.full((), end, dtype=torch.int32, device=key.device)
+    return end
 
 
 def _check_key(caller: str, key: Tensor) -> None:
