@@ -281,9 +281,9 @@ def _range(minval: Any, maxval: Any, shape: Sequence[int], key: Tensor) -> tuple
         span = max(high - low, 1)
         return low, span, ((1 << 16) % span) ** 2 % 2**32 % span  # JAX squares in 32 bits, in which 2³² is 0
     low, high = (torch.as_tensor(end, dtype=torch.int32, device=key.device).expand(shape) for end in (low, high))
-    span = torch.where(high <= low, 1, high - low)
-    power = _modulo(torch.full_like(span, 1 << 16), span)
-    return low, span, _modulo(power * power, span)
+    spans = torch.where(high <= low, 1, high - low)
+    power = _modulo(torch.full_like(spans, 1 << 16), spans)
+    return low, spans, _modulo(power * power, spans)
 
 
 def _modulo(words: Tensor, span: int | Tensor) -> Tensor:

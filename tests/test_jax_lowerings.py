@@ -130,8 +130,32 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         (torch.view_as_complex(x.reshape(2, 4, 9, 4, 2)) * 1j).conj().resolve_conj()
     ),
     "bits": lambda x, w, i: x.view(torch.int32)[..., 0],
+    "inverse": lambda x, w, i: torch.linalg.inv(square(x)) @ x[0, :, :4, :2],
+    "solve": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, 4:8]),
+    "solve_vectors": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, 0, :4]),
+    "solve_right": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, :4, :4], left=False),
+    "determinants": lambda x, w, i: torch.linalg.det(square(x)) + torch.linalg.slogdet(square(x)).logabsdet,
+    "cholesky": lambda x, w, i: torch.linalg.cholesky(symmetric(x)) + torch.linalg.cholesky(symmetric(x), upper=True),
+    "triangular": lambda x, w, i: torch.linalg.solve_triangular(square(x).tril(), x[0, :, 4:8], upper=False),
+    "triangular_right": lambda x, w, i: torch.linalg.solve_triangular(
+        square(x).triu(), x[0, :, :4, :4], upper=True, left=False, unitriangular=True
+    ),
+    "eigenvalues": lambda x, w, i: torch.linalg.eigvalsh(symmetric(x)),
+    "eigenvectors": lambda x, w, i: torch.linalg.eigh(symmetric(x)).eigenvectors.square(),
+    "singular_values": lambda x, w, i: torch.linalg.svdvals(square(x)),
+    "singular_vectors": lambda x, w, i: torch.linalg.svd(x[0, :, :4], full_matrices=False).U.square(),
+    "qr": lambda x, w, i: torch.linalg.qr(square(x)).R.square(),
     "reflect": lambda x, w, i: F.pad(x, (1, 2, 1, 0), mode="reflect"),
 }
+
+
+def square(x: Tensor) -> Tensor:
+    """Matrices [4, 4, 4] far from singular."""
+    return x[0, :, :4, :4] / 4 + torch.diag(torch.linspace(1, 2, 4, dtype=x.dtype))
+
+
+def symmetric(x: Tensor) -> Tensor:
+    return square(x) @ square(x).mT
 
 
 def written(x: Tensor, w: Tensor) -> Tensor:

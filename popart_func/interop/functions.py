@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(torch_fn):
         raise TypeError(f"to_jax_function: `torch_fn` must be a function, got {type(torch_fn).__name__}.")
     flat_functions: dict[Any, tuple[Callable[..., Any], list[Any]]] = {}
+    lock = threading.RLock()  # what was traced last belongs to who asked
 
     @functools.wraps(torch_fn)
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
@@ -75,12 +77,13 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError("to_jax_function: shapes must be numbers, got a symbolic one: export it shape by shape.")
         specs = [TensorSpec(tuple(leaf.shape), torch_dtype(leaf.dtype), cpu) for leaf in leaves]
         flat_structure = optree.tree_structure(tuple(leaves))  # type: ignore[arg-type]
-        try:
-            graph = trace(flat, flat_structure, specs)
-        except TraceError as error:
-            raise TraceError(f"to_jax_function{str(error).removeprefix('step')}") from error
-        if "jax" not in graph.compiled:  # it has just been traced
-            graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
+        with lock:
+            try:
+                graph = trace(flat, flat_structure, specs)
+            except TraceError as error:
+                raise TraceError(f"to_jax_function{str(error).removeprefix('step')}") from error
+            if "jax" not in graph.compiled:  # it has just been traced
+                graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
         out_structure, constants = graph.compiled["jax"]
         return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, [*leaves, *map(_constant, constants)]))
 
@@ -179,10 +182,9 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         raise TypeError("to_jax_function: the function changes an argument in place; it must be pure: clone it first.")
     if name == STOP_GRADIENT:
         return jax.lax.stop_gradient(*get(node.args))
-    many = isinstance(node.meta["val"], list | tuple)
-    outs = [
-        None if part is None else TensorSpec.of(part) for part in (node.meta["val"] if many else [node.meta["val"]])
-    ]
+    value = node.meta.get("val", ())  # of a check nothing
+    many = isinstance(value, list | tuple)
+    outs = [None if part is None else TensorSpec.of(part) for part in (value if many else [value])]
     if name not in LOWERINGS:
         raise _unsupported(node, "there is no lowering of")
     for out in outs:

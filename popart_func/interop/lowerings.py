@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from popart_func.engines.trace import TensorSpec
+from popart_func.interop.lowerings_linalg import LINALG
 from popart_func.interop.lowerings_movement import MOVEMENT
 from popart_func.interop.lowerings_networks import NETWORKS
 from popart_func.interop.trees import jax_dtype, torch_dtype
@@ -294,6 +295,7 @@ LOWERINGS: dict[str, Op] = {
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
     **MOVEMENT,
     **NETWORKS,
+    **LINALG,
     "add": _add,
     "sub": _sub,
     "div": _div,
