@@ -98,6 +98,7 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "avg_pool_inside": lambda x, w, i: F.avg_pool2d(x[0], (3, 2), padding=1, count_include_pad=False),
     "avg_pool_divisor": lambda x, w, i: F.avg_pool2d(x, 2, divisor_override=3),
     "adaptive": lambda x, w, i: F.adaptive_avg_pool2d(x, 1),
+    "adaptive_parts": lambda x, w, i: F.adaptive_avg_pool2d(x, (4, 3)),
     "batch_norm": lambda x, w, i: F.batch_norm(
         x, MEAN.to(x.dtype), 1 / MEAN.to(x.dtype), x[0, 0, 0, :4], x[0, :, 0, 1]
     ),
@@ -232,6 +233,15 @@ def test_derivatives(name: str) -> None:
         got = to_torch(jax.jit(jax.grad(to_jax_function(loss), argument))(*to_jax((x, y))))
         # PyTorch's derivative of hardsigmoid has 1/6 in float32.
         torch.testing.assert_close(got, expected, rtol=1e-7 if name == "hardsigmoid_" else 1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum", "fmax", "fmin"])
+def test_derivatives_of_equal_numbers(name: str) -> None:
+    function = lambda x, y: (getattr(torch, name)(x, y) * torch.tensor([1.0, 2.0])).sum()  # noqa: E731
+    x = torch.tensor([3.0, -1.0])
+    got = jax.grad(to_jax_function(function), (0, 1))(to_jax(x), to_jax(x))
+    for a, b in zip(to_torch(got), grad(function, (0, 1))(x, x.clone()), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_every_lowering_is_tested_here() -> None:

@@ -50,11 +50,13 @@ def _sign(x: Any) -> Any:
 
 # Operands are cast to the result's dtype.
 ARITHMETIC: dict[str, Op] = {
-    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "fmax", "fmin", "hypot", "fmod")},
+    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "hypot", "fmod")},
     **{name: getattr(jnp, name) for name in ("remainder", "bitwise_and", "bitwise_or", "bitwise_xor", "sqrt")},
     **{name: getattr(jnp, name) for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos")},
     **{name: getattr(jnp, name) for name in ("tan", "sinh", "cosh", "tanh", "floor", "ceil", "trunc")},
     "mul": jnp.multiply,
+    "fmax": lambda x, y: jnp.where((x >= y) | (y != y), x, y),  # where they are equal, the derivative is that of x
+    "fmin": lambda x, y: jnp.where((x <= y) | (y != y), x, y),
     "abs": lambda x: _absolute(x),
     "copysign": lambda x, y: _absolute(x) * jnp.copysign(jnp.ones_like(y), y),
     "atan2": jnp.arctan2,
