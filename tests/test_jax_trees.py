@@ -104,7 +104,8 @@ def test_structures() -> None:
     assert optree.tree_leaves(Weights(1, 2)) == jax.tree.leaves(Weights(1, 2)) == [1, 2]
     assert torch.equal(vmap(lambda weights: weights.w * 2)(Weights(torch.ones(2), torch.ones(2))), torch.ones(2) * 2)
     assert [leaf.dtype.name for leaf in to_jax((torch.ones(2) > 0).min(0), strict_dtype=False)] == ["bool", "int32"]
-    assert to_jax({"size": torch.Size([2])}) == {"size": torch.Size([2])}
+    for leaf in (torch.Size([2]), Unregistered("a setting")):
+        assert to_jax({"leaf": leaf}) == {"leaf": leaf}
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,11 @@ def test_keys() -> None:
         (lambda: to_jax(torch.ones(2, dtype=torch.complex32)), "JAX has no dtype for torch.complex32"),
         (lambda: to_jax(torch.ones(2, device="meta")), "to_jax: a tensor must be dense, got one on meta"),
         (lambda: to_jax(torch.nested.nested_tensor([torch.ones(1)])), "must be dense, got a nested one"),
-        (lambda: to_jax([Unregistered(1)]), "to_jax: the dataclass Unregistered is not registered: use `register"),
-        (lambda: to_torch([Unregistered(1)]), "to_torch: the dataclass Unregistered is not registered"),
+        (
+            lambda: to_jax([Unregistered(torch.ones(1))]),
+            "to_jax: the dataclass Unregistered is not registered: u",
+        ),
+        (lambda: to_torch([Unregistered(jnp.ones(1))]), "to_torch: the dataclass Unregistered is not registered"),
         (lambda: to_torch(jax.random.key(0, impl="rbg")), "the keys of JAX's threefry2x32 only, got a key of rbg"),
         (lambda: to_torch(jnp.ones(2, "float4_e2m1fn")), "PyTorch has no dtype for JAX's float4_e2m1fn"),
         (lambda: to_torch(jnp.ones(2, "int4")), "PyTorch has no dtype for JAX's int4"),

@@ -251,7 +251,8 @@ def _leaf_to_torch(leaf: Any, copy: bool) -> Any:
 
 
 def _other(caller: str, leaf: Any) -> Any:
-    """A leaf that is no array, itself."""
-    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+    """A leaf that is no array, itself; but not if it holds arrays, which would be left behind."""
+    fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) else ()
+    if any(isinstance(getattr(leaf, field.name, None), Tensor | jax.Array) for field in fields):
         raise TypeError(f"{caller}: the dataclass {type(leaf).__name__} is not registered: use `register_dataclass`.")
     return leaf
