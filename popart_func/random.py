@@ -2,10 +2,11 @@
 
 A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threefry key (`jax.random.key_data`, which
 calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
-bit, but for what XLA rounds otherwise, ``a * b + c`` in one step: `uniform` between other bounds than 0 and 1 to the
-last bit of the larger, `normal` to 3 units in the last place, and `categorical` but for ties that the last bit of a
-logarithm decides. Everything is a pure function of its key, so it works under `torch.vmap` (lane *i* is what seed *i*
-gives alone), in a traced step and on every engine; `permutation` sorts, which the native engine can't.
+bit. Where floats are rounded on the way (`uniform` between other bounds than 0 and 1, `normal`, `categorical`) they are
+what XLA computes on CPUs; on other devices it may differ in the last bits from itself. Inside
+`interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key:
+it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on
+every engine; `permutation` sorts, which the native engine can't.
 
 A key is used once: `split` it, or `fold_in` a counter.
 
@@ -16,14 +17,15 @@ tensor([1, 1, 7], dtype=torch.int32)
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from popart_func._typing import Float, Integer, Num, Scalar, Shaped
+from popart_func._xla import erfinv, float32, log, multiply_add
 
 __all__ = [
     "bernoulli",
@@ -42,16 +44,6 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _LEAST = -(2**31)
 _BELOW_ONE = 1 - 2**-24
 _TINY = 2.0**-126
-
-# The inverse error function as XLA has it: Giles, "Approximating the erfinv function" (2012).
-_CENTRE = (
-    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
-    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
-)
-_TAIL = (
-    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
-    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
-)
 
 
 def key(seed: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
@@ -141,20 +133,20 @@ def uniform(
     if isinstance(minval, int | float) and isinstance(maxval, int | float):
         if (minval, maxval) == (0, 1):
             return units
-        low = _float32(minval)
-        return (units * _float32(_float32(maxval) - low) + low).clamp(min=low)
+        low = float32(minval)
+        return multiply_add(units, float32(float32(maxval) - low), low).clamp(min=low)
     low_end, high_end = (torch.as_tensor(end, dtype=torch.float32, device=key.device) for end in (minval, maxval))
-    return torch.maximum(units * (high_end - low_end) + low_end, low_end)
+    return torch.maximum(multiply_add(units, high_end - low_end, low_end), low_end)
 
 
 def normal(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Float[Tensor, "..."]:
-    """Standard normal numbers, float32: `jax.random.normal`, ``√2 erf⁻¹(u)``, to 3 units in the last place.
+    """Standard normal numbers, float32: `jax.random.normal`, ``√2 erf⁻¹(u)``.
 
     >>> normal(key(0), (2,))
     tensor([1.6226, 2.0253])
     """
     _check_key("normal", key)
-    return _erfinv(uniform(key, shape, -_BELOW_ONE, 1.0)) * math.sqrt(2)
+    return erfinv(uniform(key, shape, -_BELOW_ONE, 1.0)) * math.sqrt(2)
 
 
 def randint(
@@ -176,14 +168,10 @@ def randint(
     """
     _check_key("randint", key)
     shape = _checked_shape("randint", shape)
-    low, high = (_bound(name, end, key) for name, end in (("minval", minval), ("maxval", maxval)))
-    span = torch.where(high <= low, 1, high - low).expand(shape)
     first, second = split(key)
-    # The upper 32 of 64 bits count 2**32 modulo the span.
-    power = _modulo(torch.full_like(span, 1 << 16), span)
-    power = _modulo(power * power, span)
+    low, span, power = _range(minval, maxval, shape, key)
     offset = _modulo(bits(first, shape), span) * power + _modulo(bits(second, shape), span)
-    return low + _modulo(offset, span)
+    return _modulo(offset, span) + low
 
 
 def bernoulli(
@@ -201,7 +189,7 @@ def bernoulli(
     """
     _check_key("bernoulli", key)
     if not isinstance(p, Tensor):
-        return uniform(key, shape or ()) < _float32(p)
+        return uniform(key, shape or ()) < float32(p)
     return uniform(key, p.shape if shape is None else shape) < p.to(torch.float32)
 
 
@@ -230,7 +218,7 @@ def categorical(
         raise ValueError(f"categorical: `shape` must end in {tuple(batch)}, got {tuple(shape)}.")
     place = len(shape) + 1 + axis
     drawn = uniform(key, [*shape[:place], logits.shape[axis], *shape[place:]], _TINY, 1.0)
-    return torch.argmax(logits - torch.log(-torch.log(drawn)), dim=axis)
+    return torch.argmax(logits - log(-log(drawn)), dim=axis)
 
 
 def permutation(key: Integer[Tensor, "2"], x: int | Num[Tensor, "..."], axis: int = 0) -> Num[Tensor, "..."]:
@@ -283,46 +271,55 @@ def _shift_right(words: Tensor, by: int) -> Tensor:
     return (words >> by) & ((1 << (32 - by)) - 1)
 
 
-def _modulo(words: Tensor, span: Tensor) -> Tensor:
+def _range(minval: Any, maxval: Any, shape: Sequence[int], key: Tensor) -> tuple[Any, Any, Any]:
+    """The least number, how many there are, and 2³² modulo that: what the upper 32 of 64 bits count.
+
+    Numbers where the bounds are, by which engines divide fast.
+    """
+    low, high = (_bound(name, end) for name, end in (("minval", minval), ("maxval", maxval)))
+    if isinstance(low, int) and isinstance(high, int):
+        span = max(high - low, 1)
+        return low, span, ((1 << 16) % span) ** 2 % 2**32 % span  # JAX squares in 32 bits, in which 2³² is 0
+    low, high = (torch.as_tensor(end, dtype=torch.int32, device=key.device).expand(shape) for end in (low, high))
+    spans = torch.where(high <= low, 1, high - low)
+    power = _modulo(torch.full_like(spans, 1 << 16), spans)
+    return low, spans, _modulo(power * power, spans)
+
+
+def _modulo(words: Tensor, span: int | Tensor) -> Tensor:
     """The remainder of unsigned division, in signed arithmetic (Hacker's Delight, 9-3)."""
-    small = torch.where(span > 0, span, 1)
-    half = torch.div(_shift_right(words, 1), small, rounding_mode="floor") << 1
-    rest = words - half * small
-    rest = torch.where(_below(rest, small), rest, rest - small)
-    return torch.where(span > 0, rest, torch.where(_below(words, span), words, words - span))
+    if isinstance(span, int):
+        return _modulo_large(words, _signed(span)) if span >= 2**31 else _modulo_small(words, span)
+    small = _modulo_small(words, torch.where(span > 0, span, 1))
+    return torch.where(span > 0, small, _modulo_large(words, span))
 
 
-def _below(first: Tensor, second: Tensor) -> Tensor:
+def _modulo_small(words: Tensor, span: Any) -> Tensor:
+    half = torch.div(_shift_right(words, 1), span, rounding_mode="trunc") << 1
+    rest = words - half * span
+    return torch.where(_below(rest, span), rest, rest - span)
+
+
+def _modulo_large(words: Tensor, span: Any) -> Tensor:
+    """By 2³¹ and more, which goes into no word twice."""
+    return torch.where(_below(words, span), words, words - span)
+
+
+def _below(first: Tensor, second: Any) -> Tensor:
     """Comparison as unsigned numbers."""
     return (first ^ _LEAST) < (second ^ _LEAST)
-
-
-def _erfinv(x: Tensor) -> Tensor:
-    log = -torch.log1p(-x * x)
-    is_central = log < 5
-    w = torch.where(is_central, log - 2.5, log.sqrt() - 3)
-    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
-    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
-        total = torch.where(is_central, centre, tail) + total * w
-    return total * x
-
-
-def _float32(number: int | float) -> float:
-    """Rounded, without a tensor whose value a trace could not read."""
-    return ctypes.c_float(number).value
 
 
 def _signed(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
 
-def _bound(name: str, end: int | Tensor, key: Tensor) -> Tensor:
+def _bound(name: str, end: Any) -> Any:
     if isinstance(end, Tensor):
         _check_integers("randint", name, end)
-        return end.to(torch.int32)
-    if not -(2**31) <= end < 2**31:
+    elif not -(2**31) <= end < 2**31:
         raise ValueError(f"randint: `{name}` must lie within int32, got {end}.")
-    return torch.full((), end, dtype=torch.int32, device=key.device)
+    return end
 
 
 def _check_key(caller: str, key: Tensor) -> None:

@@ -98,6 +98,7 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "avg_pool_inside": lambda x, w, i: F.avg_pool2d(x[0], (3, 2), padding=1, count_include_pad=False),
     "avg_pool_divisor": lambda x, w, i: F.avg_pool2d(x, 2, divisor_override=3),
     "adaptive": lambda x, w, i: F.adaptive_avg_pool2d(x, 1),
+    "adaptive_parts": lambda x, w, i: F.adaptive_avg_pool2d(x, (4, 3)),
     "batch_norm": lambda x, w, i: F.batch_norm(
         x, MEAN.to(x.dtype), 1 / MEAN.to(x.dtype), x[0, 0, 0, :4], x[0, :, 0, 1]
     ),
@@ -124,8 +125,46 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cummax_indices": lambda x, w, i: torch.cummax(x, 2).indices,
     "special": lambda x, w, i: torch.erfinv(x.tanh() / 2) + torch.lgamma(x.abs() + 0.1) + torch.digamma(x.abs() + 1),
     "upsample": lambda x, w, i: F.interpolate(x, scale_factor=2),
+    "shrink": lambda x, w, i: F.softshrink(x, 0.3) + F.hardshrink(x, 0.8),
+    "written": lambda x, w, i: written(x, w),
+    "complex": lambda x, w, i: torch.view_as_real(
+        (torch.view_as_complex(x.reshape(2, 4, 9, 4, 2)) * 1j).conj().resolve_conj()
+    ),
+    "bits": lambda x, w, i: x.view(torch.int32)[..., 0],
+    "inverse": lambda x, w, i: torch.linalg.inv(square(x)) @ x[0, :, :4, :2],
+    "solve": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, 4:8]),
+    "solve_vectors": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, 0, :4]),
+    "solve_right": lambda x, w, i: torch.linalg.solve(square(x), x[0, :, :4, :4], left=False),
+    "determinants": lambda x, w, i: torch.linalg.det(square(x)) + torch.linalg.slogdet(square(x)).logabsdet,
+    "cholesky": lambda x, w, i: torch.linalg.cholesky(symmetric(x)) + torch.linalg.cholesky(symmetric(x), upper=True),
+    "triangular": lambda x, w, i: torch.linalg.solve_triangular(square(x).tril(), x[0, :, 4:8], upper=False),
+    "triangular_right": lambda x, w, i: torch.linalg.solve_triangular(
+        square(x).triu(), x[0, :, :4, :4], upper=True, left=False, unitriangular=True
+    ),
+    "eigenvalues": lambda x, w, i: torch.linalg.eigvalsh(symmetric(x)),
+    "eigenvectors": lambda x, w, i: torch.linalg.eigh(symmetric(x)).eigenvectors.square(),
+    "singular_values": lambda x, w, i: torch.linalg.svdvals(square(x)),
+    "singular_vectors": lambda x, w, i: torch.linalg.svd(x[0, :, :4], full_matrices=False).U.square(),
+    "qr": lambda x, w, i: torch.linalg.qr(square(x)).R.square(),
     "reflect": lambda x, w, i: F.pad(x, (1, 2, 1, 0), mode="reflect"),
 }
+
+
+def square(x: Tensor) -> Tensor:
+    """Matrices [4, 4, 4] far from singular."""
+    return x[0, :, :4, :4] / 4 + torch.diag(torch.linspace(1, 2, 4, dtype=x.dtype))
+
+
+def symmetric(x: Tensor) -> Tensor:
+    return square(x) @ square(x).mT
+
+
+def written(x: Tensor, w: Tensor) -> Tensor:
+    """A copy, written to in place."""
+    x = x.clone()
+    x[0, 1:, 2] = w[0, 0, 0, 0]
+    x[:, 0].mul_(3)
+    return x
 
 
 def layer_arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,6 +235,15 @@ def test_derivatives(name: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-7 if name == "hardsigmoid_" else 1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["maximum", "minimum", "fmax", "fmin"])
+def test_derivatives_of_equal_numbers(name: str) -> None:
+    function = lambda x, y: (getattr(torch, name)(x, y) * torch.tensor([1.0, 2.0])).sum()  # noqa: E731
+    x = torch.tensor([3.0, -1.0])
+    got = jax.grad(to_jax_function(function), (0, 1))(to_jax(x), to_jax(x))
+    for a, b in zip(to_torch(got), grad(function, (0, 1))(x, x.clone()), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_every_lowering_is_tested_here() -> None:
     device = torch.device("cpu")
     real, image, kernel = (TensorSpec(s, torch.float32, device) for s in ((3, 4), (2, 4, 9, 8), (6, 4, 3, 3)))
@@ -216,6 +264,32 @@ def test_every_lowering_is_tested_here() -> None:
         with sdpa_kernel(SDPBackend.MATH):
             used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert set(LOWERINGS) <= used, sorted(set(LOWERINGS) - used)
+
+
+def test_numbers_as_tensors_without_axes() -> None:
+    def function(x: Tensor, n: Tensor) -> dict[str, Tensor]:
+        return {
+            "softmax": x.softmax(0),
+            "log_softmax": x.log_softmax(-1),
+            "flip": x.flip(0),
+            "cummax": torch.cummax(x, 0).values,
+            "sort": n.sort().values,
+            "digamma": torch.digamma(torch.stack([x * 0, -(x * 0), x])),
+            "sign": (n > 2).sign(),
+        }
+
+    compare(function, torch.tensor(1.5), torch.tensor(3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("float32", "int32"), ("float32", "int16"), ("uint8", "bfloat16")])
+def test_bits_seen_as_another_dtype(dtype: str, other: str) -> None:
+    x = (torch.arange(8) * 3 - 5).to(getattr(torch, dtype))
+    compare(lambda x: {"bits": x.view(getattr(torch, other))}, x, rtol=0)
+
+
+def test_unsigned_shifts_fill_with_zeros() -> None:
+    x = torch.tensor([0, 1, 127, 128, 255], dtype=torch.uint8)
+    compare(lambda x: {"right": x >> 1, "left": x << 1}, x, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8", "int16", "bool"])

@@ -88,6 +88,11 @@ class Weights:
     b: Any = None
 
 
+@dataclasses.dataclass
+class Unregistered:
+    w: Any
+
+
 def test_structures() -> None:
     tree = {"z": [Weights(torch.ones(2)), None], "a": ("text", 3, torch.zeros(1))}
     arrays = to_jax(tree)
@@ -98,7 +103,29 @@ def test_structures() -> None:
     assert torch.equal(to_torch(arrays)["z"][0].w, torch.ones(2))
     assert optree.tree_leaves(Weights(1, 2)) == jax.tree.leaves(Weights(1, 2)) == [1, 2]
     assert torch.equal(vmap(lambda weights: weights.w * 2)(Weights(torch.ones(2), torch.ones(2))), torch.ones(2) * 2)
-    assert torch.equal(to_torch(np.ones(2, np.float32)), torch.ones(2))
+    assert [leaf.dtype.name for leaf in to_jax((torch.ones(2) > 0).min(0), strict_dtype=False)] == ["bool", "int32"]
+    for leaf in (torch.Size([2]), Unregistered("a setting")):
+        assert to_jax({"leaf": leaf}) == {"leaf": leaf}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ones(2, np.float32),
+        np.arange(4.0)[::-1],
+        np.float32(3),
+        np.arange(3, dtype=">i4"),
+        np.broadcast_to(np.float32(2), (3,)),
+        np.ones((2, 3), jnp.bfloat16),
+        np.ones(3, jnp.float8_e5m2.dtype),
+        np.zeros((0, 2)),
+    ],
+)
+def test_numpy_arrays(x: Any) -> None:
+    for copy in (True, False):
+        got = to_torch(x, copy=copy)
+        assert tuple(got.shape) == np.shape(x)
+        assert np.array_equal(got.double().numpy(), np.asarray(x).astype(np.float64))
 
 
 def test_a_learners_state_passes_both_ways_to_the_bit() -> None:
@@ -127,6 +154,16 @@ def test_keys() -> None:
         (lambda: jax.jit(lambda x: to_torch(x))(jnp.ones(2)), "to_torch: the values of an array inside jax.jit"),
         (lambda: to_jax(torch.ones(2).to_sparse()), "to_jax: a tensor must be dense, got the layout torch.sparse_coo"),
         (lambda: to_jax(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)), "JAX has no dtype for"),
+        (lambda: to_jax(torch.ones(2, dtype=torch.complex32)), "JAX has no dtype for torch.complex32"),
+        (lambda: to_jax(torch.ones(2, device="meta")), "to_jax: a tensor must be dense, got one on meta"),
+        (lambda: to_jax(torch.nested.nested_tensor([torch.ones(1)])), "must be dense, got a nested one"),
+        (
+            lambda: to_jax([Unregistered(torch.ones(1))]),
+            "to_jax: the dataclass Unregistered is not registered: u",
+        ),
+        (lambda: to_torch([Unregistered(jnp.ones(1))]), "to_torch: the dataclass Unregistered is not registered"),
+        (lambda: to_torch(jax.random.key(0, impl="rbg")), "the keys of JAX's threefry2x32 only, got a key of rbg"),
+        (lambda: to_torch(jnp.ones(2, "float4_e2m1fn")), "PyTorch has no dtype for JAX's float4_e2m1fn"),
         (lambda: to_torch(jnp.ones(2, "int4")), "PyTorch has no dtype for JAX's int4"),
         (lambda: register_dataclass(int), "register_dataclass: `cls` must be a dataclass, got <class 'int'>"),
     ],

@@ -79,6 +79,11 @@ def test_statistics_of_many_lanes() -> None:
     assert torch.equal(back.count, states.count)
 
 
+def test_a_second_moment_that_was_rounded_gives_no_negative_variance() -> None:
+    rounded = RlaxState(jnp.array([1000.0]), jnp.array([1e-4]), jnp.array([999999.9]))
+    assert from_rlax_state(rounded).variance == 0
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"to_layout: `layout` must be one of \['haiku', .*\], got 'keras'"):
@@ -87,6 +92,10 @@ def test_errors() -> None:
         to_layout({"norm.weight": torch.ones(3)}, "flax")
     with pytest.raises(ValueError, match=r"from_layout: `layers` must hold 'kernel' .*, got 'a.scale' of shape \(3,\)"):
         from_layout({"a": {"scale": torch.ones(3)}}, "flax")
+    with pytest.raises(TypeError, match="from_layout: `layers` must be a dict of tensors or arrays, got NoneType"):
+        from_layout(None, "flax")
+    with pytest.raises(TypeError, match=r"to_layout: `params` must hold tensors or arrays, got int at 'a.weight'"):
+        to_layout({"a.weight": 3}, "flax")
     with pytest.raises(TypeError, match=r"from_rlax_state: `state` must have the fields \('shift', .*got dict"):
         from_rlax_state({})
     assert isinstance(from_rlax_state(RlaxState(*[jnp.ones(1)] * 3)).shift, Tensor)

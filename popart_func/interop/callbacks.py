@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.func import vjp
 
-from popart_func.interop.trees import jax_dtype, torch_dtype
+from popart_func.interop.trees import argument_to_array, jax_dtype, numpy_to_tensor, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_callback"]
 
@@ -51,11 +51,13 @@ def to_jax_callback(torch_fn: Callable[..., Any], *, vmap_method: str = "sequent
 
     @functools.wraps(torch_fn)
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten((args, kwargs))
-        if structure not in functions:
-            functions[structure] = _flatten(torch_fn, structure, vmap_method)
-        callback, out_structures = functions[structure]
-        outputs = callback.call(*map(jnp.asarray, leaves))
+        paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
+        arrays = [argument_to_array("to_jax_callback", path, leaf) for path, leaf in paths_and_leaves]
+        key = structure, _specs(arrays)
+        if key not in functions:
+            functions[key] = _flatten(torch_fn, structure, vmap_method)
+        callback, out_structures = functions[key]
+        outputs = callback.call(*arrays)
         return jax.tree_util.tree_unflatten(out_structures[0], outputs)
 
     return jax_fn
@@ -66,11 +68,20 @@ def _flatten(torch_fn: Callable[..., Any], structure: Any, vmap_method: str) -> 
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = jax.tree_util.tree_unflatten(structure, tensors)
-        out_leaves, out_structure = jax.tree_util.tree_flatten(torch_fn(*args, **kwargs))
+        out_leaves, out_structure = jax.tree_util.tree_flatten(with_plain_tuples(torch_fn(*args, **kwargs)))
+        for leaf in out_leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"to_jax_callback: every leaf of the result must be a tensor, got {type(leaf).__name__}."
+                )
         out_structures[:] = [out_structure]
         return tuple(out_leaves)
 
     return _Callback(flat, vmap_method), out_structures
+
+
+def _specs(arrays: Any) -> tuple[Any, ...]:
+    return tuple((array.shape, array.dtype.name) for array in arrays)
 
 
 class _Callback:
@@ -101,7 +112,7 @@ class _Callback:
         self.call = call
 
     def on_host(self, *arrays: Any) -> tuple[Any, ...]:
-        key = tuple((array.shape, array.dtype.name) for array in arrays)
+        key = _specs(arrays)
         if key not in self.shapes:
             self.shapes[key] = self._shapes(arrays)
         shapes = self.shapes[key]
@@ -136,7 +147,8 @@ class _Callback:
                 return tuple(results[position] for position in outs)
 
             _, pull = vjp(some, *(value for value, is_real in zip(inputs, real, strict=True) if is_real))  # type: ignore[misc]
-            return pull(tuple(cotangents))
+            # JAX's cotangent of a complex number is the conjugate of PyTorch's.
+            return tuple(value.conj() for value in pull(tuple(value.conj() for value in cotangents)))
 
         if (real, outs) not in self.derived:
             self.derived[real, outs] = _Callback(pull_back, self.vmap_method)
@@ -145,12 +157,11 @@ class _Callback:
 
 def _as_tensor(value: Any) -> Tensor:
     """By numpy, since a callback that calls JAX can wait for itself. Copied: a function may write to its argument."""
-    array = np.array(value)
-    if array.dtype == jnp.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    return numpy_to_tensor(np.asarray(value), copy=True)
 
 
 def _as_numpy(tensor: Tensor, dtype: Any) -> Any:
     tensor = tensor.detach().to(torch_dtype(dtype)).resolve_conj().resolve_neg().contiguous()
-    return tensor.view(torch.int16).numpy().view(jnp.bfloat16) if dtype == jnp.bfloat16 else tensor.numpy()
+    if dtype.isbuiltin == 1:
+        return tensor.numpy()
+    return tensor.view(torch.uint8).numpy().view(dtype).reshape(tensor.shape)  # bfloat16 and float8

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from popart_func.engines.recorder import is_recording
-from popart_func.interop.trees import array_to_tensor, has_64_bits, jax_dtype, tensor_to_array
+from popart_func.interop.trees import array_to_tensor, has_64_bits, jax_dtype, plain_array, tensor_to_array
 
 __all__ = ["from_jax"]
 
@@ -61,7 +62,15 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
         _check(tensors)
         real = tuple(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
-        key = (structure, are_tensors, tuple((type(other), other) for other in others), real)
+        specs = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        key = (structure, are_tensors, tuple((type(other), other) for other in others), specs)
+        try:
+            hash(key)
+        except TypeError:
+            kinds = sorted({type(other).__name__ for other in others})
+            raise TypeError(
+                f"from_jax: leaves that are not tensors must be hashable, got {', '.join(kinds)}."
+            ) from None
         if key not in functions:
             functions[key] = _flatten(jax_fn, structure, are_tensors, others, real)
         flat, out_structures = functions[key]
@@ -91,7 +100,7 @@ def _flatten(
         args, kwargs = jax.tree_util.tree_unflatten(structure, leaves)
         out_leaves, out_structure = jax.tree_util.tree_flatten(jax_fn(*args, **kwargs))
         out_structures[:] = [out_structure]
-        return tuple(map(jnp.asarray, out_leaves))
+        return tuple(map(plain_array, out_leaves))
 
     return _Flat(flat, real), out_structures
 
@@ -106,9 +115,7 @@ class _Flat:
         self.bridge = _bridge(self)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if not any(is_functorch_wrapped_tensor(t) or (t.requires_grad and torch.is_grad_enabled()) for t in tensors):
-            return self.evaluate(*tensors)
-        return self.bridge.apply(*tensors)
+        return self.bridge.apply(*tensors) if any(map(_is_followed, tensors)) else self.evaluate(*tensors)
 
     def evaluate(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         arrays = self.run(*(tensor_to_array(tensor, copy=False) for tensor in tensors))
@@ -130,7 +137,9 @@ class _Flat:
                 results = self.function(*self._with(inputs, reals))
                 return tuple(results[position] for position in outs)
 
-            return jax.vjp(some, *self._real(inputs))[1](tuple(cotangents))
+            # JAX's cotangent of a complex number is the conjugate of PyTorch's.
+            pulled = jax.vjp(some, *self._real(inputs))[1](tuple(map(jnp.conj, cotangents)))
+            return tuple(map(jnp.conj, pulled))
 
         key = ("vjp", outs)
         if key not in self.derived:
@@ -161,6 +170,15 @@ class _Flat:
         return [next(given) if is_real else value for value, is_real in zip(inputs, self.real, strict=True)]
 
 
+def _is_followed(tensor: Tensor) -> bool:
+    """Whether a transform or autograd wants to know what becomes of it."""
+    return (
+        is_functorch_wrapped_tensor(tensor)
+        or (tensor.requires_grad and torch.is_grad_enabled())
+        or forward_ad.unpack_dual(tensor).tangent is not None
+    )
+
+
 def _bridge(flat: _Flat) -> Any:
     class Bridge(torch.autograd.Function):
         @staticmethod
@@ -183,7 +201,7 @@ def _bridge(flat: _Flat) -> Any:
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> Any:
-            inputs = ctx.saved_tensors
+            inputs = [forward_ad.unpack_dual(value).primal for value in ctx.saved_tensors]
             given = [
                 torch.zeros_like(value) if tangent is None else tangent
                 for value, tangent, is_real in zip(inputs, tangents, flat.real, strict=True)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optree
 import torch
 from torch import fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
+from popart_func import _xla
 from popart_func.engines.lane_scan import UnsupportedError
-from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
+from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, describe, op_name, trace
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.marks import STOP_GRADIENT, StopGradientMarks
-from popart_func.interop.trees import has_64_bits, jax_dtype, torch_dtype
+from popart_func.interop.trees import argument_to_array, has_64_bits, jax_dtype, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_function"]
 
@@ -40,7 +42,8 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
-    - An index out of range is clamped, as in JAX.
+    - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
+    - Dropout and other random calls are refused: call ``module.eval()``, or draw with `popart_func.random`.
 
     Args:
         torch_fn: pure, from pytrees of tensors to a pytree of tensors; no branches on values, no random calls (but
@@ -60,20 +63,27 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     if not callable(torch_fn):
         raise TypeError(f"to_jax_function: `torch_fn` must be a function, got {type(torch_fn).__name__}.")
     flat_functions: dict[Any, tuple[Callable[..., Any], list[Any]]] = {}
+    lock = threading.RLock()  # what was traced last belongs to who asked
 
     @functools.wraps(torch_fn)
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
         paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
-        leaves = [_as_array(path, leaf) for path, leaf in paths_and_leaves]
+        leaves = [argument_to_array("to_jax_function", path, leaf) for path, leaf in paths_and_leaves]
         if structure not in flat_functions:
             flat_functions[structure] = _flat(torch_fn, structure)
         flat, out_structures = flat_functions[structure]
         cpu = torch.device("cpu")
+        if not all(isinstance(size, int) for leaf in leaves for size in leaf.shape):
+            raise TypeError("to_jax_function: shapes must be numbers, got a symbolic one: export it shape by shape.")
         specs = [TensorSpec(tuple(leaf.shape), torch_dtype(leaf.dtype), cpu) for leaf in leaves]
         flat_structure = optree.tree_structure(tuple(leaves))  # type: ignore[arg-type]
-        graph = trace(flat, flat_structure, specs)
-        if "jax" not in graph.compiled:  # it has just been traced
-            graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
+        with lock:
+            try:
+                graph = trace(flat, flat_structure, specs)
+            except TraceError as error:
+                raise TraceError(f"to_jax_function{str(error).removeprefix('step')}") from error
+            if "jax" not in graph.compiled:  # it has just been traced
+                graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
         out_structure, constants = graph.compiled["jax"]
         return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, [*leaves, *map(_constant, constants)]))
 
@@ -86,13 +96,41 @@ def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., A
 
     def flat(*leaves: Any) -> list[Any]:
         args, kwargs = jax.tree_util.tree_unflatten(structure, leaves)
-        with StopGradientMarks(), sdpa_kernel(SDPBackend.MATH), _without_fused_layers():
-            result = torch_fn(*args, **kwargs)
-        out_leaves, out_structure = jax.tree_util.tree_flatten(result)
+        # A graph is kept, so that it must not depend on where the first call was.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            StopGradientMarks(),
+            _ByXla(),
+            sdpa_kernel(SDPBackend.MATH),
+            _without_fused_layers(),
+        ):
+            result = with_plain_tuples(torch_fn(*args, **kwargs))
+        paths_and_leaves, out_structure = jax.tree_util.tree_flatten_with_path(result)
+        for path, leaf in paths_and_leaves:
+            if not isinstance(leaf, torch.Tensor):
+                raise TypeError(
+                    f"to_jax_function: every leaf of the result must be a tensor, got {type(leaf).__name__} at "
+                    f"{jax.tree_util.keystr(path) or 'its top'}."
+                )
         out_structures[:] = [out_structure]
-        return list(out_leaves)
+        return [leaf for _, leaf in paths_and_leaves]
 
     return flat, out_structures
+
+
+class _ByXla(TorchFunctionMode):
+    """XLA's own arithmetic in the place of what imitates it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _BY_XLA.get(func, func)(*args, **(kwargs or {}))
+
+
+_BY_XLA: dict[Any, Callable[..., Any]] = {
+    _xla.multiply_add: lambda a, b, c: a * b + c,
+    _xla.log: torch.log,
+    _xla.erfinv: torch.erfinv,
+}
 
 
 @contextlib.contextmanager
@@ -104,18 +142,6 @@ def _without_fused_layers() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)
-
-
-def _as_array(path: Any, leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
-        where = jax.tree_util.keystr(path[1:])
-        raise TypeError(
-            f"to_jax_function: every leaf of the arguments must be an array or a number, got {type(leaf).__name__} at "
-            f"{where}."
-        )
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.lax.bitcast_convert_type(jax.random.key_data(leaf), jnp.int32)
-    return jnp.asarray(leaf)
 
 
 def _evaluate(graph: StepGraph, arrays: Sequence[Any]) -> list[Any]:
@@ -156,10 +182,9 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         raise TypeError("to_jax_function: the function changes an argument in place; it must be pure: clone it first.")
     if name == STOP_GRADIENT:
         return jax.lax.stop_gradient(*get(node.args))
-    many = isinstance(node.meta["val"], list | tuple)
-    outs = [
-        None if part is None else TensorSpec.of(part) for part in (node.meta["val"] if many else [node.meta["val"]])
-    ]
+    value = node.meta.get("val", ())  # of a check nothing
+    many = isinstance(value, list | tuple)
+    outs = [None if part is None else TensorSpec.of(part) for part in (value if many else [value])]
     if name not in LOWERINGS:
         raise _unsupported(node, "there is no lowering of")
     for out in outs:
@@ -171,6 +196,9 @@ def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         result = LOWERINGS[name](outs if many else outs[0], *_arguments(node, get))
     except NotImplementedError as error:
         raise _unsupported(node, f"with {error} there is no lowering of") from None
+    except Exception as error:
+        error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
+        raise
     results = result if many else [result]
     finished = [None if out is None else _finished(part, out) for part, out in zip(results, outs, strict=False)]
     return finished if many else finished[0]

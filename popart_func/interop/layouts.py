@@ -52,12 +52,15 @@ def to_layout(params: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         that dict alone.
 
     Raises:
-        ValueError: an unknown layout; a parameter that is no linear layer's.
+        ValueError: an unknown layout; a parameter that is no linear layer's (but a convolution's ``weight`` can't be
+            told from a linear layer's with lanes).
+        TypeError: not a dict of tensors or arrays.
 
     >>> to_layout({"head.weight": torch.ones(1, 4), "head.bias": torch.zeros(1)}, "flax")["head"]["kernel"].shape
     torch.Size([4, 1])
     """
     weight_name, bias_name = _names("to_layout", layout)
+    _check_tree("to_layout", "params", params)
     layers: dict[str, Any] = {}
     for name, value in params.items():
         prefix, _, kind = name.rpartition(".")
@@ -83,11 +86,13 @@ def from_layout(layers: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
 
     Raises:
         ValueError: an unknown layout; a name that the layout does not have.
+        TypeError: not a dict of tensors or arrays.
 
     >>> from_layout({"w": torch.ones(4, 1), "b": torch.zeros(1)}, "rlax")["weight"].shape
     torch.Size([1, 4])
     """
     weight_name, bias_name = _names("from_layout", layout)
+    _check_tree("from_layout", "layers", layers)
     params: dict[str, Any] = {}
 
     def add(prefix: str, tree: Mapping[str, Any]) -> None:
@@ -150,7 +155,7 @@ def from_rlax_state(state: Any, *, count: int | Tensor = 1) -> PopArtState:
         )
     fields = (jnp.asarray(getattr(state, name)) for name in RlaxState._fields)
     shift, scale, second = (to_torch(field) for field in fields)
-    variance = (second.double() - shift.double().square()).to(shift.dtype)
+    variance = (second.double() - shift.double().square()).clamp(min=0).to(shift.dtype)  # ν has been rounded
     counts = torch.as_tensor(count, dtype=torch.int32, device=shift.device).expand(shift.shape).clone()
     return PopArtState(shift, scale, variance, counts, torch.zeros_like(shift))
 
@@ -159,6 +164,16 @@ def _names(caller: str, layout: str) -> tuple[str, str]:
     if layout not in _NAMES:
         raise ValueError(f"{caller}: `layout` must be one of {list(_NAMES)}, got {layout!r}.")
     return _NAMES[layout]
+
+
+def _check_tree(caller: str, name: str, tree: Any) -> None:
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"{caller}: `{name}` must be a dict of tensors or arrays, got {type(tree).__name__}.")
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            _check_tree(caller, name, value)
+        elif not hasattr(value, "shape"):
+            raise TypeError(f"{caller}: `{name}` must hold tensors or arrays, got {type(value).__name__} at {key!r}.")
 
 
 def _transposed(value: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from popart_func.engines.trace import TensorSpec
+from popart_func.interop.lowerings_linalg import LINALG
 from popart_func.interop.lowerings_movement import MOVEMENT
 from popart_func.interop.lowerings_networks import NETWORKS
 from popart_func.interop.trees import jax_dtype, torch_dtype
@@ -41,13 +42,21 @@ def _absolute(x: Any) -> Any:
     return x * jnp.sign(x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x)
 
 
+def _sign(x: Any) -> Any:
+    if x.dtype == bool:
+        return x
+    return jnp.where(x != x, 0, jnp.sign(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.sign(x)
+
+
 # Operands are cast to the result's dtype.
 ARITHMETIC: dict[str, Op] = {
-    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "fmax", "fmin", "hypot", "fmod")},
+    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "hypot", "fmod")},
     **{name: getattr(jnp, name) for name in ("remainder", "bitwise_and", "bitwise_or", "bitwise_xor", "sqrt")},
     **{name: getattr(jnp, name) for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos")},
     **{name: getattr(jnp, name) for name in ("tan", "sinh", "cosh", "tanh", "floor", "ceil", "trunc")},
     "mul": jnp.multiply,
+    "fmax": lambda x, y: jnp.where((x >= y) | (y != y), x, y),  # where they are equal, the derivative is that of x
+    "fmin": lambda x, y: jnp.where((x <= y) | (y != y), x, y),
     "abs": lambda x: _absolute(x),
     "copysign": lambda x, y: _absolute(x) * jnp.copysign(jnp.ones_like(y), y),
     "atan2": jnp.arctan2,
@@ -58,14 +67,14 @@ ARITHMETIC: dict[str, Op] = {
     "acosh": jnp.arccosh,
     "atanh": jnp.arctanh,
     "neg": jnp.negative,
-    "sign": lambda x: jnp.where(x != x, 0, jnp.sign(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.sign(x),
+    "sign": lambda x: _sign(x),
     "rsqrt": jax.lax.rsqrt,
     "reciprocal": lambda x: 1 / x,
     "erf": jax.lax.erf,
     "erfc": jax.lax.erfc,
     "erfinv": jax.lax.erf_inv,
     "lgamma": jax.lax.lgamma,
-    "digamma": jax.lax.digamma,
+    "digamma": lambda x: jnp.where(x == 0, -jnp.copysign(jnp.inf, x), jax.lax.digamma(x)),
     "sigmoid": jax.nn.sigmoid,
     "relu": lambda x: jnp.where((x > 0) | (x != x), x, 0),
     "bitwise_not": jnp.bitwise_not,
@@ -116,7 +125,10 @@ def _comparison(function: Op) -> Op:
 
 
 def _shift(x: Any, by: Any, *, left: bool) -> Any:
-    shift = jax.lax.shift_left if left else jax.lax.shift_right_arithmetic
+    right = (
+        jax.lax.shift_right_arithmetic if jnp.issubdtype(x.dtype, jnp.signedinteger) else jax.lax.shift_right_logical
+    )
+    shift = jax.lax.shift_left if left else right
     return shift(*jnp.broadcast_arrays(x, by))  # XLA gives what PyTorch does for shifts past the width
 
 
@@ -231,16 +243,20 @@ def _best(every: Op, which: Op) -> Op:
     return op
 
 
-def _cumulative(function: Op) -> Op:
+def _along(function: Op) -> Op:
+    """A function along an axis; of a number, as if it were a vector."""
+
     def op(out: TensorSpec, x: Any, axis: int, *_: Any) -> Any:
         x = _operand(x, out.dtype)
-        return function(x, axis=axis % x.ndim) if x.ndim else x
+        return function(x, axis=axis % x.ndim) if x.ndim else function(x[None], axis=0)[0]
 
     return op
 
 
 def _cummax(function: Op) -> Op:
     def op(outs: Any, x: Any, axis: int) -> Any:
+        if not x.ndim:
+            return [x, jnp.zeros((), jnp.int32)]
         axis %= x.ndim
         places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
         index = jax.lax.cummax(jnp.where(x == function(x, axis=axis), places, 0), axis=axis)
@@ -281,6 +297,7 @@ LOWERINGS: dict[str, Op] = {
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
     **MOVEMENT,
     **NETWORKS,
+    **LINALG,
     "add": _add,
     "sub": _sub,
     "div": _div,
@@ -288,6 +305,11 @@ LOWERINGS: dict[str, Op] = {
     "clamp": _clamp,
     "hardtanh": _hardtanh,
     "where": _where,
+    "_conj": lambda out, x: jnp.conj(x),
+    "view_as_real": lambda out, x: jnp.stack([x.real, x.imag], -1),
+    "view_as_complex": lambda out, x: jax.lax.complex(x[..., 0], x[..., 1]),
+    "hardshrink_backward": lambda out, cotangent, x, bound: jnp.where(jnp.abs(x) <= bound, 0, cotangent),
+    "softshrink_backward": lambda out, cotangent, x, bound: jnp.where(jnp.abs(x) <= bound, 0, cotangent),
     "gelu": _gelu,
     "round": _round,
     "sum": _reduction(jnp.sum),
@@ -298,15 +320,15 @@ LOWERINGS: dict[str, Op] = {
     "mean": _mean,
     "var": _var,
     "var_mean": lambda outs, x, axes=None, *rest: [_var(outs[0], x, axes, *rest), _mean(outs[1], x, axes)],
-    "_softmax": lambda out, x, axis, *_: jax.nn.softmax(_operand(x, out.dtype), axis),
-    "_log_softmax": lambda out, x, axis, *_: jax.nn.log_softmax(_operand(x, out.dtype), axis),
+    "_softmax": _along(jax.nn.softmax),
+    "_log_softmax": _along(jax.nn.log_softmax),
     "argmax": _arg(jnp.argmax),
     "argmin": _arg(jnp.argmin),
     "max": _best(jnp.max, jnp.argmax),
     "min": _best(jnp.min, jnp.argmin),
-    "cumsum": _cumulative(jnp.cumsum),
-    "cumprod": _cumulative(jnp.cumprod),
-    "logcumsumexp": _cumulative(jax.lax.cumlogsumexp),
+    "cumsum": _along(jnp.cumsum),
+    "cumprod": _along(jnp.cumprod),
+    "logcumsumexp": _along(jax.lax.cumlogsumexp),
     "cummax": _cummax(jax.lax.cummax),
     "cummin": _cummax(jax.lax.cummin),
     "sort": _sort,

@@ -19,8 +19,18 @@ from popart_func.interop.trees import jax_dtype
 __all__ = ["MOVEMENT"]
 
 
-def _view(out: TensorSpec, x: Any, *_: Any) -> Any:
-    return jnp.reshape(x, out.shape)
+def _view(out: TensorSpec, x: Any, *shape: Any) -> Any:
+    return jnp.reshape(x, out.shape) if shape else _seen_as(out, x)  # x.view(dtype) has no shape
+
+
+def _seen_as(out: TensorSpec, x: Any) -> Any:
+    """The same bits in another dtype, which may be narrower or wider."""
+    dtype = jax_dtype(out.dtype)
+    if dtype.itemsize != out.dtype.itemsize or bool in (x.dtype, dtype):
+        raise NotImplementedError(f"bits seen as {out.dtype}")
+    if dtype.itemsize > x.dtype.itemsize:
+        x = x.reshape(*out.shape, -1)
+    return jax.lax.bitcast_convert_type(x, dtype).reshape(out.shape)
 
 
 def _copy(out: TensorSpec, x: Any, *_: Any) -> Any:
@@ -53,11 +63,21 @@ def _select(out: TensorSpec, x: Any, axis: int, index: int) -> Any:
     return jax.lax.index_in_dim(x, index, axis % x.ndim, keepdims=False)
 
 
-def _as_strided(out: TensorSpec, x: Any, size: Any, strides: Any, offset: int | None = None) -> Any:
-    places = np.full(out.shape, offset or 0)
+def _places(shape: Any, strides: Any, offset: int | None) -> Any:
+    places = np.full(shape, offset or 0)
     for axis, stride in enumerate(strides):
-        places += np.arange(out.shape[axis]).reshape(-1, *(1 for _ in out.shape[axis + 1 :])) * stride
-    return x.reshape(-1)[places]
+        places += np.arange(shape[axis]).reshape(-1, *(1 for _ in shape[axis + 1 :])) * stride
+    return places
+
+
+def _as_strided(out: TensorSpec, x: Any, size: Any, strides: Any, offset: int | None = None) -> Any:
+    return x.reshape(-1)[_places(size, strides, offset)]
+
+
+def _as_strided_scatter(
+    out: TensorSpec, x: Any, source: Any, size: Any, strides: Any, offset: int | None = None
+) -> Any:
+    return x.reshape(-1).at[_places(size, strides, offset)].set(source).reshape(out.shape)
 
 
 def _pieces(outs: Any, x: Any, lengths: Any, axis: int = 0, *_: Any) -> list[Any]:
@@ -147,19 +167,21 @@ def _scatter(
 
 
 MOVEMENT: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("view", "unsqueeze", "squeeze"), _view),
+    "view": _view,
+    **dict.fromkeys(("unsqueeze", "squeeze"), lambda out, x, *_: jnp.reshape(x, out.shape)),
     **dict.fromkeys(("_to_copy", "clone", "expand", "scalar_tensor"), _copy),
     "copy": lambda out, _, source, *__: _copy(out, source),
     **dict.fromkeys(("full", "full_like"), _full),
-    **dict.fromkeys(("empty", "empty_permuted"), _empty),
+    **dict.fromkeys(("empty", "empty_permuted", "new_empty_strided"), _empty),
     "arange": _arange,
     "permute": lambda out, x, axes: jnp.transpose(x, [axis % x.ndim for axis in axes]),
     "repeat": lambda out, x, repeats: jnp.tile(x, repeats),
     "slice": _slice,
     "select": _select,
-    "flip": lambda out, x, axes: jnp.flip(x, tuple(axes)),
+    "flip": lambda out, x, axes: jnp.flip(x, tuple(axes)) if x.ndim else x,
     "diagonal": lambda out, x, shift=0, first=0, second=1: jnp.diagonal(x, shift, first, second),
     "as_strided": _as_strided,
+    "as_strided_scatter": _as_strided_scatter,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,

@@ -127,6 +127,24 @@ def _average_pool_backward(out: TensorSpec, cotangent: Any, x: Any, *setting: An
     return pull_back(cotangent)[0]
 
 
+def _shares(size: int, parts: int) -> Any:
+    """The matrix ``[parts, size]`` that averages over overlapping parts, as even as they can be."""
+    shares = np.zeros((parts, size))
+    for part in range(parts):
+        places = slice(part * size // parts, -(-(part + 1) * size // parts))
+        shares[part, places] = 1 / (places.stop - places.start)
+    return shares
+
+
+def _adaptive_average(shape: Any, x: Any) -> Any:
+    rows, columns = (jnp.asarray(_shares(x.shape[axis], shape[axis]), x.dtype) for axis in (-2, -1))
+    return jnp.einsum("...hw,ih,jw->...ij", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _adaptive_average_backward(out: TensorSpec, cotangent: Any, x: Any) -> Any:
+    return jax.vjp(lambda x: _adaptive_average(cotangent.shape, x), x)[1](cotangent)[0]
+
+
 def _batch_norm(
     outs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: Any, eps: float
 ) -> Any:
@@ -155,6 +173,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "max_pool2d_with_indices_backward": _max_pool_backward,
     "avg_pool2d": _average_pool,
     "avg_pool2d_backward": _average_pool_backward,
+    "_adaptive_avg_pool2d": lambda out, x, _: _adaptive_average(out.shape, x),
+    "_adaptive_avg_pool2d_backward": _adaptive_average_backward,
     "native_batch_norm": _batch_norm,
     "upsample_nearest2d_backward": _nearest_backward,
 }

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from popart_func.engines.lane_scan import UnsupportedError
 
 __all__ = ["STOP_GRADIENT", "StopGradientMarks"]
 
@@ -48,25 +51,86 @@ class _StopGradient(torch.autograd.Function):
 
 
 class StopGradientMarks(TorchFunctionMode):
-    """Marks what `.detach()` returns, and everything that is computed within `torch.no_grad`."""
+    """Marks what `.detach()` returns, and everything that is computed within `torch.no_grad`.
+
+    A mark copies. What PyTorch would write through a detached tensor into another one is refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._no_grad = False
+        # By their memory, and kept so that it stays theirs: marks on memory of others, and what was made in no_grad.
+        self._shared: dict[Any, Tensor] = {}
+        self._made: dict[Any, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if func in (Tensor.detach, torch.detach, Tensor.data.__get__):  # type: ignore[attr-defined]
-            return _marked(args[0])
-        if func in (Tensor.detach_, torch.detach_):
-            raise TypeError("to_jax_function: `.detach_()` can't be followed; use `.detach()`.")
-        result = func(*args, **(kwargs or {}))
+            return _noted(_marked(args[0]), self._shared) if _is_real(args[0]) else args[0]
+        if func in (Tensor.detach_, torch.detach_, Tensor.data.__set__):  # type: ignore[attr-defined]
+            raise UnsupportedError("to_jax_function: `.detach_()` and `.data = ` can't be followed; use `.detach()`.")
+        written = _written(func, args, kwargs)
+        if written is not None:
+            self._check_written(func.__name__, written)
+        result = func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
             self._no_grad = not args[0]
-        elif self._no_grad:
-            return pytree.tree_map(_marked, result)
+        elif self._stops and written is not None:
+            written.copy_(_marked(written))
+        elif self._stops:
+            owners = {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            return pytree.tree_map(lambda value: self._without_gradient(value, owners), result)
         return result
 
+    @property
+    def _stops(self) -> bool:
+        return self._no_grad or torch.is_inference_mode_enabled()
 
-def _marked(value: Any) -> Any:
-    is_real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-    return _StopGradient.apply(value) if is_real else value
+    def _check_written(self, name: str, written: Tensor) -> None:
+        if _memory(written) in self._shared:
+            raise UnsupportedError(
+                f"to_jax_function: `{name}` writes to a detached tensor, and in PyTorch through it to the one that it "
+                f"was detached from, which can't be followed: clone it first."
+            )
+        if self._stops and _is_real(written) and _memory(written) not in self._made:
+            raise UnsupportedError(
+                f"to_jax_function: `{name}` within torch.no_grad writes to a tensor from outside of it, whose gradient "
+                f"can't be followed: make a new tensor."
+            )
+
+    def _without_gradient(self, value: Any, owners: set[Any]) -> Any:
+        if not _is_real(value) or _memory(value) in self._made:
+            return value
+        return _noted(_marked(value), self._shared if _memory(value) in owners else self._made)
+
+
+_IN_PLACE = tuple(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """The tensor that a function writes to."""
+    name = getattr(func, "__name__", "")
+    in_place = name in ("__setitem__", *_IN_PLACE) or (name.endswith("_") and not name.endswith("__"))
+    in_place = (in_place and name != "requires_grad_") or kwargs.get("inplace", False)
+    written = kwargs.get("out", args[0] if args and in_place else None)
+    return written if isinstance(written, Tensor) else None
+
+
+def _memory(tensor: Tensor) -> Any:
+    """What is the same for tensors that share memory, inside of transforms too."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor.untyped_storage()._cdata
+
+
+def _noted(tensor: Tensor, where: dict[Any, Tensor]) -> Tensor:
+    where[_memory(tensor)] = tensor
+    return tensor
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _marked(value: Tensor) -> Any:
+    return _StopGradient.apply(value)

@@ -23,14 +23,18 @@ from torch.utils.dlpack import from_dlpack
 from popart_func.engines.recorder import Traced
 
 __all__ = [
+    "argument_to_array",
     "array_to_tensor",
     "has_64_bits",
     "jax_dtype",
+    "numpy_to_tensor",
+    "plain_array",
     "register_dataclass",
     "tensor_to_array",
     "to_jax",
     "to_torch",
     "torch_dtype",
+    "with_plain_tuples",
 ]
 
 PyTree = Any
@@ -44,9 +48,9 @@ def to_jax(tree: PyTree, *, copy: bool = True, strict_dtype: bool = True) -> PyT
 
     Args:
         tree: tensors of any strides; other leaves stay as they are.
-        copy: without it the array is the tensor's memory where that is contiguous. Then an in-place operation on the
-            tensor changes the array, which JAX takes to be constant; a jitted function that is still running may read
-            either value.
+        copy: without it the array is the tensor's memory where that is contiguous and as aligned as JAX wants it (64
+            bytes), float8 apart. Then an in-place operation on the tensor changes the array, which JAX takes to be
+            constant; a jitted function that is still running may read either value.
         strict_dtype: raises where JAX, its 64-bit types off as they are by default, would make float32 of float64 or
             int32 of int64; else lets it.
 
@@ -56,7 +60,7 @@ def to_jax(tree: PyTree, *, copy: bool = True, strict_dtype: bool = True) -> PyT
     >>> to_jax({"w": torch.ones(2), "name": "head"})
     {'name': 'head', 'w': Array([1., 1.], dtype=float32)}
     """
-    return jax.tree.map(lambda leaf: _leaf_to_jax(leaf, copy, strict_dtype), tree)
+    return jax.tree.map(lambda leaf: _leaf_to_jax(leaf, copy, strict_dtype), with_plain_tuples(tree))
 
 
 def to_torch(tree: PyTree, *, copy: bool = True) -> PyTree:
@@ -126,6 +130,8 @@ def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """
     name = str(dtype).removeprefix("torch.")
     try:
+        if dtype == torch.complex32:
+            raise TypeError
         return jax.dtypes.canonicalize_dtype(jnp.dtype(name))
     except TypeError:
         raise TypeError(f"JAX has no dtype for {dtype}.") from None
@@ -144,6 +150,40 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     return found
 
 
+def with_plain_tuples(tree: PyTree) -> PyTree:
+    """The tree with tuples in the place of `torch.return_types`, which JAX does not know: what ``x.max(0)`` returns."""
+    is_one = lambda leaf: isinstance(leaf, tuple) and not isinstance(leaf, torch.Size)  # noqa: E731
+    return jax.tree.map(lambda leaf: tuple(leaf) if is_one(leaf) else leaf, tree)
+
+
+def argument_to_array(caller: str, path: Any, leaf: Any) -> Any:
+    """A leaf of the arguments of a function in JAX: an array; of typed keys their words.
+
+    Raises:
+        TypeError: neither an array nor a number.
+    """
+    if isinstance(leaf, Tensor) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+        where = jax.tree_util.keystr(path[1:])
+        raise TypeError(
+            f"{caller}: every leaf of the arguments must be an array or a number, got {type(leaf).__name__} at {where}."
+        )
+    return plain_array(leaf)
+
+
+def plain_array(value: Any) -> Any:
+    """An array or a number as an array; typed keys as `popart_func.random` keeps them, int32 ``[..., 2]``.
+
+    Raises:
+        TypeError: keys of another kind than threefry.
+    """
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        return jnp.asarray(value)
+    kind = str(jax.random.key_impl(value))
+    if kind != "threefry2x32":
+        raise TypeError(f"popart_func.random has the keys of JAX's threefry2x32 only, got a key of {kind}.")
+    return jax.lax.bitcast_convert_type(jax.random.key_data(value), jnp.int32)
+
+
 def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
     """A plain tensor as an array."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
@@ -157,18 +197,28 @@ def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
 
 def array_to_tensor(array: Any, *, copy: bool) -> Tensor:
     """A plain array as a tensor."""
-    if array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating):
-        bits = from_dlpack(jax.lax.bitcast_convert_type(array, jnp.uint8))
-        tensor = bits.view(torch_dtype(array.dtype))
+    dtype = torch_dtype(array.dtype)
+    if array.dtype.itemsize == 1 and dtype.is_floating_point:
+        tensor = from_dlpack(jax.lax.bitcast_convert_type(array, jnp.uint8)).view(dtype)
     else:
-        torch_dtype(array.dtype)
         tensor = from_dlpack(array)
     return tensor.clone() if copy else tensor
 
 
+def numpy_to_tensor(array: Any, *, copy: bool) -> Tensor:
+    """A numpy array as a tensor."""
+    dtype = torch_dtype(array.dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # PyTorch takes neither memory that must not be written nor negative strides.
+    array = array.copy() if copy or not array.flags.writeable or any(step < 0 for step in array.strides) else array
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(f"u{array.itemsize}")).view(dtype)  # bfloat16 and float8 of ml_dtypes
+
+
 def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
     if not isinstance(leaf, Tensor):
-        return leaf
+        return _other("to_jax", leaf)
     if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor | Traced):
         raise TypeError(
             "to_jax: the values of a tensor inside torch.func.grad, vmap, jvp or a trace can't be had: call a JAX "
@@ -180,6 +230,8 @@ def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
             f"pass strict_dtype=False."
         )
     jax_dtype(leaf.dtype)
+    if leaf.is_nested or leaf.is_meta:
+        raise TypeError(f"to_jax: a tensor must be dense, got {'a nested one' if leaf.is_nested else 'one on meta'}.")
     if leaf.layout != torch.strided:
         raise TypeError(f"to_jax: a tensor must be dense, got the layout {leaf.layout}.")
     if leaf.dtype in _NARROWED and not has_64_bits():
@@ -194,13 +246,15 @@ def _leaf_to_torch(leaf: Any, copy: bool) -> Any:
             "through `to_jax_function`."
         )
     if isinstance(leaf, np.ndarray | np.generic):
-        leaf = jnp.asarray(leaf) if leaf.dtype.name == "bfloat16" else leaf
-    if isinstance(leaf, np.ndarray | np.generic):
-        torch_dtype(leaf.dtype)
-        writable = np.array(leaf) if copy or not np.asarray(leaf).flags.writeable else leaf
-        return torch.from_numpy(writable)
+        return numpy_to_tensor(np.asarray(leaf), copy=copy)
     if not isinstance(leaf, jax.Array):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return to_torch(jax.lax.bitcast_convert_type(jax.random.key_data(leaf), jnp.int32), copy=copy)
-    return array_to_tensor(jax.block_until_ready(leaf), copy=copy)
+        return _other("to_torch", leaf)
+    return array_to_tensor(jax.block_until_ready(plain_array(leaf)), copy=copy)
+
+
+def _other(caller: str, leaf: Any) -> Any:
+    """A leaf that is no array, itself; but not if it holds arrays, which would be left behind."""
+    fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) else ()
+    if any(isinstance(getattr(leaf, field.name, None), Tensor | jax.Array) for field in fields):
+        raise TypeError(f"{caller}: the dataclass {type(leaf).__name__} is not registered: use `register_dataclass`.")
+    return leaf

@@ -1,0 +1,79 @@
+"""Lowerings of linear algebra, as thin as JAX has it; `lowerings` says how an op is called.
+
+A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. Codes of
+success are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from popart_func.engines.trace import TensorSpec
+
+__all__ = ["LINALG"]
+
+
+def _success(out: TensorSpec) -> Any:
+    return jnp.zeros(out.shape, jnp.int32)
+
+
+def _transposed(x: Any) -> Any:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _factored(x: Any) -> list[Any]:
+    """LU, and which row was exchanged with which, counted from 1."""
+    lu, pivots, _ = jax.lax.linalg.lu(x)
+    return [lu, pivots + 1]
+
+
+def _inverse(outs: Any, x: Any, *_: Any) -> list[Any]:
+    return [jnp.linalg.inv(x), _success(outs[1])]
+
+
+def _cholesky(outs: Any, x: Any, upper: bool = False, *_: Any) -> list[Any]:
+    lower = jnp.linalg.cholesky(x, symmetrize_input=False)
+    return [jnp.conj(_transposed(lower)) if upper else lower, _success(outs[1])]
+
+
+def _solve(outs: Any, x: Any, y: Any, left: bool = True, *_: Any) -> list[Any]:
+    is_vector = y.ndim == x.ndim - 1 and outs[0].shape == y.shape
+    columns = y[..., None] if is_vector else y
+    solution = jnp.linalg.solve(x, columns) if left else _transposed(jnp.linalg.solve(_transposed(x), _transposed(y)))
+    return [solution.reshape(outs[0].shape), *_factored(x), _success(outs[3])]
+
+
+def _solve_triangular(
+    out: TensorSpec, x: Any, y: Any, upper: bool = False, left: bool = True, unitriangular: bool = False
+) -> Any:
+    return jax.lax.linalg.triangular_solve(x, y, left_side=left, lower=not upper, unit_diagonal=unitriangular)
+
+
+def _svd(outs: Any, x: Any, full: bool = False, with_vectors: bool = True, *_: Any) -> list[Any]:
+    if with_vectors:
+        return list(jnp.linalg.svd(x, full_matrices=full))
+    return [jnp.zeros(outs[0].shape), jnp.linalg.svd(x, compute_uv=False), jnp.zeros(outs[2].shape)]
+
+
+def _eigh(outs: Any, x: Any, triangle: str = "L", with_vectors: bool = True) -> list[Any]:
+    values, vectors = jnp.linalg.eigh(x, UPLO=triangle, symmetrize_input=False)
+    return [values, vectors if with_vectors else jnp.zeros(outs[1].shape)]
+
+
+LINALG: dict[str, Callable[..., Any]] = {
+    "_linalg_check_errors": lambda outs, *_: [],
+    "linalg_inv_ex": _inverse,
+    "linalg_cholesky_ex": _cholesky,
+    "_linalg_solve_ex": _solve,
+    "linalg_solve_triangular": _solve_triangular,
+    "_linalg_det": lambda outs, x: [jnp.linalg.det(x), *_factored(x)],
+    "_linalg_slogdet": lambda outs, x: [*jnp.linalg.slogdet(x), *_factored(x)],
+    "_linalg_svd": _svd,
+    "_linalg_eigh": _eigh,
+    "linalg_qr": lambda outs, x, mode="reduced": list(jnp.linalg.qr(x, mode)),
+}
+"""Every op of linear algebra, by its name in ATen."""
