@@ -110,7 +110,7 @@ def _check_benched(_: Any, names: Sequence[str] | None) -> None:
 
 
 def _check_workers(_: Any, workers: str | None) -> None:
-    if workers and not (workers.isdigit() and int(workers) > 0 or workers == "ray" or workers.startswith("ray://")):
+    if workers and not ((workers.isdigit() and int(workers) > 0) or workers == "ray" or workers.startswith("ray://")):
         raise ValueError("Choose a number of processes, at least 1, or ray, or ray://host:port.")
 
 

@@ -23,7 +23,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import filelock
 import numpy as np
@@ -82,7 +82,7 @@ class ChunkStore:
         # Where a file system has no locks, this fails rather than falling back on one that outlives a killed process.
         self._lock = filelock.FileLock(self.path / LOCK, fallback_to_soft=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ChunkStore:
         """Locks the directory, compares configurations and verifies what is there.
 
         Raises:
@@ -143,9 +143,8 @@ class ChunkStore:
             )
         for leftover in (*self.path.rglob(f"{PARTIAL}*"), *self.path.rglob("*.partial")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        labels = _recorded(self.path, LABELS)
-        if labels is None or not all(_is_whole(file, expected) for file, expected in labels.items()):
-            if labels is not None:
+        if not _has_labels(self.path):
+            if (self.path / DONE / f"{LABELS}.json").exists():
                 self.found.append("The labels were damaged: they are written again.")
             self._write_labels()
         self._verify()
@@ -236,6 +235,8 @@ def load(path: str | Path) -> xarray.Dataset:
     """
     path = Path(path).expanduser().resolve()
     content = read_configuration(path)
+    if not _has_labels(path):
+        raise StoreError(f"{path}: the labels are not there or damaged: run the same sweep again, which mends them.")
     plan = Plan.from_json(content["configuration"])
     values = {learner: plan.empty(learner) for learner in plan.grid.takes}
     complete = True
@@ -295,6 +296,12 @@ def _state(path: Path, chunk: Chunk, variables: Mapping[str, Variable]) -> str:
     if recorded is None or recorded.keys() != set(files):
         return "damaged"
     return "done" if all(_is_whole(file, expected) for file, expected in recorded.items()) else "damaged"
+
+
+def _has_labels(path: Path) -> bool:
+    """Whether all but the results is there and whole."""
+    labels = _recorded(path, LABELS)
+    return labels is not None and all(_is_whole(file, expected) for file, expected in labels.items())
 
 
 def _recorded(path: Path, name: str) -> dict[Path, str] | None:

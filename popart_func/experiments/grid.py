@@ -160,7 +160,7 @@ class Plan(NamedTuple):
         return cls(Grid(axes, tuple(plain["seeds"]), takes), plain["chunk_size"], variables)
 
 
-def missing(name: str, variable: Variable) -> float:
+def missing(name: str, variable: Variable) -> int | float:
     """What stands in the place of a lane that was not run."""
     return NOT_RUN if name == DIVERGED else float("nan") if variable.dtype.kind == "f" else 0
 

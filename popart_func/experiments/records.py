@@ -8,6 +8,7 @@ runs once the lane is through: a pure function of the series ``[time, ...]`` of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,18 +44,15 @@ class Record(NamedTuple):
 
 
 def every(n: int = 1, *, of: Measure = error) -> Record:
-    """Every n-th sample, from the first; with 1 the full curve.
+    """Every n-th sample, from the first; by default the full curve.
 
     >>> record = every(3)
     >>> record.keep(torch.arange(7.0)), list(record.samples(7))
     (tensor([0., 3., 6.]), [0, 3, 6])
     """
     _check("every", "n", n)
-
-    def keep(series: Shaped[Tensor, "time ..."]) -> Shaped[Tensor, "kept ..."]:
-        return series[::n]
-
-    return Record(of, keep, lambda steps: range(0, steps, n), f"{_name(of)}, every {n} samples")
+    description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of every {n}th sample"
+    return Record(of, partial(_every, n), partial(_samples, n, 1), description)
 
 
 def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
@@ -66,20 +64,8 @@ def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
     """
     _check("smoothed", "window", window)
     _check("smoothed", "n", n)
-
-    def keep(series: Num[Tensor, "time ..."]) -> Num[Tensor, "kept ..."]:
-        ends = series.shape[0] - window + 1
-        if ends < 1:
-            raise ValueError(f"smoothed: `window` must be at most the {series.shape[0]} samples, got {window}.")
-        total = series[:ends:n].double()
-        for shift in range(1, window):
-            total = total + series[shift : ends + shift : n]
-        return (total / window).to(_floating(series))
-
-    def samples(steps: int) -> range:
-        return range(0, steps - window + 1, n)
-
-    return Record(of, keep, samples, f"{_name(of)}, moving average of {window} samples, every {n}")
+    description = f"{_name(of)}, averaged over {window} samples from this one on"
+    return Record(of, partial(_smoothed, window, n), partial(_samples, n, window), description)
 
 
 def last(n: int, *, of: Measure = error) -> Record:
@@ -89,13 +75,7 @@ def last(n: int, *, of: Measure = error) -> Record:
     tensor(1.5000)
     """
     _check("last", "n", n)
-
-    def keep(series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
-        if n > series.shape[0]:
-            raise ValueError(f"last: `n` must be at most the {series.shape[0]} samples, got {n}.")
-        return series[-n:].double().mean(0).to(_floating(series))
-
-    return Record(of, keep, None, f"{_name(of)}, mean over the last {n} samples")
+    return Record(of, partial(_mean_of_last, n), None, f"{_name(of)}, mean over the last {n} samples")
 
 
 def mean(*, of: Measure = error) -> Record:
@@ -104,11 +84,7 @@ def mean(*, of: Measure = error) -> Record:
     >>> mean().keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(4.)
     """
-
-    def keep(series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
-        return series.double().mean(0).to(_floating(series))
-
-    return Record(of, keep, None, f"{_name(of)}, mean over all samples")
+    return Record(of, partial(_mean_of_last, None), None, f"{_name(of)}, mean over all samples")
 
 
 def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
@@ -121,6 +97,30 @@ def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
             f"got {type(record).__name__} for {name!r}."
         )
     return Record(error, record, None, f"error, {_name(record)}")
+
+
+def _every(n: int, series: Shaped[Tensor, "time ..."]) -> Shaped[Tensor, "kept ..."]:
+    return series[::n]
+
+
+def _smoothed(window: int, n: int, series: Num[Tensor, "time ..."]) -> Num[Tensor, "kept ..."]:
+    ends = series.shape[0] - window + 1
+    if ends < 1:
+        raise ValueError(f"smoothed: `window` must be at most the {series.shape[0]} samples, got {window}.")
+    total = series[:ends:n].double()
+    for shift in range(1, window):
+        total = total + series[shift : ends + shift : n]
+    return (total / window).to(_floating(series))
+
+
+def _mean_of_last(n: int | None, series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
+    if n is not None and n > series.shape[0]:
+        raise ValueError(f"last: `n` must be at most the {series.shape[0]} samples, got {n}.")
+    return series[-(n or 0) :].double().mean(0).to(_floating(series))
+
+
+def _samples(n: int, window: int, steps: int) -> range:
+    return range(0, steps - window + 1, n)
 
 
 def _floating(series: Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def make_learners(algorithms: Iterable[str] = ALGORITHMS) -> dict[str, Any]:
 
 def sweep_grid(
     algorithms: Iterable[str] = ALGORITHMS,
-    learning_rates: Iterable[float] = VALUES,
-    step_sizes: Iterable[float] = VALUES,
+    learning_rates: Iterable[SupportsFloat] = VALUES,
+    step_sizes: Iterable[SupportsFloat] = VALUES,
     seeds: Iterable[SupportsIndex] = range(50),
     *,
     chunk_size: int = sweep.CHUNK_SIZE,
@@ -104,7 +104,7 @@ def sweep_grid(
         What `RECORD` says, and ``diverged_at``, over learner, learning_rate, step_size and seed.
     """
     names = list(algorithms)
-    axes: dict[str, Iterable[float]] = {"learning_rate": learning_rates}
+    axes: dict[str, Iterable[SupportsFloat]] = {"learning_rate": learning_rates}
     if any(name != "sgd" for name in names):
         axes["step_size"] = step_sizes
     return sweep.run(

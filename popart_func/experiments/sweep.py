@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ RESERVED = ("learner", "seed", "lane", "sample", DIVERGED)
 
 
 def lanes(
-    seeds: Iterable[SupportsIndex], *, learner: Iterable[str] | None = None, **hyper_parameters: Iterable[float]
+    seeds: Iterable[SupportsIndex], *, learner: Iterable[str] | None = None, **hyper_parameters: Iterable[SupportsFloat]
 ) -> xarray.Dataset:
     """A grid of lanes: each combination of seed, hyper-parameters and, if given, learner is one training run.
 
@@ -250,7 +250,7 @@ def _takes(name: str, make: MakeLearner, axes: Mapping[str, tuple[float, ...]]) 
     return tuple(axis for axis in axes if axis in named)
 
 
-def _checked_values(name: str, values: Iterable[float]) -> list[float]:
+def _checked_values(name: str, values: Iterable[SupportsFloat]) -> list[float]:
     try:
         checked = [float(value) for value in values]
     except TypeError:

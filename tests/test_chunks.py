@@ -1,0 +1,448 @@
+"""A store that is killed, damaged, full or fought over gives the same bits in the end, or says why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_sweep
+import xarray
+
+from popart_func.experiments import chunks, files, load, sweep
+from popart_func.experiments.chunks import StoreError
+from popart_func.experiments.work import Work
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+CHUNKS = 3 + 5
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[xarray.Dataset, Path]:
+    path = tmp_path_factory.mktemp("uninterrupted") / "store"
+    return sweep.run(**small_sweep.arguments(store=path)), path
+
+
+@pytest.fixture
+def store(uninterrupted: tuple[xarray.Dataset, Path], tmp_path: Path) -> Path:
+    """A finished store of one's own."""
+    return Path(shutil.copytree(uninterrupted[1], tmp_path / "store"))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the chunks that are run, as they are."""
+    seen, run = [], Work.run
+
+    def noted(work, chunk):
+        seen.append(f"{chunk.learner}-{chunk.number:05}")
+        return run(work, chunk)
+
+    monkeypatch.setattr(Work, "run", noted)
+    return seen
+
+
+def interrupted_after(number: int, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Runs so many chunks of the sweep, and is then interrupted from the keyboard."""
+    run, done = Work.run, []
+
+    def interrupted(work, chunk):
+        if len(done) == number:
+            raise KeyboardInterrupt
+        done.append(chunk)
+        return run(work, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(**small_sweep.arguments(store=path))
+
+
+def same_bits(one: xarray.Dataset, other: xarray.Dataset) -> bool:
+    assert one.sizes == other.sizes
+    return all(np.array_equal(one[name].values.view(np.int32), other[name].values.view(np.int32)) for name in other)
+
+
+class TestResume:
+    @pytest.mark.parametrize("number", [0, 1, 5])
+    def test_the_rest_is_run_and_the_result_is_the_same_to_the_bit(
+        self, uninterrupted, tmp_path, monkeypatch, runs, capsys, number
+    ):
+        interrupted_after(number, monkeypatch, tmp_path / "store")
+        runs.clear()
+        resumed = sweep.run(**small_sweep.arguments(store=tmp_path / "store", quiet=False))
+        assert same_bits(resumed, uninterrupted[0])
+        assert len(runs) == CHUNKS - number
+        assert capsys.readouterr().err == (f"{number} of 8 chunks are done and whole.\n" if number else "")
+
+    def test_a_store_makes_no_difference(self, uninterrupted):
+        assert same_bits(sweep.run(**small_sweep.arguments()), uninterrupted[0])
+
+    def test_a_finished_store_is_read_and_nothing_is_run_or_written(self, uninterrupted, store, runs):
+        before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.name != ".lock"}
+        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert runs == []
+        assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.name != ".lock"} == before
+
+    def test_auto_is_the_engine_that_the_store_was_begun_with(self, store):
+        assert sweep.run(**small_sweep.arguments(store=store, engine="auto")).attrs["engine"] == "eager"
+
+    def test_an_unfinished_store_can_be_loaded(self, uninterrupted, tmp_path, monkeypatch):
+        interrupted_after(4, monkeypatch, tmp_path / "store")
+        part, whole = load(tmp_path / "store"), uninterrupted[0]
+        assert part.attrs["complete"] == 0
+        assert same_bits(part.sel(learner="sgd"), whole.sel(learner="sgd"))
+        missing = part["diverged_at"].sel(learner="popart") == -2
+        assert missing.sum() == 18 - 4
+        assert part["curve"].sel(learner="popart").where(missing).isnull().all()
+        done = part["final"].sel(learner="popart").where(~missing)
+        assert done.equals(whole["final"].sel(learner="popart").where(~missing))
+        assert load(uninterrupted[1]).identical(whole)
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 0x04
+    path.write_bytes(content)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", ["curve/c/1/0", "final/c/1", "diverged_at/c/1"])
+    def test_a_flipped_byte_in_a_chunk(self, uninterrupted, store, runs, capsys, name):
+        flip(store / "lanes.zarr" / "popart" / name)
+        part = load(store)
+        assert (part["diverged_at"].sel(learner="popart") == -2).sum() == 4
+        mended = sweep.run(**small_sweep.arguments(store=store, quiet=False))
+        assert same_bits(mended, uninterrupted[0])
+        assert runs == ["popart-00001"]
+        assert capsys.readouterr().err == (
+            "7 of 8 chunks are done and whole.\nDamaged, to be run again: popart-00001.\n"
+        )
+
+    @pytest.mark.parametrize("place", [0.02, 0.5, 0.95])
+    def test_a_flipped_byte_in_a_checksum(self, uninterrupted, store, runs, place):
+        flip(store / "done" / "sgd-00002.json", place)
+        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert runs == ["sgd-00002"]
+
+    def test_a_cut_and_a_missing_file(self, uninterrupted, store, runs, capsys):
+        os.truncate(store / "lanes.zarr" / "sgd" / "curve" / "c" / "0" / "0", 10)
+        (store / "lanes.zarr" / "popart" / "final" / "c" / "4").unlink()
+        (store / "done" / "popart-00003.json").unlink()
+        assert same_bits(sweep.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
+        assert runs == ["sgd-00000", "popart-00003", "popart-00004"]
+        assert capsys.readouterr().err == (
+            "5 of 8 chunks are done and whole.\nDamaged, to be run again: sgd-00000, popart-00004.\n"
+            "Begun but not done, to be run again: 1.\n"
+        )
+
+    @pytest.mark.parametrize("name", ["zarr.json", "popart/zarr.json", "popart/curve/zarr.json", "sgd/seed/c/0"])
+    def test_damaged_labels_are_written_again(self, uninterrupted, store, runs, capsys, name):
+        flip(store / "lanes.zarr" / name)
+        with pytest.raises(StoreError, match="labels are not there or damaged: run the same sweep again"):
+            load(store)
+        assert same_bits(sweep.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
+        assert "The labels were damaged: they are written again." in capsys.readouterr().err
+        assert runs == []
+        for path in (store / "lanes.zarr").rglob("*"):
+            if path.is_file():
+                assert path.read_bytes() == (uninterrupted[1] / path.relative_to(store)).read_bytes(), path
+
+    def test_a_damaged_configuration_is_refused(self, store, runs):
+        flip(store / "configuration.json")
+        for use in (lambda: load(store), lambda: sweep.run(**small_sweep.arguments(store=store))):
+            with pytest.raises(StoreError, match=r"configuration\.json is damaged: move the directory away"):
+                use()
+        assert runs == []
+
+    def test_no_sweep_at_all(self, tmp_path):
+        with pytest.raises(StoreError, match=r"configuration\.json is not there: no sweep"):
+            load(tmp_path)
+
+
+class TestKilled:
+    def test_at_20_random_moments(self, uninterrupted, tmp_path, seed):
+        """Nothing is lost that was done, and the result has the bits of the run that was let alone."""
+        command = [sys.executable, HERE / "killed_sweeps.py", tmp_path / "store", "20", str(seed)]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        done = json.loads(found.stdout)
+        assert len(done) == 20
+        assert done == sorted(done), "what was done stays done"
+        assert 0 < len(set(done)), "and there were moments of all kinds"
+        killed = sweep.run(**small_sweep.arguments(seeds=range(40), store=tmp_path / "store"))
+        assert same_bits(killed, sweep.run(**small_sweep.arguments(seeds=range(40))))
+
+    def test_files_are_on_the_disk_before_they_count_as_done(self, tmp_path, monkeypatch):
+        """As after a loss of power: in the order of events, all of a chunk is flushed before its record appears."""
+        events = []
+        fsync, replace = os.fsync, os.replace
+
+        def noted_fsync(descriptor):
+            events.append(("flushed", os.readlink(f"/proc/self/fd/{descriptor}")))
+            fsync(descriptor)
+
+        def noted_replace(source, target):
+            events.append(("appeared", str(target)))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "fsync", noted_fsync)
+        monkeypatch.setattr(os, "replace", noted_replace)
+        sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+        for record in (tmp_path / "store" / "done").iterdir():
+            appeared = events.index(("appeared", str(record)))
+            flushed = {path for event, path in events[:appeared] if event == "flushed"}
+            kept = [tmp_path / "store" / name for name in json.loads(record.read_text())["files"]]
+            assert {str(path) for path in kept} <= flushed
+            assert {str(path.parent) for path in kept} <= flushed
+            after = events.index(("flushed", str(record.parent)), appeared)
+            assert after > appeared
+
+    def test_leftovers_of_a_write_are_removed(self, uninterrupted, store):
+        for leftover in (store / ".partial-x" / "zarr.json", store / "lanes.zarr" / "sgd" / "c.abc.partial"):
+            leftover.parent.mkdir(exist_ok=True)
+            leftover.touch()
+        (store / "done" / ".partial-y").touch()
+        sweep.run(**small_sweep.arguments(store=store))
+        assert {path.relative_to(store) for path in store.rglob("*")} == {
+            path.relative_to(uninterrupted[1]) for path in uninterrupted[1].rglob("*")
+        }
+
+
+class TestFullDisk:
+    def full_then_mended(self, path, mend, runs, uninterrupted, arguments):
+        with pytest.raises(StoreError, match="can't be written to: .* chunks of 8 that are done are safe") as caught:
+            sweep.run(**{**arguments, "store": path})
+        done = [name for name in runs if (path / "done" / f"{name}.json").exists()]
+        assert f"The {len(done)} chunks of 8" in str(caught.value)
+        assert runs[:-1] == done
+        runs.clear()
+        mend()
+        assert same_bits(sweep.run(**{**arguments, "store": path}), uninterrupted)
+        assert len(runs) == CHUNKS - len(done)
+
+    def test_a_full_file_system(self, uninterrupted, tmp_path, runs):
+        place = tmp_path / "small"
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+        if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("a small file system can't be mounted here: it takes root")
+        try:
+            ballast = place / "ballast"
+            ballast.write_bytes(bytes(40_000))  # which is removed to make room; the rest has to do until then
+            arguments = small_sweep.arguments()
+            (place / "rest").write_bytes(bytes(100_000))
+            self.full_then_mended(
+                place / "store",
+                lambda: (ballast.unlink(), (place / "rest").unlink()),
+                runs,
+                uninterrupted[0],
+                arguments,
+            )
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+
+    def test_a_write_that_fails(self, uninterrupted, tmp_path, runs, monkeypatch):
+        """Wherever a small file system can't be had: the sixth chunk's second file fails as on a full disk."""
+        flush, written = chunks.flush, []
+
+        def failing(path):
+            if path.name == "2" and "popart/final" in str(path):
+                written.append(path)
+                raise OSError(28, "No space left on device")
+            flush(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(chunks, "flush", failing)
+            with pytest.raises(StoreError, match="No space left on device. The 5 chunks of 8 that are done are safe"):
+                sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+        assert not written[0].exists()
+        runs.clear()
+        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
+        assert len(runs) == 3
+
+    def test_a_limit_on_the_size_of_files(self, uninterrupted, tmp_path, runs):
+        """The operating system's own refusal, without root."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        sweep.run(
+            **small_sweep.arguments(
+                store=tmp_path / "store", lanes=sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])
+            )
+        )
+        shutil.rmtree(tmp_path / "store")
+        runs.clear()
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
+            with pytest.raises(OSError, match="File too large"):
+                sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, handler)
+        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
+
+
+class TestWhoMayWrite:
+    def test_two_processes_at_once(self, uninterrupted, store, runs):
+        """The second is refused as long as the first lives, however that ends."""
+        (store / "done" / "sgd-00000.json").unlink()
+        code = (
+            "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('locked', flush=True); "
+            "time.sleep(600)"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, store / ".lock"], stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout.readline() == "locked\n"
+            with pytest.raises(StoreError, match="is in use by another process: wait until it ends"):
+                sweep.run(**small_sweep.arguments(store=store))
+            assert runs == []
+            assert load(store).attrs["complete"] == 0, "reading is always allowed"
+            other.kill()
+            other.wait()
+        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+
+    def test_a_running_sweep_holds_the_lock_and_then_lets_go(self, store, monkeypatch):
+        (store / "done" / "sgd-00000.json").unlink()
+        run, refused = Work.run, []
+
+        def nosy(work, chunk):
+            with monkeypatch.context() as patch:
+                patch.setattr(Work, "run", run)
+                code = "import sys, filelock; filelock.FileLock(sys.argv[1]).acquire(timeout=0)"
+                process = subprocess.run(
+                    [sys.executable, "-c", code, store / ".lock"], check=False, capture_output=True
+                )
+            refused.append(b"Timeout" in process.stderr)
+            return run(work, chunk)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Work, "run", nosy)
+            sweep.run(**small_sweep.arguments(store=store))
+        assert refused == [True]
+        with pytest.raises(StoreError, match="another sweep"):  # not: in use
+            sweep.run(**small_sweep.arguments(store=store, chunk_size=5))
+        sweep.run(**small_sweep.arguments(store=store))
+
+    @pytest.mark.parametrize(
+        ("changes", "lines"),
+        [
+            ({"chunk_size": 5}, ["chunk_size: 4 there, 5 here"]),
+            ({"seeds": [0, 1]}, ["seeds: [0, 1, 2] there, [0, 1] here"]),
+            ({"learning_rate": (0.01, 0.1)}, ["hyper_parameters.learning_rate: [0.01, 0.3, 1000000.0] there, [0.01, 0.1]"]),
+            ({"record": {"final": small_sweep.last(6), "curve": small_sweep.every(3)}},
+             ['record.final.description: "error, mean over the last 5 samples" there, "error, mean over the last 6']),
+            ({"engine": "inductor"}, ['engine: "eager" there, "inductor" here']),
+        ],
+    )  # fmt: skip
+    def test_another_sweep_is_refused_and_the_differences_are_listed(self, store, runs, changes, lines):
+        with pytest.raises(
+            StoreError, match="holds another sweep: name another directory, or ask for the same"
+        ) as caught:
+            sweep.run(**small_sweep.arguments(store=store, **changes))
+        for line in lines:
+            assert line in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1 + len(lines)
+        assert runs == []
+
+    def test_other_functions_are_another_sweep(self, store):
+        arguments = small_sweep.arguments(store=store)
+        init, data, sgd = arguments["init"], arguments["data"], arguments["make_learner"]["sgd"]
+        learners = {**arguments["make_learner"], "sgd": lambda learning_rate: sgd(2 * learning_rate)}
+        for name, value, line in (
+            ("init", lambda seed: init(seed + 1), "fingerprint.init"),
+            ("data", lambda seed: tuple(leaf + 1 for leaf in data(seed)), "fingerprint.data"),
+            ("make_learner", learners, "fingerprint.learner sgd"),
+        ):
+            with pytest.raises(StoreError, match=line):
+                sweep.run(**{**arguments, name: value})
+
+    def test_another_version_is_another_sweep(self, store, monkeypatch):
+        monkeypatch.setattr("popart_func.__version__", "99")
+        with pytest.raises(StoreError, match=r'versions.popart_func: ".*" there, "99" here'):
+            sweep.run(**small_sweep.arguments(store=store))
+
+    def test_a_store_of_another_format(self, store):
+        content = files.read_sealed(store / "configuration.json")
+        content["configuration"]["format"] = 2
+        files.write_sealed(store / "configuration.json", content)
+        with pytest.raises(StoreError, match="has format 2, and this version of popart_func reads 1"):
+            load(store)
+
+    def test_other_files_are_left_alone(self, tmp_path, runs):
+        (tmp_path / "thesis.tex").write_text("precious")
+        with pytest.raises(StoreError, match=r"holds 'thesis\.tex' and no sweep: name another directory"):
+            sweep.run(**small_sweep.arguments(store=tmp_path))
+        assert runs == []
+        assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+class TestOthersCanRead:
+    def test_xarray_reads_labelled_lanes(self, uninterrupted):
+        result, path = uninterrupted
+        with xarray.open_zarr(path / "lanes.zarr", group="popart") as lanes:
+            assert lanes["curve"].dims == ("lane", "sample")
+            by_label = lanes.load().set_index(lane=["learning_rate", "step_size", "seed"]).unstack("lane")
+        for name in ("curve", "final", "diverged_at"):
+            expected = result[name].sel(learner="popart", drop=True)
+            np.testing.assert_array_equal(by_label[name].transpose(*expected.dims), expected)
+        with xarray.open_zarr(path / "lanes.zarr", group="sgd") as lanes:
+            assert "step_size" not in lanes.variables
+
+    def test_it_says_what_it_is(self, uninterrupted):
+        result, path = uninterrupted
+        with xarray.open_zarr(path / "lanes.zarr") as root:
+            said = root.attrs
+        configuration = json.loads(said["configuration"])
+        assert configuration["seeds"] == [0, 1, 2]
+        assert configuration["hyper_parameters"] == {"learning_rate": [0.01, 0.3, 1e6], "step_size": [0.1, 0.5]}
+        assert configuration["learners"] == {"sgd": ["learning_rate"], "popart": ["learning_rate", "step_size"]}
+        assert configuration["versions"].keys() == {"popart_func", "torch", "processor"}
+        assert said["configuration_sha256"] == files.digest(said["configuration"].encode())
+        assert (said["engine"], said["device"], said["dtype"]) == ("eager", "cpu", "float32")
+        assert {"created", "host"} <= said.keys()
+        assert {**said, "complete": 1} == result.attrs
+
+    def test_the_git_revision_is_noted_where_there_is_one(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        one_lane = {"lanes": sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])}
+        assert "git_revision" not in sweep.run(**small_sweep.arguments(**one_lane)).attrs
+        git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+        with suppress(FileNotFoundError):
+            subprocess.run([*git, "init", "-q"], check=True)
+            subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+            revision = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+            assert sweep.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"] == revision.strip()
+            (tmp_path / "new.py").touch()
+            found = sweep.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"]
+            assert found == f"{revision.strip()}-modified"
+
+    def test_nothing_is_pickled(self, uninterrupted, monkeypatch):
+        _, path = uninterrupted
+        codecs, types = set(), set()
+        for metadata in (path / "lanes.zarr").rglob("zarr.json"):
+            content = json.loads(metadata.read_text())
+            if content["node_type"] == "array":
+                codecs |= {codec["name"] for codec in content["codecs"]}
+                types.add(content["data_type"])
+        assert codecs <= {"bytes", "zstd"}
+        assert types == {"float32", "float64", "int32", "int64"}
+
+        def refuse(*_, **__):
+            raise AssertionError("unpickled")
+
+        for name in ("load", "loads", "Unpickler"):
+            monkeypatch.setattr(pickle, name, refuse)
+        load(path)

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import numpy as np
+import optree
+import pytest
+import small_sweep
+import torch
+import xarray
+
+import popart_func as pf
+from popart_func.experiments import sweep
+from popart_func.experiments.grid import Chunk
+from popart_func.experiments.records import Record, every, last, mean, smoothed
+from popart_func.experiments.work import Work
+
+# Annotations are enforced in the fixtures; the tests look at messages, and run long loops.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture(scope="module")
+def result() -> xarray.Dataset:
+    return sweep.run(**small_sweep.arguments())
+
+
+@pytest.fixture(scope="module")
+def full() -> np.ndarray:
+    """Every lane's whole curve."""
+    return sweep.run(**small_sweep.arguments(record={"curve": every()}))["curve"].values
+
+
+@pytest.fixture
+def chunks_run(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
+    """Each chunk that is run, as it is run."""
+    seen, run = [], Work.run
+    monkeypatch.setattr(Work, "run", lambda work, chunk: seen.append(chunk) or run(work, chunk))
+    return seen
+
+
+class TestLanes:
+    def test_the_grid_is_its_coordinates(self):
+        grid = sweep.lanes([3, 1], learner=["b", "a"], beta=[0.5], alpha=[1, 2, 3])
+        assert list(grid.coords) == ["learner", "beta", "alpha", "seed"]
+        assert grid["learner"].values.tolist() == ["b", "a"]
+        assert grid["alpha"].values.tolist() == [1.0, 2.0, 3.0]
+        assert grid["seed"].values.tolist() == [3, 1]
+        assert not grid.data_vars
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"seeds": []}, "`seeds` must hold at least one seed, got none"),
+            ({"seeds": [1, 1]}, "`seeds` must be distinct, got 1 more than once"),
+            ({"seeds": [0], "alpha": []}, "`alpha` must hold at least one value, got none"),
+            ({"seeds": [0], "alpha": [0.1, 0.1]}, "`alpha` must be distinct, got 0.1 more than once"),
+            ({"seeds": [0], "alpha": [float("nan")]}, "`alpha` must be finite, got nan"),
+            ({"seeds": [0], "sample": [1]}, "can't be called 'sample'"),
+            ({"seeds": [0], "learner": ["a", "a"]}, "`learner` must be distinct, got 'a' more than once"),
+        ],
+    )
+    def test_bad_grids(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            sweep.lanes(**arguments)
+
+    def test_a_number_is_no_axis(self):
+        with pytest.raises(TypeError, match=r"`alpha` must be an iterable of numbers, got 0\.1"):
+            sweep.lanes([0], alpha=0.1)
+
+
+class TestRun:
+    def test_dimensions_are_the_grid_s(self, result):
+        assert result["final"].dims == ("learner", "learning_rate", "step_size", "seed")
+        assert result["curve"].dims == (*result["final"].dims, "sample")
+        assert dict(result.sizes) == {"learner": 2, "learning_rate": 3, "step_size": 2, "seed": 3, "sample": 4}
+        assert result["sample"].values.tolist() == [0, 3, 6, 9]
+        assert result["learner"].values.tolist() == ["sgd", "popart"]
+        assert result.attrs["engine"] == "eager"
+        assert result.attrs["complete"] == 1
+
+    @pytest.mark.parametrize(("rate", "beta", "seed"), [(0.01, 0.5, 2), (0.3, 0.1, 0)])
+    def test_each_lane_is_the_run_that_its_labels_say(self, result, rate, beta, seed):
+        arguments = small_sweep.arguments()
+        learner = arguments["make_learner"]["popart"](rate, beta)
+        state, errors = learner.init(arguments["init"](seed)), []
+        for x, y in zip(*arguments["data"](seed), strict=True):
+            state, info = learner.update(state, (x, y))
+            errors.append(info.error.item())
+        lane = result.sel(learner="popart", learning_rate=rate, step_size=beta, seed=seed)
+        # Errors up to 1000, a vmapped lane and an unvmapped run: a few roundings of 2⁻²⁴ of them in each of 10 steps.
+        np.testing.assert_allclose(lane["curve"], errors[::3], rtol=0, atol=10 * 1000 * 2**-22)
+        np.testing.assert_allclose(lane["final"], np.mean(errors[-5:]), rtol=0, atol=10 * 1000 * 2**-22)
+
+    def test_chunks_cover_each_lane_once_and_none_for_values_that_a_learner_does_not_take(self, chunks_run):
+        result = sweep.run(**small_sweep.arguments())
+        lanes = [(c.learner, lane) for c in chunks_run for lane in range(c.start, c.stop)]
+        assert lanes == [("sgd", lane) for lane in range(3 * 3)] + [("popart", lane) for lane in range(3 * 2 * 3)]
+        sgd = result["curve"].sel(learner="sgd")
+        np.testing.assert_array_equal(sgd.isel(step_size=0), sgd.isel(step_size=1))
+
+    def test_a_diverged_lane_says_when(self, result):
+        arguments = small_sweep.arguments(record={"curve": every()})
+        curves = sweep.run(**arguments)
+        finite = np.isfinite(curves["curve"].values)
+        first = np.where(finite.all(-1), -1, (~finite).argmax(-1))
+        assert (first >= 0).any()
+        assert (first == -1).any()
+        np.testing.assert_array_equal(curves["diverged_at"], first)
+        assert (curves["diverged_at"].sel(learning_rate=small_sweep.TOO_LARGE) > 0).all()
+
+    def test_lanes_do_not_touch_each_other(self, result):
+        """To the bit: with a neighbour that diverges or without, with other seeds, in another place of the grid."""
+        calm = sweep.run(**small_sweep.arguments(learning_rate=(0.02, 0.3)))
+        same = {"learning_rate": 0.3}
+        assert calm.sel(same)["curve"].equals(result.sel(same)["curve"])
+        fewer = sweep.run(**small_sweep.arguments(seeds=[7, 2], step_size=(0.5,)))
+        same = {"seed": 2, "step_size": 0.5, "learner": "popart"}
+        assert fewer.sel(same)["curve"].equals(result.sel(same)["curve"])
+
+    def test_threads_do_not_matter(self, result):
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(before % 2 + 1)
+            assert sweep.run(**small_sweep.arguments()).equals(result)
+        finally:
+            torch.set_num_threads(before)
+
+    def test_one_learner_and_a_shared_stream(self):
+        arguments = small_sweep.arguments(step_size=(0.1,))
+        stream = arguments["data"](5)
+        one = sweep.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"], "data": stream})
+        assert one["final"].dims == ("learning_rate", "step_size", "seed")
+        named = sweep.run(**{**arguments, "data": lambda seed: stream})
+        assert one["curve"].equals(named["curve"].sel(learner="popart", drop=True))
+
+    def test_seeds_alone(self):
+        arguments = small_sweep.arguments(lanes=sweep.lanes(range(2)))
+        with pytest.raises(ValueError, match="`make_learner` takes 'learning_rate', of which `lanes` have no values"):
+            sweep.run(**arguments)
+        alone = sweep.run(**{**arguments, "make_learner": lambda: arguments["make_learner"]["sgd"](0.01)})
+        assert alone["final"].dims == ("seed",)
+
+    def test_any_hyper_parameter_and_a_part_of_a_grid(self):
+        """Adam's second moment and the statistics' lower bound; and a random half of the grid's first axis."""
+        apply = pf.stateless(torch.nn.Sequential(torch.nn.Linear(2, 1)).to("meta"))
+
+        def make(b2, scale_lb=1e-4):
+            return pf.popart_learner(apply, pf.adam(0.1, b2=b2), pf.popart(1, 0.1, scale_lb), head="0")
+
+        grid = sweep.lanes([1], b2=[0.9, 0.99, 0.999], scale_lb=[1e-4, 1e4]).sel(b2=[0.999, 0.9])
+        found = sweep.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid})
+        assert found["final"].dims == ("b2", "scale_lb", "seed")
+        assert found["b2"].values.tolist() == [0.999, 0.9]
+        assert len(np.unique(found["final"])) == 4
+
+    def test_a_lane_has_the_dtype_asked_for(self, result):
+        arguments = small_sweep.arguments(dtype=torch.float64)
+        data = arguments["data"]
+        double = sweep.run(**{**arguments, "data": lambda seed: optree.tree_map(torch.Tensor.double, data(seed))})
+        assert double["final"].dtype == np.float64
+        kept = {"learner": "popart", "learning_rate": 0.01}
+        difference = abs(double["final"].sel(kept) - result["final"].sel(kept)).max()
+        assert 0 < difference < 10 * 1000 * 2**-22
+
+    def test_auto_goes_on_where_native_lacks_an_operation(self):
+        arguments = small_sweep.arguments(lanes=sweep.lanes([0, 1]), engine="auto", record={"final": last(5)})
+        learner = arguments["make_learner"]["sgd"](0.01)
+
+        def update(state, batch):
+            x, y = batch
+            return learner.update(state, (torch.linalg.qr(x[None]).R[0, 0] * x, y))
+
+        long = tuple(leaf.repeat(50, *[1] * (leaf.ndim - 1)) for leaf in arguments["data"](0))
+        arguments |= {"make_learner": lambda: pf.Learner(learner.init, update), "data": long}
+        with pytest.warns(UserWarning, match="engine 'auto': .*qr.* Going on with eager"):
+            found = sweep.run(**arguments)
+        assert found.attrs["engine"] == "eager"
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1, got 0"),
+            ({"workers": 0}, ValueError, "`workers` must be at least 1, got 0"),
+            ({"workers": "horses"}, ValueError, "`workers` must be None, a number, 'ray' or .*, got 'horses'"),
+            ({"engine": "steam"}, ValueError, "`engine` must be .* got 'steam'"),
+            ({"lanes": sweep.lanes([0], learning_rate=[1], step_size=[1], gamma=[1])}, ValueError, "vary 'gamma'"),
+            ({"lanes": sweep.lanes([0], learner=["adam"])}, ValueError, "must be among .*, got 'adam'"),
+            ({"make_learner": print, "lanes": sweep.lanes([0], learner=["a"])}, ValueError, "must be a mapping"),
+            ({"make_learner": {"no name": print}}, ValueError, "must be identifiers, got 'no name'"),
+            ({"make_learner": 3}, TypeError, "`make_learner` must be a function, got int"),
+            ({"record": {"seed": every()}}, ValueError, "can't use the name 'seed'"),
+            ({"record": {"step_size": every()}}, ValueError, "can't use the name 'step_size'"),
+            ({"record": {"all": 10}}, TypeError, "functions of a series, got int for 'all'"),
+            ({"record": {"all": lambda series: 1.0}}, TypeError, "must keep a tensor, got float for 'all'"),
+            ({"record": {"end": last(11)}}, ValueError, "`n` must be at most the 10 samples, got 11"),
+            ({"record": {"smooth": smoothed(11)}}, ValueError, "`window` must be at most the 10 samples, got 11"),
+        ],
+    )
+    def test_bad_arguments(self, changes, error, message):
+        with pytest.raises(error, match=message):
+            sweep.run(**small_sweep.arguments(**changes))
+
+    def test_learners_that_keep_different_things(self):
+        arguments = small_sweep.arguments()
+        lone = arguments["make_learner"]["popart"]
+
+        def wide(learning_rate, step_size):
+            learner = lone(learning_rate, step_size)
+
+            def update(state, batch):
+                state, info = learner.update(state, batch)
+                return state, info._replace(error=info.error.expand(3))
+
+            return pf.Learner(learner.init, update)
+
+        arguments["make_learner"]["popart"] = wide
+        arguments["record"] = {"errors": last(2, of=lambda state, info: info.error)}
+        with pytest.raises(ValueError, match=r"'errors' is float32 \(1,\), but float32 \(3,\) for 'popart'"):
+            sweep.run(**arguments)
+
+
+class TestRecords:
+    def test_each_is_what_it_says_of_the_full_curve(self, full):
+        records = {"thin": every(7), "smooth": smoothed(5, 2), "end": last(4), "whole": mean()}
+        found = sweep.run(**small_sweep.arguments(record=records))
+        np.testing.assert_array_equal(found["thin"], full[..., ::7])
+        np.testing.assert_array_equal(found["end"], full[..., -4:].astype(float).mean(-1).astype(np.float32))
+        np.testing.assert_array_equal(found["whole"], full.astype(float).mean(-1).astype(np.float32))
+        windows = np.lib.stride_tricks.sliding_window_view(full.astype(float), 5, axis=-1).mean(-1)
+        np.testing.assert_allclose(found["smooth"], windows[..., ::2], rtol=2**-23, atol=0)
+        assert found["sample"].values.tolist() == [0, 7]
+        assert found["smooth_sample"].values.tolist() == list(range(0, 6, 2))
+
+    def test_any_quantity_and_any_function_of_a_series(self, full):
+        found = sweep.run(
+            **small_sweep.arguments(
+                record={
+                    "worst": lambda series: series.max(),
+                    "scale": last(1, of=lambda state, info: state.statistics.scale),
+                    "times": Record(lambda state, info: info.error[0] > 50, lambda series: series.sum(), None, "count"),
+                }
+            )
+        )
+        np.testing.assert_array_equal(found["worst"], full.max(-1))
+        assert found["scale"].dims[-1] == "scale_0"
+        assert (found["scale"].sel(learner="sgd") == 1).all()
+        assert (found["scale"].sel(learner="popart", learning_rate=0.01) > 10).all()
+        assert found["times"].dtype == np.int64
+        np.testing.assert_array_equal(found["times"], (full > 50).sum(-1))
+
+    @pytest.mark.parametrize("make", [every, last, smoothed])
+    def test_at_least_one(self, make):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            make(0)
