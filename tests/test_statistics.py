@@ -7,6 +7,7 @@ import xarray
 
 from popart_func.experiments import statistics
 from popart_func.experiments.statistics import (
+    best_setting,
     bootstrap_interval,
     interquartile_mean,
     median,
@@ -194,6 +195,30 @@ def test_an_end_among_diverged_runs_is_infinite() -> None:
     assert np.isfinite(interval["low"]).values.tolist() == [True, True, False]
     assert interval["high"].values.tolist()[1:] == [np.inf, np.inf]
     assert np.isfinite(float(interval["high"][0]))
+
+
+# -------------------- the best setting
+
+
+def test_the_best_setting_has_the_least_interquartile_mean() -> None:
+    error = xarray.DataArray(
+        np.random.default_rng(4).lognormal(size=(3, 4, 10)) + np.arange(3)[::-1, None, None],
+        {"learning_rate": [0.1, 0.2, 0.3], "step_size": [1.0, 2.0, 3.0, 4.0]},
+        ("learning_rate", "step_size", "seed"),
+    )
+    error[2, 1] = -1  # The least, but for the third of its runs that diverged.
+    error[2, 1, :3] = np.nan
+    best = best_setting(error, confidence=0.9)
+    means = interquartile_mean(error)
+    assert float(best["estimate"]) == float(means.min())
+    chosen = error.sel(learning_rate=best["learning_rate"], step_size=best["step_size"])
+    xarray.testing.assert_identical(best, bootstrap_interval(chosen, confidence=0.9))
+
+
+def test_a_single_run_has_a_best_setting_and_no_interval() -> None:
+    best = best_setting(xarray.DataArray([[3.0], [2.0]], {"step_size": [0.1, 0.2]}, ("step_size", "seed")))
+    assert (float(best["step_size"]), float(best["estimate"])) == (0.2, 2.0)
+    assert np.isnan([float(best["low"]), float(best["high"])]).all()
 
 
 # -------------------- the probability of improvement

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import torch
-import xarray
 
-__all__ = ["check_device", "check_dims", "check_names", "check_runs", "check_seeds"]
+__all__ = ["check_device", "check_names", "check_seeds"]
 
 
 def check_seeds(caller: str, seeds: Iterable[SupportsIndex]) -> list[int]:
@@ -48,25 +47,6 @@ def check_device(caller: str, device: torch.device | str) -> torch.device:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise ValueError(f"{caller}: `device` must be one that works here, got {str(device)!r}: {reason}.") from None
     return torch.device(device)
-
-
-def check_dims(
-    caller: str, argument: str, values: xarray.DataArray, dims: str | Iterable[str], *, but: str | None = None
-) -> list[str]:
-    """The dimensions as a list, if there are some, distinct and all of the array's (``but`` one)."""
-    return check_names(caller, argument, dims, [str(dim) for dim in values.dims if dim != but])
-
-
-def check_runs(caller: str, argument: str, values: xarray.DataArray, over: Sequence[str], *, least: int) -> None:
-    """Raises unless a labelled array has numbers, and enough of them along the dimensions of its runs."""
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"{caller}: `{argument}` must be real numbers, got dtype {values.dtype}.")
-    for dim in over:
-        if values.sizes[dim] < least:
-            raise ValueError(
-                f"{caller}: `{argument}` must have at least {least} run{'s' * (least > 1)} along {dim!r}, "
-                f"got {values.sizes[dim]}."
-            )
 
 
 def _check_distinct(caller: str, argument: str, values: Sequence[object]) -> None:

@@ -21,10 +21,12 @@ import scipy.stats
 import xarray
 
 from popart_func._checks import check_count, check_scalar
-from popart_func.experiments._checks import check_dims, check_names, check_runs
+from popart_func.experiments._checks import check_names
+from popart_func.experiments._labelled import check_dims, check_runs
 
 __all__ = [
     "PERCENTILES",
+    "best_setting",
     "bootstrap_interval",
     "interquartile_mean",
     "median",
@@ -126,7 +128,7 @@ def bootstrap_interval(
         over: the dimension of the runs.
         stratify: the dimensions of the strata.
         confidence: how much of the bootstrap distribution the interval holds, in (0, 1).
-        resamples: how often to draw. With 2000 and 50 runs a value of the result takes about a millisecond.
+        resamples: how often to draw. With 2000 and 50 runs a value of the result takes 1 to 2 ms.
         seed: of the draws.
 
     Returns:
@@ -161,6 +163,41 @@ def bootstrap_interval(
         return np.asarray(aggregated.transpose("_value", "_draw"))
 
     return _bootstrap(caller, [values], [*strata, over], aggregate, confidence, resamples, seed)
+
+
+def best_setting(
+    error: xarray.DataArray, over: str = "seed", confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> xarray.Dataset:
+    """The setting with the least interquartile mean, and that mean with its bootstrap interval.
+
+    The interval is that of the setting found: it does not know that it was chosen among others by the same runs, and so
+    lies a little low.
+
+    Args:
+        error: a labelled array; the dimensions other than ``over`` are the settings.
+        over: the dimension of the runs.
+        confidence: as in `bootstrap_interval`; so are the others.
+        resamples: how often to draw.
+        seed: of the draws.
+
+    Returns:
+        The variables ``estimate``, ``low`` and ``high``, and the setting as coordinates: the first one, if every mean
+        is infinite. Of a single run there is no interval: its ends are NaN.
+
+    Raises:
+        TypeError, ValueError: as `bootstrap_interval`.
+
+    >>> error = xarray.DataArray([[3.0, 5.0], [2.0, 4.0]], {"learning_rate": [0.1, 0.2]}, ("learning_rate", "seed"))
+    >>> float(best_setting(error)["learning_rate"])
+    0.2
+    """
+    means = interquartile_mean(error, over)
+    best = means.argmin(list(means.dims)) if means.dims else {}
+    chosen = error.isel(best)
+    if chosen.sizes[over] > 1:
+        return bootstrap_interval(chosen, over=over, confidence=confidence, resamples=resamples, seed=seed)
+    mean = interquartile_mean(chosen, over)
+    return xarray.Dataset({"estimate": mean, "low": mean * np.nan, "high": mean * np.nan})
 
 
 def probability_of_improvement(
@@ -314,9 +351,11 @@ def _percentiles(runs: np.ndarray, ranks: Sequence[int | float]) -> np.ndarray:
     positions = np.array(ranks) / 100 * (runs.shape[-1] - 1)
     below, above = (np.moveaxis(ordered[..., end(positions).astype(int)], -1, 0) for end in (np.floor, np.ceil))
     weight = (positions % 1).reshape(-1, *[1] * (runs.ndim - 1))
-    # numpy's own interpolates next to infinity to NaN, even where a percentile falls on a finite value.
     with np.errstate(invalid="ignore"):
-        return np.where(below == above, below, (1 - weight) * below + weight * above)
+        step = above - below
+        between = np.where(weight < 0.5, below + step * weight, above - step * (1 - weight))
+    # numpy.percentile gives `between`, which is NaN next to infinity even where a percentile falls on a finite value.
+    return np.where(below == above, below, np.where(np.isinf(above), above, between))
 
 
 def _runs(values: xarray.DataArray) -> xarray.DataArray:

@@ -1,0 +1,198 @@
+"""Heat maps of a grid of settings: where an error is least, and where runs diverge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xarray
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullFormatter
+
+from popart_func.experiments._labelled import check_runs
+from popart_func.experiments.plot.canvas import (
+    PLAIN_NUMBERS,
+    label_of,
+    name_of,
+    new_canvas,
+    number,
+    plural,
+    value_of,
+)
+from popart_func.experiments.statistics import best_setting, interquartile_mean
+
+__all__ = ["heat_map"]
+
+_INCHES = 0.32  # The side of a cell.
+_DECADES = 3
+_COLORS = "viridis_r"
+_MIDDLE = "#21918C"  # Of these colours.
+_MARKS: dict[str, dict[str, Any]] = {
+    "best setting": {"facecolor": "none", "edgecolor": "#D55E00", "linewidth": 2.2, "clip_on": False, "zorder": 3},
+    "a quarter of the runs or fewer diverged": {
+        "facecolor": "none",
+        "edgecolor": "white",
+        "hatch": "////",
+        "linewidth": 0,
+    },
+    "more than a quarter diverged": {"facecolor": "#DDDDDD", "edgecolor": "#999999", "hatch": "xxxx", "linewidth": 0},
+}
+
+
+def heat_map(
+    error: xarray.DataArray | Mapping[str, xarray.DataArray],
+    path: str | Path | IO[bytes],
+    over: str = "seed",
+    x: str = "step_size",
+    y: str = "learning_rate",
+    *,
+    label: str | None = None,
+) -> Figure:
+    """Draws the interquartile mean of an error over runs for a grid of two hyper-parameters, in logarithmic colours.
+
+    The best setting is framed, and stands above its panel with its 95 % bootstrap interval (`best_setting`). A cell is
+    grey and crossed where the mean is infinite, for more than a quarter of its runs have diverged, and hatched where
+    fewer have. The colours end three decades above the best: what is worse has the last one.
+
+    Args:
+        error: an array with the dimensions ``over``, ``x``, ``y`` and at most one more, such as ``algorithm``, with a
+            panel for each of its coordinates. Or panels by name, which may lack ``x`` or ``y``. An axis along which
+            nothing in a panel changes, for its algorithm takes no such hyper-parameter, is drawn as one cell.
+        path: where to write; the suffix says the format, such as ``"grid.png"``. An open file gets a PNG.
+        over: the dimension of the runs.
+        x: the dimension across.
+        y: the dimension upwards.
+        label: what the error is; by default the array's ``long_name`` or name.
+
+    Returns:
+        The figure, drawn without pyplot: nothing to close.
+
+    Raises:
+        TypeError: not real numbers.
+        ValueError: other dimensions, no runs, a negative error.
+    """
+    given = _panels(error, over, x, y)
+    panels = {name: _grid(panel, over, x, y) for name, panel in given.items()}
+    means = {name: interquartile_mean(panel, over) for name, panel in panels.items()}
+    norm, extend = _colors(means.values())
+    # A single column is drawn broader, so that there is room for what stands above it.
+    columns = [max(mean.sizes[x], 4) for mean in means.values()]
+    rows = max(mean.sizes[y] for mean in means.values())
+    canvas = new_canvas((1.6 + sum(0.8 + _INCHES * width for width in columns), 2.2 + _INCHES * max(rows, 5)))
+    all_axes = canvas.subplots(1, len(panels), squeeze=False, width_ratios=columns)[0]
+    marks = set()
+    for axes, name in zip(all_axes, panels, strict=True):
+        marks |= _draw_cells(axes, panels[name], means[name], norm, over)
+        _label_axes(axes, means[name], x, y)
+        axes.set_title(_title(name, panels[name], over), fontsize="small", loc="left")
+    all_axes[0].set_ylabel(name_of(y))
+    some = next(iter(given.values()))
+    label = label or str(some.attrs.get("long_name", some.name or "error"))
+    bar = canvas.colorbar(ScalarMappable(norm, _COLORS), ax=all_axes.tolist(), extend=extend, pad=0.01, aspect=25)
+    bar.set_label(f"{label}\n(interquartile mean over {plural(some.sizes[over], name_of(over))})", fontsize="small")
+    bar.ax.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    handles = {text: Patch(**style) for text, style in _MARKS.items() if text in marks}
+    for patch in handles.values():
+        if patch.get_hatch() == "////":
+            patch.set_facecolor(_MIDDLE)
+    canvas.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize="small",
+        handleheight=1.4,
+    )
+    canvas.savefig(path)
+    return canvas
+
+
+def _panels(
+    error: xarray.DataArray | Mapping[str, xarray.DataArray], over: str, x: str, y: str
+) -> dict[str, xarray.DataArray]:
+    """The panels by what is written above them, checked."""
+    if isinstance(error, Mapping):
+        panels = {value_of(name): panel for name, panel in error.items()}
+    else:
+        rest = [str(dim) for dim in error.dims if dim not in (over, x, y)]
+        coordinates = error[rest[0]].values.tolist() if len(rest) == 1 else []
+        panels = {label_of(rest[0], value): error.isel({rest[0]: i}) for i, value in enumerate(coordinates)}
+        panels = panels or {"": error}
+    if not panels:
+        raise ValueError("heat_map: `error` must hold at least one panel, got none.")
+    for name, panel in panels.items():
+        if over not in panel.dims or not set(panel.dims) <= {over, x, y}:
+            where = f" in {name!r}" if name else ", and at most one more"
+            raise ValueError(
+                f"heat_map: `error` must have the dimensions {[over, x, y]}{where}, got {list(panel.dims)}. "
+                f"Choose what to draw, such as `error.isel(sample=-1)`."
+            )
+        check_runs("heat_map", "error", panel, [over], least=1)
+        if float(panel.min()) < 0:
+            raise ValueError(f"heat_map: `error` must not be negative, got {float(panel.min()):g}.")
+    return panels
+
+
+def _grid(panel: xarray.DataArray, over: str, x: str, y: str) -> xarray.DataArray:
+    """The panel as ``[over, y, x]`` in ascending order; an axis it does not need has one cell and no coordinate."""
+    for dim in (x, y):
+        if dim in panel.dims and panel.sizes[dim] > 1 and bool(panel.notnull().any()):
+            first = panel.isel({dim: 0}, drop=True)
+            if bool(((panel == first) | (panel.isnull() & first.isnull())).all()):
+                panel = first
+        panel = panel.sortby(dim) if dim in panel.dims else panel.expand_dims(dim)
+    return panel.transpose(over, y, x)
+
+
+def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, str]:
+    """The colours of all panels, and whether some mean is beyond them."""
+    values = np.concatenate([mean.values.ravel() for mean in means])
+    values = values[np.isfinite(values) & (values > 0)]
+    least, most = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
+    top = min(most, least * 10**_DECADES)
+    return LogNorm(least, top if top > least else 10 * least), "max" if top < most else "neither"
+
+
+def _draw_cells(axes: Axes, panel: xarray.DataArray, mean: xarray.DataArray, norm: LogNorm, over: str) -> set[str]:
+    """Draws the cells; returns the marks that were needed."""
+    values = mean.values
+    finite, diverged = np.isfinite(values), ~np.isfinite(panel.values).all(axis=0)
+    # Zero, which has no logarithm, has the first colour.
+    shown = np.where(finite, np.maximum(values, norm.vmin or 0), np.nan)
+    axes.imshow(shown, norm=norm, cmap=_COLORS, origin="lower", aspect="auto")
+    best = finite & (np.arange(values.size).reshape(values.shape) == values.argmin())
+    used = set()
+    for text, cells in zip(_MARKS, (best, finite & diverged, ~finite), strict=True):
+        for row, column in np.argwhere(cells):
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **_MARKS[text]))
+            used.add(text)
+    return used
+
+
+def _label_axes(axes: Axes, mean: xarray.DataArray, x: str, y: str) -> None:
+    for dim, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+        if dim not in mean.coords:
+            axis.set_ticks([])
+            continue
+        axis.set_ticks(range(mean.sizes[dim]), [value_of(value) for value in mean[dim].values.tolist()])
+        axis.set_tick_params(length=2, labelsize="small", labelrotation=90 if dim == x else 0)
+    axes.set_xlabel(name_of(x) if x in mean.coords else f"no {name_of(x)}")
+
+
+def _title(name: str, panel: xarray.DataArray, over: str) -> str:
+    """The panel's name, the least mean with its interval, and the setting that has it."""
+    best = best_setting(panel, over)
+    if not np.isfinite(best["estimate"]):
+        return f"{name}\nall diverged\n"
+    estimate, low, high = (number(float(best[end])) for end in ("estimate", "low", "high"))
+    interval = "" if panel.sizes[over] == 1 else f" ({low} to {high})"
+    setting = ", ".join(label_of(dim, best[dim].item()) for dim in map(str, panel.dims) if dim in best.coords)
+    return f"{name}\n{estimate}{interval}\n{setting}"
