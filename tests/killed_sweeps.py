@@ -1,4 +1,4 @@
-"""Runs a sweep into a store again and again, each time killed at a random moment; prints how much was done after each.
+"""Runs a sweep into a store again and again, killed at random moments; prints how many chunks were done after each.
 
 ``python killed_sweeps.py STORE KILLS SEED``. Each run is a fork of this process, which has imported everything.
 """
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import small_sweep
 import torch
@@ -19,21 +20,41 @@ import torch
 from popart_func.experiments import sweep
 
 
+def begin(store: Path, **changes: Any) -> int:
+    """Forks a process that runs the sweep into a store."""
+    child = os.fork()
+    if child == 0:
+        sweep.run(**small_sweep.arguments(store=store, **changes))
+        os._exit(0)
+    return child
+
+
+def records(store: Path) -> set[Path]:
+    return set((store / "done").glob("*-*.json"))
+
+
 def main(store: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    moments, done = random.Random(seed), []
-    while len(done) < kills:
-        child = os.fork()
-        if child == 0:
-            sweep.run(**small_sweep.arguments(seeds=range(30), store=store))
-            os._exit(0)
-        time.sleep(moments.uniform(0, 0.4))
+    one_lane = {"lanes": sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])}
+    sweep.run(**small_sweep.arguments(**one_lane))  # imports what is imported at first use
+    started = time.perf_counter()
+    os.waitpid(begin(store.with_name("first"), **one_lane), 0)
+    first_chunks = time.perf_counter() - started
+    moments, done, killed = random.Random(seed), set[Path](), []
+    while len(killed) < kills:
+        child = begin(store, seeds=range(20))
+        time.sleep(moments.uniform(0, 2 * first_chunks))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            raise SystemExit(f"a run ended by itself, after {len(done)} were killed: give it more to do")
-        done.append(len(list((store / "done").glob("*-*.json"))))
-    print(json.dumps(done))
+        assert done <= records(store), "what was done stays done"
+        done = records(store)
+        if os.WIFSIGNALED(status):
+            killed.append(len(done))
+        else:  # it was faster, and begins anew
+            for record in done:
+                record.unlink()
+            done = set()
+    print(json.dumps(killed))
 
 
 if __name__ == "__main__":

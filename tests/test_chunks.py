@@ -179,10 +179,9 @@ class TestKilled:
         assert found.returncode == 0, found.stderr
         done = json.loads(found.stdout)
         assert len(done) == 20
-        assert done == sorted(done), "what was done stays done"
-        assert 0 < len(set(done)), "and there were moments of all kinds"
-        killed = sweep.run(**small_sweep.arguments(seeds=range(40), store=tmp_path / "store"))
-        assert same_bits(killed, sweep.run(**small_sweep.arguments(seeds=range(40))))
+        assert max(done) > 0, "some of them got somewhere"
+        killed = sweep.run(**small_sweep.arguments(seeds=range(20), store=tmp_path / "store"))
+        assert same_bits(killed, sweep.run(**small_sweep.arguments(seeds=range(20))))
 
     def test_files_are_on_the_disk_before_they_count_as_done(self, tmp_path, monkeypatch):
         """As after a loss of power: in the order of events, all of a chunk is flushed before its record appears."""
@@ -221,35 +220,27 @@ class TestKilled:
 
 
 class TestFullDisk:
-    def full_then_mended(self, path, mend, runs, uninterrupted, arguments):
-        with pytest.raises(StoreError, match="can't be written to: .* chunks of 8 that are done are safe") as caught:
-            sweep.run(**{**arguments, "store": path})
-        done = [name for name in runs if (path / "done" / f"{name}.json").exists()]
-        assert f"The {len(done)} chunks of 8" in str(caught.value)
-        assert runs[:-1] == done
-        runs.clear()
-        mend()
-        assert same_bits(sweep.run(**{**arguments, "store": path}), uninterrupted)
-        assert len(runs) == CHUNKS - len(done)
-
     def test_a_full_file_system(self, uninterrupted, tmp_path, runs):
         place = tmp_path / "small"
         place.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+        needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in uninterrupted[1].rglob("*") if path.is_file())
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={needed + 200_000}", "tmpfs", str(place)]
         if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
             pytest.skip("a small file system can't be mounted here: it takes root")
         try:
-            ballast = place / "ballast"
-            ballast.write_bytes(bytes(40_000))  # which is removed to make room; the rest has to do until then
-            arguments = small_sweep.arguments()
-            (place / "rest").write_bytes(bytes(100_000))
-            self.full_then_mended(
-                place / "store",
-                lambda: (ballast.unlink(), (place / "rest").unlink()),
-                runs,
-                uninterrupted[0],
-                arguments,
-            )
+            (place / "ballast").write_bytes(bytes(230_000))
+            with pytest.raises(
+                StoreError, match=r"No space left on device.* chunks of 8 that are done are safe"
+            ) as caught:
+                sweep.run(**small_sweep.arguments(store=place / "store"))
+            done = [name for name in runs if (place / "store" / "done" / f"{name}.json").exists()]
+            assert f"The {len(done)} chunks of 8" in str(caught.value)
+            assert len(done) > 1
+            assert runs[:-1] == done
+            (place / "ballast").unlink()
+            runs.clear()
+            assert same_bits(sweep.run(**small_sweep.arguments(store=place / "store")), uninterrupted[0])
+            assert len(runs) == CHUNKS - len(done)
         finally:
             subprocess.run(["umount", str(place)], check=True)
 
@@ -265,7 +256,7 @@ class TestFullDisk:
 
         with monkeypatch.context() as patch:
             patch.setattr(chunks, "flush", failing)
-            with pytest.raises(StoreError, match="No space left on device. The 5 chunks of 8 that are done are safe"):
+            with pytest.raises(StoreError, match=r"No space left on device\. The 5 chunks of 8 that are done are safe"):
                 sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
         assert not written[0].exists()
         runs.clear()
@@ -275,13 +266,6 @@ class TestFullDisk:
     def test_a_limit_on_the_size_of_files(self, uninterrupted, tmp_path, runs):
         """The operating system's own refusal, without root."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        sweep.run(
-            **small_sweep.arguments(
-                store=tmp_path / "store", lanes=sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])
-            )
-        )
-        shutil.rmtree(tmp_path / "store")
-        runs.clear()
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
@@ -298,8 +282,8 @@ class TestWhoMayWrite:
         """The second is refused as long as the first lives, however that ends."""
         (store / "done" / "sgd-00000.json").unlink()
         code = (
-            "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('locked', flush=True); "
-            "time.sleep(600)"
+            "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+            "print('locked', flush=True); time.sleep(600)"
         )
         with subprocess.Popen(
             [sys.executable, "-c", code, store / ".lock"], stdout=subprocess.PIPE, text=True
@@ -340,7 +324,7 @@ class TestWhoMayWrite:
         [
             ({"chunk_size": 5}, ["chunk_size: 4 there, 5 here"]),
             ({"seeds": [0, 1]}, ["seeds: [0, 1, 2] there, [0, 1] here"]),
-            ({"learning_rate": (0.01, 0.1)}, ["hyper_parameters.learning_rate: [0.01, 0.3, 1000000.0] there, [0.01, 0.1]"]),
+            ({"step_size": (0.1, 0.2)}, ["hyper_parameters.step_size: [0.1, 0.5] there, [0.1, 0.2] here"]),
             ({"record": {"final": small_sweep.last(6), "curve": small_sweep.every(3)}},
              ['record.final.description: "error, mean over the last 5 samples" there, "error, mean over the last 6']),
             ({"engine": "inductor"}, ['engine: "eager" there, "inductor" here']),

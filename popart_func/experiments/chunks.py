@@ -135,7 +135,9 @@ class ChunkStore:
             write_sealed(
                 self.path / CONFIGURATION, {"configuration": self._configuration, "provenance": self._provenance}
             )
-        lines = differences(read_configuration(self.path)["configuration"], self._configuration)
+        there = read_configuration(self.path)
+        self._provenance = there["provenance"]
+        lines = differences(there["configuration"], self._configuration)
         if lines:
             raise StoreError(
                 f"{self.path} holds another sweep: name another directory, or ask for the same.\n  "
