@@ -1,0 +1,126 @@
+"""Other processes and a Ray cluster give the same bits, also where workers die."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import small_sweep
+import xarray
+
+from popart_func.experiments import load, sweep, workers
+from popart_func.experiments.chunks import ChunkStore
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture(scope="module")
+def alone() -> xarray.Dataset:
+    return sweep.run(**small_sweep.arguments())
+
+
+class TestProcesses:
+    def test_give_the_same_to_the_bit_though_one_is_killed(self, alone, tmp_path):
+        arguments = small_sweep.arguments(store=tmp_path / "store", workers=2)
+        arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
+        assert sweep.run(**arguments).equals(alone)
+        assert (tmp_path / "killed").exists()
+        assert load(tmp_path / "store").equals(alone)
+
+    def test_that_keep_dying_are_given_up(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(workers, "RETRIES", 0)
+        arguments = small_sweep.arguments(store=tmp_path / "store", workers=1)
+        arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "nowhere" / "killed")
+        with pytest.raises(ChildProcessError, match="worker processes died 1 times in a row"):
+            sweep.run(**arguments)
+
+    def test_hand_errors_on(self):
+        arguments = small_sweep.arguments(workers=1)
+        init = arguments["init"]
+
+        def broken(seed: int) -> Any:
+            if seed == 2:
+                raise ArithmeticError("seed 2 is broken")
+            return init(seed)
+
+        with pytest.raises(ArithmeticError, match="seed 2 is broken"):
+            sweep.run(**{**arguments, "init": broken})
+
+
+def test_a_missing_ray_says_which_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'popart-func\[ray\]'"):
+        sweep.run(**small_sweep.arguments(workers="ray"))
+
+
+# Ray leaves sockets and processes to the end of the process, and warns of what it will change.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
+class TestRay:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls) -> Iterator[Any]:
+        """Two nodes of one processor each, on this machine."""
+        import ray
+        from ray.cluster_utils import Cluster
+
+        environment = pytest.MonkeyPatch()
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+        nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+        ray.init(address=nodes.address, log_to_driver=False)
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+        environment.undo()
+
+    def test_two_nodes_give_the_same_to_the_bit_though_a_worker_is_killed(self, cluster, alone, tmp_path):
+        import ray
+
+        assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+        arguments = small_sweep.arguments(store=tmp_path / "store", workers="ray")
+        arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
+        assert sweep.run(**arguments).equals(alone)
+        assert (tmp_path / "killed").exists()
+        assert load(tmp_path / "store").equals(alone)
+
+    def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):
+        write, written = ChunkStore.write, []
+
+        def interrupted(store, chunk, values):
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            written.append(chunk)
+            write(store, chunk, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ChunkStore, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                sweep.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
+        assert load(tmp_path / "store").attrs["complete"] == 0
+        assert sweep.run(**small_sweep.arguments(store=tmp_path / "store")).equals(alone)
+
+    def test_a_node_that_is_lost(self, cluster, alone, tmp_path, monkeypatch):
+        write, lost = ChunkStore.write, []
+
+        def and_lose_a_node(store, chunk, values):
+            if not lost:
+                lost.append(cluster.list_all_nodes()[-1])
+                cluster.remove_node(lost[0], allow_graceful=False)
+            write(store, chunk, values)
+
+        monkeypatch.setattr(ChunkStore, "write", and_lose_a_node)
+        found = sweep.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
+        assert len(lost) == 1
+        assert found.equals(alone)
+
+    def test_a_worker_unlike_this_machine_is_refused(self, cluster, monkeypatch):
+        from popart_func.experiments.work import Work
+
+        monkeypatch.setattr(Work, "environment", lambda work: {"processor": "another"})
+        with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
+            sweep.run(**small_sweep.arguments(workers="ray"))
