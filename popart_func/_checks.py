@@ -23,6 +23,7 @@ __all__ = [
     "check_same_mean",
     "check_scalar",
     "check_sum",
+    "check_sum_of_samples",
     "check_targets",
     "check_task_axis",
     "check_values",
@@ -170,6 +171,10 @@ def check_sum(caller: str, step_size: Scalar, tasks: int, targets: Tensor, indic
         samples = int(indices.bincount(minlength=tasks).max())
     else:
         return
+    check_sum_of_samples(caller, step_size, samples)
+
+
+def check_sum_of_samples(caller: str, step_size: int | float, samples: int) -> None:
     if samples * step_size > 1:
         raise ValueError(
             f"{caller}: with `reduction` 'sum' a task's {samples} targets at step size {step_size} make one step of "

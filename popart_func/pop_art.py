@@ -38,6 +38,7 @@ from popart_func._checks import (
 )
 from popart_func._typing import Float, Integer, Num, Scalar
 from popart_func.models import Params
+from popart_func.moments import Moments, moments
 
 __all__ = [
     "PopArt",
@@ -151,12 +152,7 @@ def art(
     (tensor([2.5000]), tensor([6.7500]))
     """
     check_hyper_parameters("art", step_size, scale_lb, scale_ub, reduction)
-    targets, indices = check_targets("art", state.shift, targets, indices)
-    dtype = _wider(state, targets)
-    targets = targets.detach().to(dtype)
-    state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
-    step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in (step_size, scale_lb, scale_ub))
-
+    state, targets, indices = prepare("art", state, targets, indices)
     if reduction == "sequential":
         for position in range(targets.shape[0]):
             state = art(
@@ -169,11 +165,44 @@ def art(
                 bias_correction=bias_correction,
             )
         return state
-
     if reduction == "sum":
         check_sum("art", step_size, state.shift.shape[0], targets, indices)
+    return art_from_moments(
+        state,
+        moments(state.shift, state.residue, targets, indices),
+        step_size=step_size,
+        scale_lb=scale_lb,
+        scale_ub=scale_ub,
+        reduction=reduction,
+        bias_correction=bias_correction,
+    )
+
+
+def prepare(
+    caller: str, state: PopArtState, targets: Tensor, indices: Tensor | None
+) -> tuple[PopArtState, Tensor, Tensor | None]:
+    """State and targets, checked, in the dtype to compute in and without gradient, as `moments` takes them."""
+    targets, indices = check_targets(caller, state.shift, targets, indices)
+    dtype = _wider(state, targets)
+    cast = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
+    return cast, targets.detach().to(dtype), indices
+
+
+def art_from_moments(
+    state: PopArtState,
+    batch: Moments,
+    *,
+    step_size: Scalar,
+    scale_lb: Scalar,
+    scale_ub: Scalar,
+    reduction: Reduction,
+    bias_correction: bool,
+) -> PopArtState:
+    """`art` of a prepared state, from what it needs to know of the targets. ``"mean"`` or ``"sum"``."""
+    samples, mean, spread = batch
+    dtype = mean.dtype
+    step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in (step_size, scale_lb, scale_ub))
     count = state.count + 1
-    samples, mean, spread = _moments(state, targets, indices)
     step = step_size * samples if reduction == "sum" else step_size
     if bias_correction:
         step = _bias_corrected(step, count, dtype)
@@ -350,23 +379,6 @@ def popart(
         return pop(params, state, new), new
 
     return PopArt(init, update)
-
-
-def _moments(state: PopArtState, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """How many targets each task has, and the mean and (biased) variance of their ``e = (y − μ) − r``; 0 where none."""
-    tasks = state.shift.shape[0]
-    if indices is None:
-        deviations = (targets - state.shift) - state.residue
-        belongs = torch.ones_like(targets, dtype=torch.bool)
-    else:
-        deviations = (targets - state.shift.index_select(0, indices)) - state.residue.index_select(0, indices)
-        deviations = deviations[:, None]
-        belongs = indices[:, None] == torch.arange(tasks, device=indices.device)
-    samples = belongs.sum(0).to(targets.dtype)
-    at_least_one = samples.clamp(min=1)
-    mean = torch.where(belongs, deviations, 0).sum(0) / at_least_one
-    spread = torch.where(belongs, deviations - mean, 0).square().sum(0) / at_least_one
-    return samples, mean, spread
 
 
 def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ import popart_func
 new = {name.partition(".")[0] for name in set(sys.modules) - before} - {"popart_func"}
 print(sorted(name for name in new if name not in sys.stdlib_module_names))
 extras = ("jax", "jaxtyping", "matplotlib", "numpy.random", "xarray", "zarr", "rich", "cyclopts", "torch._inductor")
+extras += ("popart_func.distributed", "popart_func.interop", "popart_func.experiments")
 print(sorted(name for name in extras if name in set(sys.modules) - before))
 """
 
