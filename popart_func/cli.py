@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -188,7 +189,7 @@ def sweep(
         Parameter(consume_multiple=(1, None), negative=(), show_default=_names),
     ] = tuple(Algorithm),
     learning_rates: Annotated[
-        tuple[Annotated[float, Parameter(validator=Number(gt=0))], ...],
+        tuple[Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))], ...],
         Parameter(consume_multiple=(1, None), negative=(), show_default=_powers),
     ] = _HALF_DECADES,
     step_sizes: Annotated[
@@ -247,8 +248,8 @@ def sweep(
     try:
         dataset = search.sweep_grid(
             [algorithm.value for algorithm in dict.fromkeys(algorithms)],
-            learning_rates,
-            step_sizes,
+            list(dict.fromkeys(learning_rates)),
+            list(dict.fromkeys(step_sizes)),
             range(seeds),
             chunk_size=chunk,
             engine=engine,
@@ -260,6 +261,9 @@ def sweep(
         raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = search_report.write(dataset, out)
     Console().print(search_report.table(summary), highlight=False)
+    if dataset.attrs["lane_steps"]:
+        lane_steps, seconds = dataset.attrs["lane_steps"], dataset.attrs["seconds"]
+        print(search_report.speed(lane_steps, seconds, search.reference_seconds()))
     for path in written:
         print(f"wrote {path}")
 

@@ -16,6 +16,7 @@ Source: van Hasselt et al., *Learning values across many orders of magnitude* (2
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
@@ -26,7 +27,7 @@ import xarray
 from torch import Tensor
 
 from popart_func._typing import Float, Integer
-from popart_func.experiments import regression, sweep
+from popart_func.experiments import peers, regression, sweep
 from popart_func.experiments.grid import DIVERGED, NEVER
 from popart_func.experiments.records import last, mean, smoothed
 from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
@@ -36,7 +37,7 @@ from popart_func.learners import Learner, LearnerState
 from popart_func.models import init_params
 from popart_func.pop_art import unnormalize
 
-__all__ = ["FINAL", "RECORD", "VALUES", "judge", "make_learners", "sweep_grid"]
+__all__ = ["FINAL", "RECORD", "VALUES", "cells", "judge", "make_learners", "reference_seconds", "sweep_grid"]
 
 VALUES = tuple(10 ** (power / 2) for power in range(-10, 1))
 """10^-5, 10^-4.5, ..., 1: what the paper searched, for learning rates and for step sizes."""
@@ -154,6 +155,19 @@ def judge(dataset: xarray.Dataset, algorithm: str, by: str = "final_error") -> d
     found["diverged_lanes"] = int((errors.isnull()).sum())
     found["lanes"] = int(errors.size)
     return found
+
+
+def reference_seconds(samples: int = 500) -> float:
+    """What a lane-step takes in the reference style, one module per seed in a Python loop: seconds, measured now.
+
+    Args:
+        samples: how much of seed 0's stream is run.
+    """
+    params = {name: leaf[None].numpy() for name, leaf in init_params(regression.make_network, 0).items()}
+    run = peers.reference(params, regression.streams([0])[:samples].numpy())
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) / samples
 
 
 def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:

@@ -12,6 +12,7 @@ import inspect
 import operator
 import socket
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -116,7 +117,8 @@ def run(
 
     Returns:
         A dataset with the dimensions of ``lanes`` (and ``sample``, for curves): what ``record`` asked for, and
-        ``diverged_at``, the first sample at which something recorded is not finite, -1 if there is none.
+        ``diverged_at``, the first sample at which something recorded is not finite, -1 if there is none. The attributes
+        ``lane_steps`` and ``seconds`` say how many steps this call ran, in all lanes, and how long it took.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other.
@@ -124,6 +126,7 @@ def run(
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
             or the disk is full.
     """
+    started = time.perf_counter()
     device = check_device("run", device)
     _check_workers(workers)
     if chunk_size < 1:
@@ -148,12 +151,14 @@ def run(
     provenance = _provenance()
     if store is None:
         memory = _Memory(plan)
-        _run_missing(work, memory, plan, configuration["steps"], workers, quiet)
+        lane_steps = _run_missing(work, memory, plan, configuration["steps"], workers, quiet)
         said = attributes({**plan.as_json(), **configuration}, provenance)
-        return plan.dataset(memory.values).assign_attrs(said, complete=1)
-    with ChunkStore(store, plan, configuration, provenance) as on_disk:
-        _run_missing(work, on_disk, plan, configuration["steps"], workers, quiet)
-    return load(store)
+        dataset = plan.dataset(memory.values).assign_attrs(said, complete=1)
+    else:
+        with ChunkStore(store, plan, configuration, provenance) as on_disk:
+            lane_steps = _run_missing(work, on_disk, plan, configuration["steps"], workers, quiet)
+        dataset = load(store)
+    return dataset.assign_attrs(lane_steps=lane_steps, seconds=time.perf_counter() - started)
 
 
 class _Memory:
@@ -169,16 +174,19 @@ class _Memory:
             self.values[chunk.learner][name][chunk.start : chunk.stop] = value
 
 
-def _run_missing(work: Work, kept: _Memory | ChunkStore, plan: Plan, steps: int, workers: Workers, quiet: bool) -> None:
+def _run_missing(work: Work, kept: _Memory | ChunkStore, plan: Plan, steps: int, workers: Workers, quiet: bool) -> int:
+    """Runs what is not done yet; returns how many steps of lanes that were."""
     missing = [chunk for chunk in plan.chunks() if chunk not in kept.done]
+    lane_steps = steps * sum(chunk.stop - chunk.start for chunk in missing)
     with reporting(quiet) as start:
-        report = start("sweep", steps * sum(chunk.stop - chunk.start for chunk in missing))
+        report = start("sweep", lane_steps)
         for sentence in kept.found:
             report.say(sentence)
         for chunk, values in completed(work, missing, workers):
             _check_fits(plan, chunk, values)
             kept.write(chunk, values)
             report.advance(steps * (chunk.stop - chunk.start))
+    return lane_steps
 
 
 def _check_fits(plan: Plan, chunk: Chunk, values: Values) -> None:

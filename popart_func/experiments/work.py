@@ -7,8 +7,9 @@ whichever process runs the chunk and whenever.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ class Work:
         # How a sum is shared among threads is seen in its last bits.
         with torch.no_grad(), _threads(1):
             values = {name: vmap(record.keep, in_dims=1)(series[name]) for name, record in self.record.items()}
-            values[DIVERGED] = _first_not_finite(list(series.values()))
+            values[DIVERGED] = _first_not_finite(series.values())
             lanes = chunk.stop - chunk.start
             return {name: value[:lanes].cpu().contiguous().numpy() for name, value in values.items()}
 
@@ -189,10 +190,14 @@ class Work:
         return optree.tree_map(lambda leaf: leaf.to(self.device), stream)
 
 
-def _first_not_finite(series: list[Tensor]) -> Tensor:
+def _first_not_finite(series: Iterable[Tensor]) -> Tensor:
     """The first time at which one of the series ``[time, lanes, ...]`` is not finite, or `NEVER`: ``[lanes]``."""
-    bad = torch.stack([(~one.isfinite()).reshape(*one.shape[:2], -1).any(-1) for one in series]).any(0)
-    return torch.where(bad.any(0), bad.int().argmax(0), NEVER).to(torch.int32)
+    wrong = [~one.isfinite() for one in series]
+    bad = functools.reduce(torch.logical_or, (one.flatten(2).any(2) if one.ndim > 2 else one for one in wrong))
+    first = torch.full((bad.shape[1],), NEVER, dtype=torch.int32, device=bad.device)
+    lanes = bad.any(0)
+    first[lanes] = bad[:, lanes].int().argmax(0).int()
+    return first
 
 
 def _digest(tree: PyTree) -> str:
