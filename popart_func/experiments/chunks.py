@@ -132,9 +132,10 @@ class ChunkStore:
             foreign = [name for name in sorted(os.listdir(self.path)) if name != LOCK and not name.startswith(PARTIAL)]
             if foreign:
                 raise StoreError(f"{self.path} holds {foreign[0]!r} and no sweep: name another directory.")
-            write_sealed(
-                self.path / CONFIGURATION, {"configuration": self._configuration, "provenance": self._provenance}
-            )
+            content = {"configuration": self._configuration, "provenance": self._provenance}
+            write_sealed(self.path / CONFIGURATION, content)
+            flush(self.path.parent)
+        (self.path / DONE).mkdir(exist_ok=True)
         there = read_configuration(self.path)
         self._provenance = there["provenance"]
         lines = differences(there["configuration"], self._configuration)
@@ -217,7 +218,6 @@ class ChunkStore:
             flush(file)
         for directory in {parent for file in files for parent in file.parents if parent.is_relative_to(self.path)}:
             flush(directory)
-        (self.path / DONE).mkdir(exist_ok=True)
         found = {file.relative_to(self.path).as_posix(): digest(file.read_bytes()) for file in files}
         write_sealed(self.path / DONE / f"{name}.json", {"files": found})
 

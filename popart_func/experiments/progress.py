@@ -29,8 +29,9 @@ class _Rate(ProgressColumn):
     """Lane-steps per second."""
 
     def render(self, task: Task) -> Text:
-        """The rate of the last half minute."""
-        return Text("" if task.speed is None else f"{task.speed / 1e6:.3g} M lane-steps/s")
+        """The rate of the last half minute, and at the end that of all."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed / 1e6:.3g} M lane-steps/s")
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def reporting(quiet: bool) -> Iterator[Callable[[str, int], Report]]:
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
 
         def start(description: str, lane_steps: int) -> Report:
-            task = progress.add_task(description, total=lane_steps)
+            task = progress.add_task(description, total=lane_steps, visible=lane_steps > 0)
             return Report(
                 say=lambda message: console.print(message, highlight=False, soft_wrap=True),
                 advance=lambda more: progress.advance(task, more),
