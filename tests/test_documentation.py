@@ -32,8 +32,9 @@ def test_doctests_are_found():
     assert examples >= 10
 
 
-def test_readme(capsys):
+def test_readme(capsys, tmp_path, monkeypatch):
     """The blocks of the README run one after the other, in one namespace; a comment after print says what it prints."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert blocks
     namespace: dict[str, object] = {}
