@@ -133,4 +133,5 @@ def _check(caller: str, name: str, value: int) -> None:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
+    name: str = getattr(function, "__name__", type(function).__name__)
+    return name.replace("_", " ")

@@ -46,21 +46,21 @@ FINAL = 1000
 """How many samples at the end of the stream a setting is judged by."""
 
 
-def _before(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+def prior_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
     """The error before the sample is seen."""
     return info[0]
 
 
-def _recorded(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+def recorded_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
     """The error after ART and POP, as Figure 1a shows it."""
     return info[1]
 
 
 RECORD = {
-    "final_error": last(FINAL, of=_before),
-    "mean_error": mean(of=_before),
-    "recorded_error": last(FINAL, of=_recorded),
-    "rmse": smoothed(regression.WINDOW, n=50, of=_recorded),
+    "final_error": last(FINAL, of=prior_error),
+    "mean_error": mean(of=prior_error),
+    "recorded_error": last(FINAL, of=recorded_error),
+    "rmse": smoothed(regression.WINDOW, n=50, of=recorded_error),
 }
 """What is kept of each lane: three numbers, and a thin curve."""
 

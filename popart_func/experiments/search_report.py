@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ import numpy as np
 import xarray
 
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
-from popart_func.experiments.files import PARTIAL, write_atomically
+from popart_func.experiments.files import write_atomically
 from popart_func.experiments.plot import heat_map
 from popart_func.experiments.regression import LABELS
-from popart_func.experiments.search import cells, judge
+from popart_func.experiments.search import FINAL, cells, judge
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -66,10 +66,9 @@ def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any
         written.append(directory / SUMMARY)
     if not (directory / PICTURE).exists():
         panels = {LABELS[name]: cells(dataset, name) for name in map(str, dataset["learner"].values)}
-        with tempfile.NamedTemporaryFile(prefix=PARTIAL, dir=directory) as file:
-            heat_map(panels, file.file, label="final error: mean |f(x) - y| over the last 1000 samples")
-            file.seek(0)
-            write_atomically(directory / PICTURE, file.read())
+        picture = io.BytesIO()
+        heat_map(panels, picture, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
+        write_atomically(directory / PICTURE, picture.getvalue())
         written.append(directory / PICTURE)
     return found, written
 
