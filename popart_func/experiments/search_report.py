@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray
 
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
-from popart_func.experiments.files import write_atomically
+from popart_func.experiments.files import PARTIAL, write_atomically
 from popart_func.experiments.plot import heat_map
 from popart_func.experiments.regression import LABELS
 from popart_func.experiments.search import FINAL, cells, judge
@@ -66,9 +66,9 @@ def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any
         written.append(directory / SUMMARY)
     if not (directory / PICTURE).exists():
         panels = {LABELS[name]: cells(dataset, name) for name in map(str, dataset["learner"].values)}
-        picture = io.BytesIO()
-        heat_map(panels, picture, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
-        write_atomically(directory / PICTURE, picture.getvalue())
+        aside = directory / f"{PARTIAL}{PICTURE}"
+        heat_map(panels, aside, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
+        os.replace(aside, directory / PICTURE)
         written.append(directory / PICTURE)
     return found, written
 
@@ -123,11 +123,12 @@ def speed(lane_steps: int, seconds: float, reference: float) -> str:
     94.0 million lane-steps in 10.0 s, 9.4 million/s, all included
     one module per seed: 300 us a lane-step, 7.8 hours, 2,820 times as long
     """
-    hours = lane_steps * reference / 3600
+    there = lane_steps * reference
+    took = f"{there / 3600:.1f} hours" if there >= 3600 else f"{there / 60:.1f} minutes"
     return (
         f"{lane_steps / 1e6:.1f} million lane-steps in {seconds:.1f} s, {lane_steps / seconds / 1e6:.2g} million/s, "
-        f"all included\none module per seed: {reference * 1e6:.0f} us a lane-step, {hours:.1f} hours, "
-        f"{lane_steps * reference / seconds:,.0f} times as long"
+        f"all included\none module per seed: {reference * 1e6:.0f} us a lane-step, {took}, "
+        f"{there / seconds:,.0f} times as long"
     )
 
 
