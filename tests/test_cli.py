@@ -202,6 +202,12 @@ class TestMain:
 
         assert tuple(algorithm.value for algorithm in Algorithm) == regression.ALGORITHMS
 
+    def test_the_grid_is_that_of_the_search(self) -> None:
+        from popart_func.cli import _HALF_DECADES
+        from popart_func.experiments import search
+
+        assert _HALF_DECADES == search.VALUES
+
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0
         assert capsys.readouterr().out.strip() == popart_func.__version__

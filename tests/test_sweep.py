@@ -150,6 +150,8 @@ class TestRun:
         assert found["final"].dims == ("b2", "scale_lb", "seed")
         assert found["b2"].values.tolist() == [0.999, 0.9]
         assert len(np.unique(found["final"])) == 4
+        one = sweep.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid.sel(b2=0.9)})
+        np.testing.assert_allclose(one["final"].values, found["final"].sel(b2=[0.9]).values, rtol=1e-5)
 
     def test_a_lane_has_the_dtype_asked_for(self, result):
         arguments = small_sweep.arguments(dtype=torch.float64)
@@ -174,6 +176,22 @@ class TestRun:
             found = sweep.run(**arguments)
         assert found.attrs["engine"] == "eager"
 
+    def test_a_lane_can_have_random_numbers_of_its_own(self):
+        """A key in the state, which is no float; lanes of one seed draw the same, those of others do not."""
+
+        def make(learning_rate):
+            def update(key, x):
+                key, own = pf.random.split(key)
+                return key, pf.random.normal(own) * learning_rate
+
+            return pf.Learner(init=lambda key: key, update=update)
+
+        grid = sweep.lanes(range(3), learning_rate=[1, 2])
+        record = {"noise": every(of=lambda state, info: info)}
+        noise = sweep.run(make, torch.zeros(4), pf.random.key, grid, record=record, chunk_size=4, quiet=True)["noise"]
+        assert len(np.unique(noise.sel(learning_rate=1))) == 3 * 4
+        np.testing.assert_array_equal(noise.sel(learning_rate=2), 2 * noise.sel(learning_rate=1))
+
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
@@ -182,6 +200,14 @@ class TestRun:
             ({"workers": "horses"}, ValueError, "`workers` must be None, a number, 'ray' or .*, got 'horses'"),
             ({"engine": "steam"}, ValueError, "`engine` must be .* got 'steam'"),
             ({"lanes": sweep.lanes([0], learning_rate=[1], step_size=[1], gamma=[1])}, ValueError, "vary 'gamma'"),
+            ({"lanes": xarray.Dataset(coords={"learning_rate": [1.0]})}, ValueError, "with a coordinate 'seed'"),
+            (
+                {"data": lambda seed: (torch.zeros(10 + seed, 2), torch.zeros(10 + seed, 1))},
+                ValueError,
+                "got 10 .* for seed 0 and 11 for seed 1",
+            ),
+            ({"data": lambda seed: [1.0]}, TypeError, "every leaf of `data` must be a tensor, got float"),
+            ({"init": lambda seed: {"w": 1.0}}, TypeError, "every leaf of `init` must be a tensor, got float"),
             ({"lanes": sweep.lanes([0], learner=["adam"])}, ValueError, "must be among .*, got 'adam'"),
             ({"make_learner": print, "lanes": sweep.lanes([0], learner=["a"])}, ValueError, "must be a mapping"),
             ({"make_learner": {"no name": print}}, ValueError, "must be identifiers, got 'no name'"),

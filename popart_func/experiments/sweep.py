@@ -79,7 +79,7 @@ def lanes(
 def run(
     make_learner: MakeLearner | Mapping[str, MakeLearner],
     data: PyTree | Callable[[int], PyTree],
-    init: Callable[[int], Mapping[str, Tensor]],
+    init: Callable[[int], PyTree],
     lanes: xarray.Dataset,
     *,
     record: Mapping[str, Record | Callable[[Tensor], Tensor]] | None = None,
@@ -102,13 +102,13 @@ def run(
             in its signature. A learner's ``update(state, x)`` gets one sample of ``data``.
         data: what all lanes learn from, a tree of tensors ``[time, ...]``; or ``data(seed)``, such a tree for each
             seed, of one length.
-        init: ``init(seed) -> params``.
+        init: ``init(seed) -> params``, a tree of tensors: what a learner's ``init`` takes.
         lanes: as `lanes` builds it.
         record: what is kept, by name; see `records`. By default ``{"error": every()}``, the full curves.
         chunk_size: lanes that run together. Memory is one chunk's inputs and series in each worker.
         engine: one of `popart_func.engines.ENGINES`, or ``"auto"``, which is settled once for a store.
         device: where the lanes run.
-        dtype: of parameters and hyper-parameters.
+        dtype: of parameters that are floats, and of hyper-parameters.
         store: a directory. If it holds a part of this sweep, the rest is run; if all, nothing is.
         workers: None for this process, a number of processes beside it, or ``"ray"``: the cluster that this process is
             connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it); ``"ray://host:port"`` connects
@@ -222,12 +222,16 @@ def _with_engine(work: Work, store: str | Path | None) -> Work:
 def _learners_and_grid(
     make_learner: MakeLearner | Mapping[str, MakeLearner], lanes: xarray.Dataset
 ) -> tuple[dict[str, MakeLearner], Grid]:
-    axes = {str(name): tuple(lanes[name].values.tolist()) for name in lanes.coords if name not in ("learner", "seed")}
+    if "seed" not in lanes.coords:
+        raise ValueError("run: `lanes` must be a grid that `lanes` has built, with a coordinate 'seed'.")
+    values = {str(name): tuple(np.atleast_1d(lanes[name].values).tolist()) for name in lanes.coords}
+    seeds = values.pop("seed")
+    axes = {name: values[name] for name in values if name != "learner"}
     if isinstance(make_learner, Mapping):
         known = list(make_learner)
-        names = check_names("run", "lanes", lanes["learner"].values.tolist(), known) if "learner" in lanes else known
+        names = check_names("run", "lanes", values["learner"], known) if "learner" in values else known
         learners = {name: make_learner[name] for name in names}
-    elif "learner" in lanes:
+    elif "learner" in values:
         raise ValueError("run: `lanes` name learners, so `make_learner` must be a mapping from these names.")
     else:
         learners = {"": make_learner}
@@ -235,7 +239,7 @@ def _learners_and_grid(
     for axis in axes:
         if not any(axis in names for names in takes.values()):
             raise ValueError(f"run: `lanes` vary {axis!r}, which `make_learner` does not take.")
-    return learners, Grid(axes, tuple(lanes["seed"].values.tolist()), takes)
+    return learners, Grid(axes, seeds, takes)
 
 
 def _takes(name: str, make: MakeLearner, axes: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func.engines import scan_lanes
+from popart_func.engines.lane_scan import check_tensors
 from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN, Chunk, Grid, Values, Variable
 from popart_func.experiments.records import Record
 from popart_func.learners import Learner
@@ -38,7 +39,7 @@ class Work:
     Attributes:
         learners: name to ``make_learner(**hparams)``; the one name is empty where the sweep has but one learner.
         data: a tree of tensors ``[time, ...]``, or a function from a seed to such a tree.
-        init: from a seed to parameters.
+        init: from a seed to parameters, a tree of tensors.
         grid: the lanes.
         record: name to what is kept.
         chunk_size: lanes in a chunk.
@@ -49,7 +50,7 @@ class Work:
 
     learners: Mapping[str, Callable[..., Learner]]
     data: PyTree
-    init: Callable[[int], Mapping[str, Tensor]]
+    init: Callable[[int], PyTree]
     grid: Grid
     record: Mapping[str, Record]
     chunk_size: int
@@ -142,6 +143,7 @@ class Work:
             xs = starts[seeds[0]][1]
         else:
             streams = [starts[seed][1] for seed in distinct.tolist()]
+            _check_lengths(distinct.tolist(), streams)
             xs = optree.tree_map(lambda *leaves: torch.stack(leaves, 1)[:, place], *streams)
         if steps is not None:
             xs = optree.tree_map(lambda leaf: leaf[:steps], xs)
@@ -173,21 +175,35 @@ class Work:
 
     def _starts_of(self, seeds: list[int]) -> dict[int, tuple[PyTree, PyTree]]:
         """Each seed's parameters and stream; those of the chunk before are kept, since chunks share seeds."""
-        shared = None if callable(self.data) else self._placed(self.data)
+        shared = None if callable(self.data) else self._placed("data", self.data)
         starts = {}
         for seed in seeds:
             if seed in self._starts:
                 starts[seed] = self._starts[seed]
                 continue
-            params = {name: leaf.to(self.device, self.dtype) for name, leaf in self.init(seed).items()}
-            starts[seed] = params, self._placed(self.data(seed)) if shared is None else shared
+            params = optree.tree_map(
+                lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf,
+                self._placed("init", self.init(seed)),
+            )
+            starts[seed] = params, self._placed("data", self.data(seed)) if shared is None else shared
         if len(seeds) >= len(self._starts):
             self._starts.clear()
             self._starts.update(starts)
         return starts
 
-    def _placed(self, stream: PyTree) -> PyTree:
-        return optree.tree_map(lambda leaf: leaf.to(self.device), stream)
+    def _placed(self, name: str, tree: PyTree) -> PyTree:
+        check_tensors("run", name, tree)
+        return optree.tree_map(lambda leaf: leaf.to(self.device), tree)
+
+
+def _check_lengths(seeds: list[int], streams: list[PyTree]) -> None:
+    first, *others = [int(optree.tree_leaves(stream)[0].shape[0]) for stream in streams]
+    for seed, length in zip(seeds[1:], others, strict=True):
+        if length != first:
+            raise ValueError(
+                f"run: `data` must give streams of one length, got {first} samples for seed {seeds[0]} and "
+                f"{length} for seed {seed}."
+            )
 
 
 def _first_not_finite(series: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
@@ -29,7 +29,7 @@ RETRIES = 3
 _QUEUED = 2
 
 
-def completed(work: Work, chunks: Iterable[Chunk], workers: Workers) -> Iterator[tuple[Chunk, Values]]:
+def completed(work: Work, chunks: list[Chunk], workers: Workers) -> Iterator[tuple[Chunk, Values]]:
     """Runs chunks, and gives each with its results as soon as they are there, in any order.
 
     Args:
@@ -41,11 +41,11 @@ def completed(work: Work, chunks: Iterable[Chunk], workers: Workers) -> Iterator
         ModuleNotFoundError: ``workers="ray"``, and no ray.
         ChildProcessError: workers keep dying.
     """
-    if workers is None:
+    if workers is None or not chunks:
         return ((chunk, work.run(chunk)) for chunk in chunks)
     if isinstance(workers, int):
-        return _local(work, list(chunks), workers)
-    return _ray(work, list(chunks), None if workers == "ray" else workers)
+        return _local(work, chunks, workers)
+    return _ray(work, chunks, None if workers == "ray" else workers)
 
 
 def _local(work: Work, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chunk, Values]]:
