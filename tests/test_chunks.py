@@ -285,16 +285,16 @@ class TestWhoMayWrite:
             "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
             "print('locked', flush=True); time.sleep(600)"
         )
-        with subprocess.Popen(
-            [sys.executable, "-c", code, store / ".lock"], stdout=subprocess.PIPE, text=True
-        ) as other:
+        other = subprocess.Popen([sys.executable, "-c", code, store / ".lock"], stdout=subprocess.PIPE, text=True)
+        try:
             assert other.stdout.readline() == "locked\n"
             with pytest.raises(StoreError, match="is in use by another process: wait until it ends"):
                 sweep.run(**small_sweep.arguments(store=store))
             assert runs == []
             assert load(store).attrs["complete"] == 0, "reading is always allowed"
+        finally:
             other.kill()
-            other.wait()
+            other.communicate()
         assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
 
     def test_a_running_sweep_holds_the_lock_and_then_lets_go(self, store, monkeypatch):
