@@ -185,7 +185,7 @@ class TestKilled:
 
     def test_files_are_on_the_disk_before_they_count_as_done(self, tmp_path, monkeypatch):
         """As after a loss of power: in the order of events, all of a chunk is flushed before its record appears."""
-        events = []
+        events, sources = [], {}
         fsync, replace = os.fsync, os.replace
 
         def noted_fsync(descriptor):
@@ -194,6 +194,7 @@ class TestKilled:
 
         def noted_replace(source, target):
             events.append(("appeared", str(target)))
+            sources[str(target)] = str(source)
             replace(source, target)
 
         monkeypatch.setattr(os, "fsync", noted_fsync)
@@ -203,6 +204,7 @@ class TestKilled:
             appeared = events.index(("appeared", str(record)))
             flushed = {path for event, path in events[:appeared] if event == "flushed"}
             kept = [tmp_path / "store" / name for name in json.loads(record.read_text())["files"]]
+            assert sources[str(record)] in flushed
             assert {str(path) for path in kept} <= flushed
             assert {str(path.parent) for path in kept} <= flushed
             after = events.index(("flushed", str(record.parent)), appeared)
