@@ -8,7 +8,7 @@ import torch
 import xarray
 
 import popart_func as pf
-from popart_func.experiments import sweep
+from popart_func.experiments import sweep, work
 from popart_func.experiments.grid import Chunk
 from popart_func.experiments.records import Record, every, last, mean, smoothed
 from popart_func.experiments.work import Work
@@ -95,6 +95,18 @@ class TestRun:
         assert lanes == [("sgd", lane) for lane in range(3 * 3)] + [("popart", lane) for lane in range(3 * 2 * 3)]
         sgd = result["curve"].sel(learner="sgd")
         np.testing.assert_array_equal(sgd.isel(step_size=0), sgd.isel(step_size=1))
+
+    def test_all_chunks_have_as_many_lanes_the_last_one_too(self, monkeypatch):
+        """In another number of lanes, a lane's last bits may be others."""
+        scan, seen = work.scan_lanes, []
+
+        def noted(step, state, xs, **options):
+            seen.append((len(optree.tree_leaves(state)[0]), len(optree.tree_leaves(xs)[0])))
+            return scan(step, state, xs, **options)
+
+        monkeypatch.setattr(work, "scan_lanes", noted)
+        sweep.run(**small_sweep.arguments())
+        assert [lanes for lanes, steps in seen if steps == small_sweep.STEPS] == 8 * [4]
 
     def test_a_diverged_lane_says_when(self, result):
         arguments = small_sweep.arguments(record={"curve": every()})
