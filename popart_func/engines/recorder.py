@@ -29,6 +29,8 @@ __all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 _aten = torch.ops.aten
 _ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
 _PURE = "a step must be pure, and keep nothing that it has computed"
+# What PyTorch puts off: a bit of the tensor says what is still to be done, and a traced tensor has no such bits.
+_AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
 # Ops whose tensors may lie on two devices.
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
 
@@ -170,6 +172,8 @@ class Recorder(TorchDispatchMode):
             traced = self._record(_aten.clone.default, args, {})
             traced.known = args[0]
             return traced
+        if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
+            func = _AT_ONCE[func]
         return self._record(func, args, kwargs)
 
     def _read(self, func: Any, args: Any) -> Any:

@@ -305,7 +305,7 @@ LOWERINGS: dict[str, Op] = {
     "clamp": _clamp,
     "hardtanh": _hardtanh,
     "where": _where,
-    "_conj": lambda out, x: jnp.conj(x),
+    **dict.fromkeys(("_conj", "_conj_physical"), lambda out, x: jnp.conj(x)),
     "view_as_real": lambda out, x: jnp.stack([x.real, x.imag], -1),
     "view_as_complex": lambda out, x: jax.lax.complex(x[..., 0], x[..., 1]),
     "hardshrink_backward": lambda out, cotangent, x, bound: jnp.where(jnp.abs(x) <= bound, 0, cotangent),

@@ -120,6 +120,7 @@ def _memory(tensor: Tensor) -> Any:
     """What is the same for tensors that share memory, inside of transforms too."""
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
+    tensor = getattr(tensor, "stand_in", tensor)
     return tensor.untyped_storage()._cdata
 
 
