@@ -61,7 +61,7 @@ def without_mutations(graph: fx.Graph) -> bool:
             node.target, first = variant, node
         else:
             is_alias = node.target is operator.getitem or getattr(node.target, "is_view", False)
-            first = storage[node.all_input_nodes[0]] if is_alias else node
+            first = storage[node.all_input_nodes[0]] if is_alias and node.all_input_nodes else node
         storage[node] = first
         sharing.setdefault(first, []).append(node)
     return True

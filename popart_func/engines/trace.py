@@ -200,7 +200,7 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
         if node.op == "placeholder":
             values[node] = next(left)
         elif node.op == "call_function":
-            recording.line = node.meta["line"]
+            recording.line = node.meta.get("line")
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
     (output,) = (node for node in graph.nodes if node.op == "output")
