@@ -134,13 +134,13 @@ MUTANTS = {
         pop_art.normalize, "((values - shift) - residue)", "(values - shift)", {"normalize_inverts", *BOUND}
     ),
     "β_t is that of the next update": Mutant(
-        pop_art.art,
+        pop_art.art_from_moments,
         "_bias_corrected(step, count, dtype)",
         "_bias_corrected(step, count + 1, dtype)",
         {"bound_holds", "weighted_moments"},
     ),
     "β_t counts the updates of all tasks": Mutant(
-        pop_art.art,
+        pop_art.art_from_moments,
         "_bias_corrected(step, count, dtype)",
         "_bias_corrected(step, count.sum().expand(count.shape), dtype)",
         {"bound_holds", "weighted_moments"},
@@ -152,20 +152,20 @@ MUTANTS = {
         {"bound_holds", "weighted_moments"},
     ),
     "the variance is ν − μ²": Mutant(
-        pop_art.art,
+        pop_art.art_from_moments,
         "torch.lerp(state.variance, square, step)",
         "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step)"
         " - (state.shift + step * mean)**2",
         {*BOUND, *RUNNING},
     ),
     "the variance lacks (1 − β)": Mutant(
-        pop_art.art,
+        pop_art.art_from_moments,
         "(spread + (1 - step) * mean.square()",
         "(spread + mean.square()",
         {"bound_is_reached", *RUNNING, *TRAINED},
     ),
     "a batch's variance is left out": Mutant(
-        pop_art.art, "square = (spread + ", "square = (0 * spread + ", {*BOUND, "batches", *TRAINED}
+        pop_art.art_from_moments, "square = (spread + ", "square = (0 * spread + ", {*BOUND, "batches", *TRAINED}
     ),
     "the mean's rounding is lost": Mutant(
         pop_art._two_sum,
@@ -174,22 +174,22 @@ MUTANTS = {
         {*BOUND, *RUNNING},
     ),
     "the scale is the variance": Mutant(
-        pop_art.art, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
+        pop_art.art_from_moments, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
     ),
     "an absent task moves": Mutant(
-        pop_art.art,
+        pop_art.art_from_moments,
         "torch.where(samples > 0, after, before)",
         "after",
         {"bound_holds", "weighted_moments", "batches", "sequential_batch"},
     ),
     "a sum counts as a mean": Mutant(
-        pop_art.art, 'step_size * samples if reduction == "sum" else step_size', "step_size", {"batches"}
+        pop_art.art_from_moments, 'step_size * samples if reduction == "sum" else step_size', "step_size", {"batches"}
     ),
     "a sequential batch runs backwards": Mutant(
         pop_art.art, "in range(targets.shape[0]):", "in reversed(range(targets.shape[0])):", {"sequential_batch"}
     ),
     "gradients flow into the statistics": Mutant(
-        pop_art.art, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
+        pop_art.prepare, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
     ),
     "the popped head is dropped": Mutant(
         learners.popart_learner,
