@@ -266,3 +266,21 @@ print(torch._dynamo is sys.modules["torch._dynamo"])
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout == "[]\nTrue\n"
+
+
+def moves(x: Tensor) -> Any:
+    rows = torch.arange(3)
+    kept = torch.where(rows > 0, x[:, 0], torch.zeros(()))
+    return kept.gather(0, rows.flip(0)), F.one_hot(x.argmax(1), 4), x.index_select(0, rows) * torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    "function", [moves, changes_what_a_view_shows, grad(lambda x: x.tanh().norm() + x.sort()[0][0, 0])]
+)
+def test_a_default_device_says_where_things_lie_and_nothing_else(function: Callable[..., Any]) -> None:
+    """Of all devices but the CPU only ``meta`` is everywhere."""
+    expected = traced(function)
+    with torch.device("meta"):
+        got = traced(function, SPEC._replace(device=torch.device("meta")))
+    assert str(got).replace("device=meta", "device=cpu") == str(expected)
+    assert {output.device.type for output in got.outputs} == {"meta"}

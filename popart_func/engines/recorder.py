@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):
     def input(self, spec: TensorSpec) -> Traced:
         """The next input."""
         return self._placeholder(
-            f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype), spec.device
+            f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype, device="cpu"), spec.device
         )
 
     def constant(self, tensor: Tensor) -> Traced:

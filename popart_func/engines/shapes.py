@@ -55,7 +55,7 @@ def infer(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> 
 def blank(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A stand-in."""
     size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    return torch.zeros(max(size, 0), dtype=dtype).as_strided(shape, strides)
+    return torch.zeros(max(size, 0), dtype=dtype, device="cpu").as_strided(shape, strides)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -140,7 +140,7 @@ class Kernel:
         if expr.dtype == dtype:
             return expr
         if isinstance(expr, Const):
-            value = torch.tensor(expr.value, dtype=expr.dtype).to(dtype).item()
+            value = torch.tensor(expr.value, dtype=expr.dtype, device="cpu").to(dtype).item()
             return Const(value, dtype, expr.shape)
         return self.op("{0} != 0" if dtype == torch.bool else "{0}", dtype, expr)
 

@@ -106,14 +106,16 @@ def operand(kernel: Kernel, value: Any, dtype: torch.dtype) -> Expr:
     """An operand as an expression of a dtype."""
     if isinstance(value, int | float):
         wide = torch.float64 if isinstance(value, float) else torch.int64
-        return Const(torch.tensor(value, dtype=wide).to(dtype).item(), dtype)
+        return Const(torch.tensor(value, dtype=wide, device="cpu").to(dtype).item(), dtype)
     return kernel.cast(value, dtype)
 
 
 def _common_dtype(*operands: Any) -> torch.dtype:
     """PyTorch's promotion: a 0-d tensor or a number only counts where it is of a higher kind."""
     samples = [
-        part if isinstance(part, int | float) else torch.empty((0,) if part.shape else (), dtype=part.dtype)
+        part
+        if isinstance(part, int | float)
+        else torch.empty((0,) if part.shape else (), dtype=part.dtype, device="meta")
         for part in operands
     ]
     dtype = torch.result_type(samples[0], samples[-1])
