@@ -1,10 +1,14 @@
 """Functional Pop-Art for PyTorch: pure functions over parameter pytrees, thousands of seeds at once.
 
 Every algorithm is a pair of pure functions ``(init, update)``, written for one example of one seed. Importing this
-package imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name.
+package imports torch and optree only; what needs more (`popart_func.experiments`) is imported by name, and `verify`
+when it is first used.
 """
 
-from popart_func import engines, learners, models, optim, pop_art, random, tree, verify
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from popart_func import engines, learners, models, optim, pop_art, random, tree
 from popart_func.engines import scan, scan_lanes
 from popart_func.learners import (
     Info,
@@ -28,6 +32,9 @@ from popart_func.models import (
 )
 from popart_func.optim import GradientTransformation, adam, apply_updates, chain, rescale_moments, sgd
 from popart_func.pop_art import PopArt, PopArtState, art, fold, init_state, normalize, pop, popart, unnormalize
+
+if TYPE_CHECKING:
+    from popart_func import verify
 
 __all__ = [
     "GradientTransformation",
@@ -74,3 +81,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "verify":
+        return importlib.import_module("popart_func.verify")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

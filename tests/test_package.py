@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import popart_func as pf
 
 LIGHT = """
@@ -37,3 +39,10 @@ def test_every_public_name_is_there():
     assert {name for name in vars(pf) if not name.startswith("_")} >= set(pf.__all__)
     contract = {"art", "pop", "fold", "normalize", "unnormalize", "popart", "PopArtState", "scan", "scan_lanes"}
     assert contract | {"init_params", "init_lanes", "split", "unify", "sgd", "adam", "chain"} <= set(pf.__all__)
+
+
+def test_verify_is_imported_when_it_is_first_used():
+    code = "import sys, popart_func as pf; assert 'popart_func.verify' not in sys.modules; assert pf.verify.CHECKS"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="module 'popart_func' has no attribute 'art_of_popping'"):
+        _ = pf.art_of_popping
