@@ -104,6 +104,20 @@ _BENCHED = (*ENGINES, "jax", "jax_traced", "jax_lanes_last", "reference")
 _BENCHED_HELP = f"Which to measure, one or more of {', '.join(_BENCHED)}; by default all that run here."
 
 
+def _check_file(_: Any, path: Path | None) -> None:
+    """That a file can be written there: before the work, not after it."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder.")
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent}.")
+
+
+def _check_picture(_: Any, path: Path | None) -> None:
+    _check_file(_, path)
+    if path is not None and path.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"A picture ends in .png, .pdf or .svg, got {path.name}.")
+
+
 def _check_benched(_: Any, names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in _BENCHED:
@@ -281,8 +295,8 @@ def bench(
     ] = None,
     device: Annotated[str, Parameter(validator=_check_device)] = "cpu",
     repeats: Annotated[int, Parameter(converter=_whole, validator=Number(gte=1))] = 5,
-    json: Path | None = None,
-    plot: Path | None = None,
+    json: Annotated[Path | None, Parameter(validator=_check_file)] = None,
+    plot: Annotated[Path | None, Parameter(validator=_check_picture)] = None,
 ) -> None:
     """Measure the engines against what others would write: Pop-Art on the paper's network, streams of 5004 samples.
 
@@ -350,8 +364,8 @@ def verify(
     engine: Annotated[
         str, Parameter(validator=_check_engine, help=f"What is held against eager: {', '.join(_ENGINE_NAMES)}.")
     ] = "auto",
-    json: Path | None = None,
-    plot: Path | None = None,
+    json: Annotated[Path | None, Parameter(validator=_check_file)] = None,
+    plot: Annotated[Path | None, Parameter(validator=_check_picture)] = None,
 ) -> int:
     """Check the claims of the papers and of this library on random networks, data and statistics of any magnitude.
 
@@ -403,7 +417,7 @@ def verify(
         content = report.as_json(outcomes, dtype=dtype, device=device, engine=engine)
         json.write_text(json_format.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"wrote {json}")
-    if plot is not None:
+    if plot is not None and any(outcome.seeds for outcome in outcomes):
         from popart_func.verify.plot import errors
 
         errors(outcomes, plot)

@@ -11,6 +11,7 @@ updates so far, a 0-d int32 tensor, to a 0-d tensor.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -244,8 +245,11 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
             raise ValueError(
                 f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}."
             )
+        # One factor after the other: its square may be beyond the dtype's range where the result is not.
         return {
-            name: (moment * factors[name] ** power).to(moment.dtype) if name in factors else moment
+            name: functools.reduce(torch.mul, [factors[name]] * power, moment).to(moment.dtype)
+            if name in factors
+            else moment
             for name, moment in moments.items()
         }
 

@@ -221,3 +221,9 @@ def test_purity():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_moments_are_rescaled_by_ratios_whose_square_is_out_of_range():
+    state = optim.AdamState(torch.tensor(0), {"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 1e-30])})
+    moved = optim.rescale_moments(state, {"w": torch.tensor(1e20)})
+    assert moved.nu["w"].tolist() == [0.0, pytest.approx(1e10)]

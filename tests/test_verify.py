@@ -317,3 +317,25 @@ class TestReport:
     def test_the_figure_needs_a_check_that_ran(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="errors: `outcomes` must hold at least one check that ran, got none"):
             errors(verify.run("engine", seeds=[0], engine="eager"), tmp_path / "errors.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--json", "nowhere/errors.json"], "There is no folder nowhere."),
+        (["--json", "."], ". is a folder."),
+        (["--plot", "errors.txt"], "A picture ends in .png, .pdf or .svg, got errors.txt."),
+    ],
+)
+def test_a_file_that_can_not_be_written_is_noticed_before_the_work(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("verify", "bench"):
+        assert main([command, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_nothing_is_drawn_of_what_was_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "errors.png"
+    assert main(["verify", "--check", "engine", "--engine", "eager", "--seeds", "4", "--plot", str(file)]) == 1
+    assert not file.exists()
