@@ -18,7 +18,7 @@ import pytest
 import small_sweep
 import xarray
 
-from popart_func.experiments import chunks, files, load, sweep
+from popart_func.experiments import chunks, files, load, records, sweep
 from popart_func.experiments.chunks import StoreError
 from popart_func.experiments.work import Work
 
@@ -350,9 +350,20 @@ class TestWhoMayWrite:
             ("init", lambda seed: init(seed + 1), "fingerprint.init"),
             ("data", lambda seed: tuple(leaf + 1 for leaf in data(seed)), "fingerprint.data"),
             ("make_learner", learners, "fingerprint.learner sgd"),
+            ("data", lambda seed: data(seed if seed == 0 else seed + 1), "fingerprint.data"),
         ):
             with pytest.raises(StoreError, match=line):
                 sweep.run(**{**arguments, name: value})
+
+    def test_what_a_record_keeps_is_compared_by_what_it_does(self, tmp_path):
+        def arguments(keep):
+            record = {"kept": records.Record(lambda state, info: info.error, keep, None, "mine")}
+            return small_sweep.arguments(store=tmp_path / "kept", record=record)
+
+        sweep.run(**arguments(lambda series: series.amax()))
+        sweep.run(**arguments(lambda series: series.amax()))
+        with pytest.raises(StoreError, match=r"fingerprint\.record kept"):
+            sweep.run(**arguments(lambda series: series.amin()))
 
     def test_another_version_is_another_sweep(self, store, monkeypatch):
         monkeypatch.setattr("popart_func.__version__", "99")

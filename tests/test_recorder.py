@@ -168,6 +168,19 @@ def test_constants_can_be_read_as_long_as_nothing_in_them_was_changed() -> None:
     assert changed.sum() == 0
 
 
+def test_what_was_read_is_read_again_when_it_has_changed() -> None:
+    rate = torch.tensor(0.5)
+
+    def reads(x: Tensor) -> Tensor:
+        return x * rate.item()
+
+    first = traced(reads)
+    assert traced(reads) is first
+    rate.fill_(0.25)
+    again = traced(reads)
+    assert torch.equal(again.module(torch.ones(3, 4), *again.constants)[0], torch.full((3, 4), 0.25))
+
+
 def test_a_tensor_of_a_trace_is_of_no_use_outside() -> None:
     kept: list[Tensor] = []
 

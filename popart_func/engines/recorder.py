@@ -105,6 +105,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         graph: what has been recorded; each node has its spec in ``meta["val"]`` and its line in ``meta["line"]``.
         constants: tensors that came from elsewhere, which are placeholders behind the inputs.
+        read: of those, what Python code has read: the tensor and its value.
         line: of the ops to come; None where it is the caller's.
     """
 
@@ -112,6 +113,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
+        self.read: list[tuple[Tensor, bool | int | float | complex]] = []
         self.line: Line | None = None
         self._placeholders: list[fx.Node] = []
         self._written: list[torch.UntypedStorage] = []
@@ -182,7 +184,10 @@ class Recorder(TorchDispatchMode):
             traced = self.traced(args[0])
             storage = traced.stand_in.untyped_storage().data_ptr()
             if traced.known is not None and all(storage != other.data_ptr() for other in self._written):
-                return traced.known.item()
+                value = traced.known.item()
+                if id(traced.known) in self._traced:
+                    self.read.append((traced.known, value))
+                return value
         raise reads_values(self._line())
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -41,6 +41,7 @@ class StepGraph(NamedTuple):
         out_structure: the result's structure.
         constants: tensors that the function closed over. What is changed in them in place is seen, what is put in
             their stead is not.
+        read: numbers that Python code read from some of them; the graph holds while they are the same.
         wants_gradient: whether one of them requires a gradient, which no engine but eager carries.
         compiled: what engines have made of the graph, so that it lives as long as the function does.
     """
@@ -50,6 +51,7 @@ class StepGraph(NamedTuple):
     outputs: tuple[TensorSpec, ...]
     out_structure: optree.PyTreeSpec
     constants: tuple[Tensor, ...]
+    read: tuple[tuple[Tensor, bool | int | float | complex], ...]
     wants_gradient: bool
     compiled: dict[Any, Any]
 
@@ -65,6 +67,10 @@ class StepGraph(NamedTuple):
     def operations(self) -> Counter[str]:
         """How many there are of each op."""
         return Counter(op_name(node) for node in self.graph.nodes if node.op == "call_function")
+
+    def holds(self) -> bool:
+        """Whether what was read from the constants is what they hold."""
+        return all(tensor.item() == value for tensor, value in self.read)
 
     def __str__(self) -> str:
         lines = []
@@ -108,7 +114,7 @@ def trace(
     key = (structure, tuple(inputs), *modes)
     with _lock:
         graphs = _graphs_of(function)
-        if key not in graphs:
+        if key not in graphs or not graphs[key].holds():
             with without_collector():
                 graphs[key] = _trace(function, structure, tuple(inputs), check or (lambda result: None))
         return graphs[key]
@@ -164,6 +170,7 @@ def _trace(
             raise
         raise explanation from error
     recording.graph.output([recording.traced(output).node for output in outputs])
+    read = tuple((tensor.detach(), value) for tensor, value in recording.read)
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
     graph, constants = recording.graph, recording.constants
@@ -176,6 +183,7 @@ def _trace(
         outputs=tuple(TensorSpec.of(output) for output in outputs),
         out_structure=out_structure[0],
         constants=tuple(constant.detach() for constant in constants),
+        read=read,
         wants_gradient=any(constant.requires_grad for constant in constants),
         compiled={},
     )

@@ -9,7 +9,6 @@ store are the same. What is kept is chosen by `records`.
 from __future__ import annotations
 
 import inspect
-import operator
 import socket
 import subprocess
 import time
@@ -25,6 +24,7 @@ import torch
 import xarray
 from torch import Tensor
 
+from popart_func._checks import check_count
 from popart_func.engines import ENGINES, PAYS_OFF, UnsupportedError, resolve_engine
 from popart_func.experiments._checks import check_device, check_names, check_seeds
 from popart_func.experiments.chunks import CONFIGURATION, ChunkStore, attributes, load, read_configuration
@@ -129,9 +129,11 @@ def run(
     started = time.perf_counter()
     device = check_device("run", device)
     _check_workers(workers)
-    if chunk_size < 1:
-        raise ValueError(f"run: `chunk_size` must be at least 1, got {chunk_size}.")
+    check_count("run", "chunk_size", chunk_size)
     learners, grid = _learners_and_grid(make_learner, lanes)
+    if record is not None and (not isinstance(record, Mapping) or not record):
+        got = "none" if isinstance(record, Mapping) else type(record).__name__
+        raise TypeError(f"run: `record` must be a mapping from at least one name to what is kept, got {got}.")
     records = {name: as_record(name, one) for name, one in ({"error": every()} if record is None else record).items()}
     for name in records:
         if name in (*RESERVED, *grid.axes) or not name.isidentifier():
@@ -281,8 +283,8 @@ def _check_workers(workers: Workers) -> None:
     if isinstance(workers, str):
         if workers != "ray" and not workers.startswith("ray://"):
             raise ValueError(f"run: `workers` must be None, a number, 'ray' or 'ray://host:port', got {workers!r}.")
-    elif workers is not None and operator.index(workers) < 1:
-        raise ValueError(f"run: `workers` must be at least 1, got {workers}.")
+    elif workers is not None:
+        check_count("run", "workers", workers)
 
 
 def _provenance() -> dict[str, Any]:

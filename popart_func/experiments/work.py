@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from popart_func.tree import PyTree, stack
 
 __all__ = ["Work"]
 
-_PROBED_STEPS = 3
+_PROBED_STEPS, _PROBED_LANES = 3, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +98,20 @@ class Work:
     def fingerprint(self) -> dict[str, str]:
         """What the user's functions do, as hashes: what functions compute can be compared, and they themselves not.
 
-        The first seed's data and parameters, and each learner's first few steps with them.
+        Each seed's data and parameters, each learner's first few steps in lanes from all over the grid, and what each
+        record keeps of one series.
         """
         with torch.no_grad(), _threads(1):
-            params, stream = self._start(self.grid.seeds[0])
-            found = {"init": _digest(params), "data": _digest(stream)}
+            starts = [tuple(map(_digest, self._start(seed))) for seed in self.grid.seeds]
+            found = dict(zip(("init", "data"), map(_joined, zip(*starts, strict=True)), strict=True))
             for name in self.learners:
-                found[f"learner {name}".strip()] = _digest(
-                    self._scan(name, slice(0, 1), "eager", steps=min(_PROBED_STEPS, self.steps()))
-                )
+                lanes = len(self.grid.coordinates(name)["seed"])
+                some = slice(0, lanes, -(-lanes // _PROBED_LANES))
+                steps = min(_PROBED_STEPS, self.steps())
+                found[f"learner {name}".strip()] = _digest(self._scan(name, some, "eager", steps=steps))
+            _, series = self._scan(next(iter(self.learners)), slice(0, 1), "eager", steps=1)
+            for name, record in self.record.items():
+                found[f"record {name}"] = _digest(record.keep(_wave(series[name], self.steps())))
         return found
 
     def try_engine(self) -> None:
@@ -214,6 +220,16 @@ def _first_not_finite(series: Iterable[Tensor]) -> Tensor:
     lanes = bad.any(0)
     first[lanes] = bad[:, lanes].int().argmax(0).int()
     return first
+
+
+def _wave(one: Tensor, steps: int) -> Tensor:
+    """A series ``[steps, ...]`` of which no two samples are alike, for one of ``[1, 1, ...]``."""
+    shape = steps, *one.shape[2:]
+    return torch.arange(math.prod(shape), device=one.device).mul(0.7).sin().mul(10).reshape(shape).to(one.dtype)
+
+
+def _joined(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _digest(tree: PyTree) -> str:
