@@ -29,8 +29,7 @@ __all__ = ["CudaSource", "emit_cuda"]
 UNROLLED = 2048
 """Loops of at most so many operations are unrolled in a thread's kernel, so that small buffers can live in registers.
 
-The paper's step is all unrolled so: 255 registers, about 4300 instructions. With all of Adam's step unrolled NVRTC took
-14 s for it; so it takes 2 s.
+The paper's step is all unrolled so: 255 registers, about 5200 instructions. More would take long to compile.
 """
 
 UNROLLED_TEAM = 64
@@ -124,7 +123,8 @@ def _team_source(plan: Plan, program: Program, carries: int, xs: int, shared: in
 def _team_size(largest: int) -> int:
     """Threads for a lane: one for every 32 elements of the largest buffer, but a whole number of warps.
 
-    With 1000 lanes of networks with layers of 32, 64 and 96, teams of 32, of 64 or 128, and of 128 or more were best.
+    With 1000 lanes of networks with layers of 32, 64 and 96, teams of 32, of 64 or 128, and of 128 (256 was not tried)
+    were best on an H100.
 
     >>> _team_size(32 * 32), _team_size(64 * 64)
     (32, 128)
