@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import select
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +53,26 @@ class TestProcesses:
 
         with pytest.raises(ArithmeticError, match="seed 2 is broken"):
             sweep.run(**{**arguments, "init": broken})
+
+    def test_end_with_a_caller_that_is_killed(self, tmp_path):
+        """Each of two holds a pipe open in the middle of a chunk: no writers are left when both are gone."""
+        os.mkfifo(tmp_path / "alive")
+        pipe = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+        caller = subprocess.Popen([sys.executable, Path(__file__).with_name("stuck_sweep.py"), tmp_path / "alive"])
+        try:
+            begun = b""
+            while begun != b"..":
+                assert select.select([pipe], [], [], 60)[0], "they do not begin"
+                begun += os.read(pipe, 1)
+            assert not select.select([pipe], [], [], 0)[0], "they are at it"
+            caller.send_signal(signal.SIGKILL)
+            caller.wait()
+            assert select.select([pipe], [], [], 60)[0], "they live on"
+            assert os.read(pipe, 1) == b"", "the end of the file"
+        finally:
+            caller.kill()
+            caller.wait()
+            os.close(pipe)
 
 
 def test_a_missing_ray_says_which_extra(monkeypatch):
