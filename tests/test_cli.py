@@ -198,15 +198,15 @@ class TestMain:
             assert word in out
 
     def test_the_algorithms_are_those_of_the_experiment(self) -> None:
-        from popart_func.cli import Algorithm
+        from popart_func.cli.parameters import Algorithm
 
         assert tuple(algorithm.value for algorithm in Algorithm) == regression.ALGORITHMS
 
     def test_the_grid_is_that_of_the_search(self) -> None:
-        from popart_func.cli import _HALF_DECADES
+        from popart_func.cli.sweep import HALF_DECADES
         from popart_func.experiments import search
 
-        assert _HALF_DECADES == search.VALUES
+        assert HALF_DECADES == search.VALUES
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0

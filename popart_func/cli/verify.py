@@ -1,0 +1,99 @@
+"""``popart-func verify``: the claims of the papers and of this library, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from popart_func.cli.parameters import (
+    ENGINE_NAMES,
+    Device,
+    File,
+    Picture,
+    check_among,
+    check_engine,
+    whole_number,
+    words,
+)
+from popart_func.engines import EngineUnavailableError, available_engines
+
+__all__ = ["verify"]
+
+
+def _check_checks(_: Any, names: Sequence[str] | None) -> None:
+    from popart_func.verify import CHECKS
+
+    check_among(names, CHECKS)
+
+
+def verify(
+    *,
+    seeds: Annotated[int, whole_number(1, 2**32)] = 1000,
+    seed: Annotated[int | None, whole_number(0, 2**32 - 1)] = None,
+    check: Annotated[tuple[str, ...] | None, words(validator=_check_checks)] = None,
+    dtype: Literal["float32", "float64"] = "float32",
+    device: Device = "cpu",
+    engine: Annotated[
+        str, Parameter(validator=check_engine, help=f"What is held against eager: {', '.join(ENGINE_NAMES)}.")
+    ] = "auto",
+    json: File = None,
+    plot: Picture = None,
+) -> int:
+    """Check the claims of the papers and of this library on random networks, data and statistics of any magnitude.
+
+    Each check computes one thing in two ways, by the library and independently of it, for all seeds at once, and
+    measures how far apart they are against what rounding allows. Prints a table; the exit status is 1 if a check fails,
+    or if one that was asked for by name can't run here.
+
+    To see a failure again: popart-func verify --check NAME --seed SEED
+
+    Parameters
+    ----------
+    seeds
+        How many seeds, 0 and up.
+    seed
+        This seed alone.
+    check
+        Which checks, one or more names as in the table; by default all.
+    dtype
+        What the library computes in. Both are held against float64.
+    device
+        Where to run: cpu, cuda, cuda:1.
+    json
+        Also write the results to this file.
+    plot
+        Also draw the errors of all seeds, check by check, to this file, such as errors.png.
+    """
+    import json as json_format
+
+    import torch
+    from rich.console import Console
+
+    from popart_func.verify import CHECKS, report, run
+
+    reason = None if engine == "auto" else available_engines(device)[engine]
+    if reason is not None:
+        raise EngineUnavailableError(f"the engine {engine!r} can't run on {device}: {reason}")
+    numbers = range(seeds) if seed is None else [seed]
+    with report.progress(check or list(CHECKS)) as on_progress:
+        outcomes = run(
+            check,
+            seeds=numbers,
+            dtype=getattr(torch, dtype),
+            device=device,
+            engine=engine,
+            on_progress=on_progress,
+        )
+    Console(width=report.WIDTH).print(report.table(outcomes), highlight=False)
+    if json is not None:
+        content = report.as_json(outcomes, dtype=dtype, device=device, engine=engine)
+        json.write_text(json_format.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {json}")
+    if plot is not None and any(outcome.seeds for outcome in outcomes):
+        from popart_func.verify.plot import errors
+
+        errors(outcomes, plot)
+        print(f"wrote {plot}")
+    return int(any(outcome.passed is False or (check and outcome.skipped) for outcome in outcomes))
