@@ -129,6 +129,15 @@ class TestJudge:
         assert found["settings"] == 5
         assert found["paper"]["learning_rate"] == 10**-3.5
 
+    def test_an_unfinished_sweep_is_not_judged(self):
+        """What was not run would count as diverged."""
+        dataset = synthetic()
+        dataset["diverged_at"][0, 0, 0, :5] = -2
+        with pytest.raises(
+            ValueError, match=r"of a finished sweep, got 5 of 300 lanes of 'popart' that have not been run"
+        ):
+            search.judge(dataset, "popart")
+
     def test_the_table(self):
         from rich.console import Console
 

@@ -11,12 +11,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTIAL", "canonical", "differences", "digest", "flush", "read_sealed", "write_atomically", "write_sealed"]
+__all__ = [
+    "PARTIAL",
+    "canonical",
+    "check_directory",
+    "differences",
+    "digest",
+    "flush",
+    "read_sealed",
+    "write_atomically",
+    "write_sealed",
+]
 
 PARTIAL = ".partial-"
 """How the names of files begin that are still being written."""
 
 _SEAL = "sha256"
+
+
+def check_directory(caller: str, name: str, path: str | Path) -> Path:
+    """The absolute path of a local directory, there or not.
+
+    Raises:
+        TypeError, ValueError: it can't be one.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{caller}: `{name}` must be the path of a directory, got {type(path).__name__}.")
+    if "://" in str(path) or "\0" in str(path):
+        raise ValueError(f"{caller}: `{name}` must be the path of a local directory, got {str(path)!r}.")
+    return Path(path).expanduser().resolve()
 
 
 def canonical(value: Any) -> str:
@@ -65,7 +88,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, or None if there is no such file or it is not what was written."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return None
     if not isinstance(content, dict):
         return None

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from popart_func._typing import Float, Integer
 from popart_func.experiments import peers, regression, sweep
-from popart_func.experiments.grid import DIVERGED, NEVER
+from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN
 from popart_func.experiments.records import last, mean, smoothed
 from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
 from popart_func.experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
@@ -171,8 +171,18 @@ def reference_seconds(samples: int = 500) -> float:
 
 
 def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:
-    """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged."""
+    """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged.
+
+    Raises:
+        ValueError: there are lanes that have not been run, of which nobody knows whether they diverge.
+    """
     one = dataset.sel(learner=algorithm, drop=True)
+    not_run = int((one[DIVERGED] == NOT_RUN).sum())
+    if not_run:
+        raise ValueError(
+            f"cells: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
+            f"{algorithm!r} that have not been run."
+        )
     errors = one[name].where(one[DIVERGED] == NEVER)
     if algorithm == "sgd" and "step_size" in errors.dims:
         errors = errors.isel(step_size=0, drop=True)
