@@ -371,6 +371,27 @@ class TestWhoMayWrite:
         assert len(str(caught.value).splitlines()) == 1 + len(lines)
         assert runs == []
 
+    def test_long_lists_are_cut_down_to_what_differs(self):
+        def line(there, here):
+            (found,) = files.differences({"seeds": there}, {"seeds": here})
+            return found
+
+        assert line(list(range(50)), list(range(2, 60))) == (
+            "seeds: 50 values there, 58 here, only there: 0, 1, only here: 50, 51, 52, 53, 54 and 5 more"
+        )
+        sevenths = [i / 7 for i in range(30)]
+        assert line(sevenths, [*sevenths[:7], 1.5, *sevenths[7:]]) == (
+            "seeds: 30 values there, 31 here, only here: 1.5"
+        )
+        assert line(list(range(50)), [*range(48), 49, 48]) == (
+            "seeds: 50 values there, 50 here, the first that differs: 48 there, 49 here"
+        )
+        assert line(None, list(range(50))).startswith("seeds: nothing there, [0, 1, 2,")
+
+    def test_long_texts_are_cut_down_to_where_they_part(self):
+        (line,) = files.differences({"text": "a" * 200 + "b" + "c" * 200}, {"text": "a" * 200 + "d"})
+        assert line == f'text: ...{"a" * 20}b{"c" * 39}... there, ...{"a" * 20}d" here'
+
     def test_other_functions_are_another_sweep(self, store):
         arguments = small_sweep.arguments(store=store)
         init, data, sgd = arguments["init"], arguments["data"], arguments["make_learner"]["sgd"]
