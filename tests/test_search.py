@@ -150,6 +150,26 @@ class TestJudge:
         assert rows[1][:3] == ["paper's", "10^-2.5", "10^-0.5"]
 
 
+class TestSpeed:
+    @staticmethod
+    def said(lane_steps: int) -> str | None:
+        dataset = synthetic().assign_attrs(lane_steps=lane_steps, seconds=2.0)
+        return search_report.speed(dataset, search_report.summary(dataset), lambda: 3e-3)
+
+    def test_of_a_whole_sweep(self):
+        assert self.said(300 * regression.STEPS) == (
+            "1.5 million lane-steps in 2.0 s, 0.75 million/s, all included\n"
+            "one module per seed: 3000 us a lane-step, 1.3 hours, 2,252 times as long"
+        )
+
+    def test_of_a_part_there_is_no_ratio(self):
+        found = self.said(100 * regression.STEPS)
+        assert found == "run now: 0.5 of 1.5 million lane-steps, in 2.0 s; the others were there"
+
+    def test_of_nothing(self):
+        assert self.said(0) is None
+
+
 class TestCommand:
     def test_writes_a_summary_and_a_picture(self, finished, capsys):
         found = json.loads((finished / "summary.json").read_text())
@@ -172,6 +192,15 @@ class TestCommand:
         assert max(map(len, out.splitlines())) <= 80
         assert err == "2 of 2 chunks are done and whole.\n"
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"} == before
+
+    @pytest.mark.usefixtures("never_run")
+    def test_what_is_named_twice_counts_once(self, finished, capsys):
+        """As the help says."""
+        assert main(["sweep", *WORDS, "--step-sizes", "1", "--learning-rates", "1", "--out", str(finished)]) == 0
+        assert main(["sweep", "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "What is named twice counts once, here and below." in told
+        assert "How many seeds, from 2 on, for intervals are over seeds." in told
 
     @pytest.mark.usefixtures("never_run")
     def test_another_grid_is_refused(self, finished, capsys):
@@ -205,7 +234,8 @@ class TestCommand:
         )
         assert main(words) == 0
         out, err = capsys.readouterr()
-        assert "million lane-steps in" in out
+        assert "run now: 0.1 of 0.2 million lane-steps, in " in out
+        assert "times as long" not in out, "of a part it would say nothing"
         assert f"wrote {tmp_path / 'sweep' / 'summary.json'}" in out
         assert (tmp_path / "sweep" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
         assert load(tmp_path / "sweep").identical(load(finished))
@@ -218,6 +248,7 @@ class TestCommand:
             (["--chunk", "1.5"], 'Invalid value for --chunk: unable to convert "1.5" into int.'),
             (["--workers", "0"], "Choose a number of processes, at least 1, or ray, or ray://host:port."),
             (["--workers", "horses"], 'Invalid value "horses" for --workers.'),
+            (["--workers", "ray://"], 'Invalid value "ray://" for --workers.'),
             (["--step-sizes", "2"], "Must be <= 1."),
             (["--learning-rates", "0"], "Must be > 0."),
             (["--learning-rates", "fast"], 'unable to convert "fast" into float.'),

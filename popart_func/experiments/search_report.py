@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray
 
+from popart_func.experiments import search
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
 from popart_func.experiments.files import PARTIAL, write_atomically
 from popart_func.experiments.plot import heat_map
-from popart_func.experiments.regression import LABELS
+from popart_func.experiments.regression import LABELS, STEPS
 from popart_func.experiments.search import FINAL, cells, judge
 
 if TYPE_CHECKING:
@@ -101,28 +103,35 @@ def table(found: dict[str, Any]) -> Group:
                 str(row["diverged"]),
                 end_section=row is list(rows.values())[-1],
             )
-    lanes = sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
     diverged = sum(judged["final_error"]["diverged_lanes"] for judged in found["algorithms"].values())
     return Group(
-        f"Best of {lanes:,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
+        f"Best of {_lanes(found):,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
         lines,
         "final error: mean |f(x) - y| over the last 1000 samples, before each is seen;",
         f"interquartile mean over {found['seeds']} seeds (95 % bootstrap interval)",
     )
 
 
-def speed(lane_steps: int, seconds: float, reference: float) -> str:
-    """How fast a sweep was, and how long one module per seed would take.
+def speed(
+    dataset: xarray.Dataset, found: dict[str, Any], measure: Callable[[], float] = search.reference_seconds
+) -> str | None:
+    """What this run did, and, where that was the whole sweep, how long one module per seed would take.
+
+    Of a part, nobody knows how long the whole takes: the start takes as long for one chunk as for all. None where
+    nothing was run.
 
     Args:
-        lane_steps: how many steps were run, in all lanes.
-        seconds: how long that took.
-        reference: seconds that a lane-step takes in the reference style.
-
-    >>> print(speed(94_000_000, 10.0, 3e-4))
-    94.0 million lane-steps in 10.0 s, 9.4 million/s, all included
-    one module per seed: 300 us a lane-step, 7.8 hours, 2,820 times as long
+        dataset: as `search.sweep_grid` returns it.
+        found: as `summary` returns it.
+        measure: gives the seconds that a lane-step takes in the reference style.
     """
+    lane_steps, seconds, whole = dataset.attrs["lane_steps"], dataset.attrs["seconds"], _lanes(found) * STEPS
+    if not lane_steps:
+        return None
+    if lane_steps < whole:
+        part = f"{lane_steps / 1e6:.1f} of {whole / 1e6:.1f} million lane-steps"
+        return f"run now: {part}, in {seconds:.1f} s; the others were there"
+    reference = measure()
     there = lane_steps * reference
     took = f"{there / 3600:.1f} hours" if there >= 3600 else f"{there / 60:.1f} minutes"
     return (
@@ -130,6 +139,10 @@ def speed(lane_steps: int, seconds: float, reference: float) -> str:
         f"all included\none module per seed: {reference * 1e6:.0f} us a lane-step, {took}, "
         f"{there / seconds:,.0f} times as long"
     )
+
+
+def _lanes(found: dict[str, Any]) -> int:
+    return sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
 
 
 def _setting(row: dict[str, Any]) -> list[float | None]:
