@@ -6,6 +6,7 @@ import importlib.util
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,13 +82,26 @@ def test_a_missing_ray_says_which_extra(monkeypatch):
         sweep.run(**small_sweep.arguments(workers="ray"))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
+def test_an_address_of_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConnectionError, match="run: `workers` 'ray' can't connect to nonsense: Invalid address format"):
+        sweep.run(**small_sweep.arguments(workers="ray"))
+
+
 # Ray leaves sockets and processes to the end of the process, and warns of what it will change.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
 class TestRay:
     @pytest.fixture(scope="class")
     @classmethod
-    def cluster(cls) -> Iterator[Any]:
+    def client_port(cls) -> int:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return free.getsockname()[1]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls, client_port: int) -> Iterator[Any]:
         """Two nodes of one processor each, on this machine."""
         import ray
         from ray.cluster_utils import Cluster
@@ -95,7 +109,8 @@ class TestRay:
         environment = pytest.MonkeyPatch()
         environment.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+        head = {"num_cpus": 1, "object_store_memory": 100 << 20, "ray_client_server_port": client_port}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
         ray.init(address=nodes.address, log_to_driver=False)
         yield nodes
@@ -111,6 +126,19 @@ class TestRay:
         arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
         assert sweep.run(**arguments).equals(alone)
         assert (tmp_path / "killed").exists()
+        assert load(tmp_path / "store").equals(alone)
+
+    @pytest.mark.usefixtures("cluster")
+    def test_a_client_gives_the_same_to_the_bit(self, client_port, alone, tmp_path):
+        """From a process of its own, for this one is connected already."""
+        code = (
+            "import sys, small_sweep; from popart_func.experiments import sweep; "
+            "sweep.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
+        )
+        words = [sys.executable, "-c", code, tmp_path / "store", f"ray://127.0.0.1:{client_port}"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        found = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert found.returncode == 0, found.stderr
         assert load(tmp_path / "store").equals(alone)
 
     def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):

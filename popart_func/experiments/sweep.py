@@ -129,6 +129,8 @@ def run(
     Raises:
         TypeError, ValueError: arguments that do not fit each other.
         EngineUnavailableError, UnsupportedError: the engine can't run here, or not this learner.
+        ConnectionError: there is no such Ray cluster.
+        ChildProcessError: worker processes keep dying.
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
             or the disk is full.
     """

@@ -43,6 +43,7 @@ def completed(work: Work, chunks: list[Chunk], workers: Workers) -> Iterator[tup
 
     Raises:
         ModuleNotFoundError: ``workers="ray"``, and no ray.
+        ConnectionError: there is no such Ray cluster.
         ChildProcessError: workers keep dying.
     """
     if workers is None or not chunks:
@@ -171,7 +172,11 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+        raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
     try:
         yield
     finally:
