@@ -472,10 +472,21 @@ class TestOthersCanRead:
         with xarray.open_zarr(path / "lanes.zarr", group="sgd") as lanes:
             assert "step_size" not in lanes.variables
 
+    def test_one_learner_is_at_the_root_and_several_are_a_tree(self, uninterrupted, tmp_path):
+        with xarray.open_datatree(uninterrupted[1] / "lanes.zarr", engine="zarr") as tree:
+            assert sorted(tree.children) == ["popart", "sgd"]
+        arguments = small_sweep.arguments(store=tmp_path / "store")
+        sweep.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"]})
+        with xarray.open_zarr(tmp_path / "store" / "lanes.zarr") as lanes:
+            assert lanes["final"].sizes == {"lane": 18}
+            assert "groups" not in lanes.attrs
+
     def test_it_says_what_it_is(self, uninterrupted):
         result, path = uninterrupted
         with xarray.open_zarr(path / "lanes.zarr") as root:
             said = root.attrs
+            assert said.pop("groups") == ["sgd", "popart"], "where to find what the root does not have"
+            assert not root.variables
         configuration = json.loads(said["configuration"])
         assert configuration["seeds"] == [0, 1, 2]
         assert configuration["hyper_parameters"] == {"learning_rate": [0.01, 0.3, 1e6], "step_size": [0.1, 0.5]}

@@ -59,7 +59,7 @@ def sweep(
     interquartile mean of its seeds' final error and a 95 % interval, beside the paper's setting. Killed at any
     moment, the same command goes on from where it was; on a finished directory it only prints. Writes:
 
-    * **lanes.zarr**: the results of every lane, for xarray.open_zarr.
+    * **lanes.zarr**: the results of every lane, for xarray.open_zarr with group="sgd", "art" and so on.
     * **heat_map.png**: the final error over the grid.
     * **summary.json**: what is printed, and more.
 

@@ -4,7 +4,8 @@
     What was asked, and a hash of it: only the same sweep is ever continued.
 ``lanes.zarr``
     The results, one lane after the other, with each lane's hyper-parameters and seed as coordinates: for
-    `xarray.open_zarr`. A sweep of several learners has a group for each.
+    `xarray.open_zarr`. A sweep of several learners has a group for each, ``open_zarr(path, group="sgd")``, and nothing
+    at the root but its attributes, which name them.
 ``done``
     One small file for each chunk of lanes, with the checksums of its files in ``lanes.zarr``.
 
@@ -192,6 +193,9 @@ class ChunkStore:
         aside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.path))
         said = attributes(self._configuration, self._provenance)
         root = zarr.create_group(aside, zarr_format=3, attributes=said)
+        learners = [learner for learner in self._plan.grid.takes if learner]
+        if learners:
+            root.attrs["groups"] = learners
         for learner in self._plan.grid.takes:
             self._write_group(learner, root.create_group(learner, attributes=said) if learner else root)
         with warnings.catch_warnings():

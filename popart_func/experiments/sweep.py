@@ -114,7 +114,10 @@ def run(
         engine: one of `popart_func.engines.ENGINES`, or ``"auto"``, which is settled once for a store.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
-        store: a directory. If it holds a part of this sweep, the rest is run; if all, nothing is.
+        store: a directory. If it holds a part of this sweep, the rest is run; if all, nothing is. Whether it is this
+            sweep is told by its arguments and, for functions, by what they compute: each seed's data and parameters,
+            each learner's first three steps in up to 64 lanes of the grid, what a record keeps of one series. A change
+            that shows nowhere there, such as in a learner's fourth step, is not noticed: name another directory.
         workers: None for this process, a number of processes beside it, or ``"ray"``: the cluster that this process is
             connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it); ``"ray://host:port"`` connects
             as Ray's client.
