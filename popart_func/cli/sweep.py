@@ -108,7 +108,7 @@ def sweep(
         raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = search_report.write(dataset, out)
     Console().print(search_report.table(summary), highlight=False)
-    speed = search_report.speed(dataset, summary)
+    speed = search_report.speed(dataset)
     if speed:
         print(speed)
     for path in written:

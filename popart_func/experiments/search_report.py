@@ -15,7 +15,7 @@ from popart_func.experiments import search
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
 from popart_func.experiments.files import PARTIAL, write_atomically
 from popart_func.experiments.plot import heat_map
-from popart_func.experiments.regression import LABELS, STEPS
+from popart_func.experiments.regression import LABELS
 from popart_func.experiments.search import FINAL, cells, judge
 
 if TYPE_CHECKING:
@@ -103,18 +103,17 @@ def table(found: dict[str, Any]) -> Group:
                 str(row["diverged"]),
                 end_section=row is list(rows.values())[-1],
             )
+    lanes = sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
     diverged = sum(judged["final_error"]["diverged_lanes"] for judged in found["algorithms"].values())
     return Group(
-        f"Best of {_lanes(found):,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
+        f"Best of {lanes:,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
         lines,
         "final error: mean |f(x) - y| over the last 1000 samples, before each is seen;",
         f"interquartile mean over {found['seeds']} seeds (95 % bootstrap interval)",
     )
 
 
-def speed(
-    dataset: xarray.Dataset, found: dict[str, Any], measure: Callable[[], float] = search.reference_seconds
-) -> str | None:
+def speed(dataset: xarray.Dataset, measure: Callable[[], float] = search.reference_seconds) -> str | None:
     """What this run did, and, where that was the whole sweep, how long one module per seed would take.
 
     Of a part, nobody knows how long the whole takes: the start takes as long for one chunk as for all. None where
@@ -122,10 +121,9 @@ def speed(
 
     Args:
         dataset: as `search.sweep_grid` returns it.
-        found: as `summary` returns it.
         measure: gives the seconds that a lane-step takes in the reference style.
     """
-    lane_steps, seconds, whole = dataset.attrs["lane_steps"], dataset.attrs["seconds"], _lanes(found) * STEPS
+    lane_steps, whole, seconds = (dataset.attrs[name] for name in ("lane_steps", "all_lane_steps", "seconds"))
     if not lane_steps:
         return None
     if lane_steps < whole:
@@ -139,10 +137,6 @@ def speed(
         f"all included\none module per seed: {reference * 1e6:.0f} us a lane-step, {took}, "
         f"{there / seconds:,.0f} times as long"
     )
-
-
-def _lanes(found: dict[str, Any]) -> int:
-    return sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
 
 
 def _setting(row: dict[str, Any]) -> list[float | None]:

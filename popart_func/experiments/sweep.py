@@ -127,7 +127,7 @@ def run(
         A dataset with the dimensions of ``lanes`` (and ``sample``, for curves): what ``record`` asked for,
         ``diverged_at``, the first sample at which something recorded is not finite, -1 if there is none, and ``done``,
         which is False only for lanes that `load` finds missing. The attributes ``lane_steps`` and ``seconds`` say how
-        many steps this call ran, in all lanes, and how long it took.
+        many steps this call ran, in all its lanes, and how long it took; ``all_lane_steps``, how many the sweep has.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other.
@@ -171,7 +171,9 @@ def run(
         with ChunkStore(store, plan, configuration, provenance) as on_disk:
             lane_steps = _run_missing(work, on_disk, plan, configuration["steps"], workers, quiet)
         dataset = load(store)
-    return dataset.assign_attrs(lane_steps=lane_steps, seconds=time.perf_counter() - started)
+    all_lane_steps = configuration["steps"] * sum(map(grid.lanes, learners))
+    seconds = time.perf_counter() - started
+    return dataset.assign_attrs(lane_steps=lane_steps, all_lane_steps=all_lane_steps, seconds=seconds)
 
 
 class _Memory:
