@@ -50,6 +50,21 @@ class TestSweepGrid:
             assert rate in search.VALUES
             assert step_size is None or step_size in search.VALUES
 
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"algorithms": ["adam"]}, ValueError, "`algorithms` must be among .*, got 'adam'"),
+            ({"algorithms": None}, TypeError, "`algorithms` must be names among .*, got None"),
+            ({"learning_rates": [0.0]}, ValueError, r"`learning_rates` must be > 0, got 0\.0"),
+            ({"step_sizes": [0.5, 2]}, ValueError, r"`step_sizes` must be > 0 and <= 1, got 2\.0"),
+            ({"step_sizes": ["0.5"]}, TypeError, "`step_sizes` must be an iterable of numbers"),
+        ],
+    )
+    def test_bad_arguments(self, changes, error, message):
+        with pytest.raises(error, match=f"^sweep_grid: {message}"):
+            search.sweep_grid(**changes)
+
     def test_a_lane_is_the_run_that_reproduce_makes(self, finished):
         expected = regression.reproduce(range(4), algorithms=["popart"], engine="native")["rmse"].isel(algorithm=0)
         lane = load(finished).sel(learner="popart", learning_rate=RATE, step_size=STEP_SIZE)
@@ -128,6 +143,12 @@ class TestJudge:
         assert "step_size" not in found["best"]
         assert found["settings"] == 5
         assert found["paper"]["learning_rate"] == 10**-3.5
+
+    def test_what_there_is_to_judge(self):
+        with pytest.raises(ValueError, match=r"cells: `algorithm` must be among \['popart'\], got 'sgd'"):
+            search.judge(synthetic(), "sgd")
+        with pytest.raises(ValueError, match=r"cells: `name` must be among .*'final_error'.*, got 'rmsd'"):
+            search.judge(synthetic(), "popart", by="rmsd")
 
     def test_an_unfinished_sweep_is_not_judged(self):
         """What was not run would count as diverged."""

@@ -57,7 +57,10 @@ def check_function(caller: str, name: str, function: Callable[..., Any], *takes:
 
 def check_names(caller: str, argument: str, names: Iterable[str], known: Sequence[str]) -> list[str]:
     """The names as a list, if there are some, all known and distinct. One string is one name."""
-    checked = [names] if isinstance(names, str) else list(names)
+    try:
+        checked = [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        raise TypeError(f"{caller}: `{argument}` must be names among {list(known)}, got {names!r}.") from None
     if not checked:
         raise ValueError(f"{caller}: `{argument}` must hold at least one of {list(known)}, got none.")
     for name in checked:
