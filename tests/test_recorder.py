@@ -281,17 +281,6 @@ print(torch._dynamo is sys.modules["torch._dynamo"])
     assert result.stdout == "[]\nTrue\n"
 
 
-def test_one_hot_does_not_read_a_tensor_from_outside() -> None:
-    classes = torch.tensor([2, 0])
-
-    def step(carry: Tensor, x: Tensor) -> Any:
-        return carry + F.one_hot(classes, 4), F.one_hot(classes[1], 3) * x
-
-    carry, ys = popart_func.scan(step, torch.zeros(2, 4), torch.ones(3), engine="native")
-    assert torch.equal(carry, 3.0 * torch.eye(4)[classes])
-    assert torch.equal(ys, torch.eye(3)[[0, 0, 0]])
-
-
 def moves(x: Tensor) -> Any:
     rows = torch.arange(3)
     kept = torch.where(rows > 0, x[:, 0], torch.zeros(()))

@@ -1,7 +1,7 @@
 """Indexing by a 0-d integer tensor, as in ``q[action]``, without reading its value.
 
 PyTorch turns such an index into a number, which a trace does not have; `torch.vmap` does not turn it. In here a trace
-doesn't either. Nor does ``one_hot`` read a tensor from outside of the step.
+doesn't either.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ class ZeroDIndices(TorchFunctionMode):
     """Makes an axis of length 1 of each 0-d index, and takes it away again."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.one_hot:
-            # A view of a tensor from outside is a traced one, which it only compares.
-            args = tuple(part.view_as(part) if isinstance(part, Tensor) else part for part in args)
         if func not in (Tensor.__getitem__, Tensor.__setitem__):
             return func(*args, **(kwargs or {}))
         x, index, *value = args
