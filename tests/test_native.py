@@ -22,6 +22,9 @@ from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.compiler import compiler
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory
+from popart_func.engines.native.lower import lower
+from popart_func.engines.native.statements import Reduce
+from popart_func.engines.trace import TensorSpec, trace
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
 from popart_func.models import init_lanes, stateless
 from popart_func.pop_art import art, init_state, popart, unnormalize
@@ -357,6 +360,19 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / name))
         with pytest.raises(native.BuildError, match="POPART_FUNC_CACHE must name a directory that can be made"):
             cache_directory()
+
+
+def test_a_loss_that_no_one_looks_at_is_not_computed() -> None:
+    """The graph of its gradient has it nevertheless: for its shape."""
+
+    def step(c: Any, x: Any) -> Any:
+        return c - 0.1 * torch.func.grad(lambda c: (c * x).exp().sum())(c), ()
+
+    scan = make_lane_scan("scan", step, torch.ones(3, 4), torch.ones(2), shared=True)
+    graph = trace(step, scan.structure, [TensorSpec.of(leaf) for leaf in scan.one_lane()])
+    assert graph.operations["sum"] == 1
+    assert not any(isinstance(part, Reduce) for part in lower(graph, 1, (False, True)).statements)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-6
 
 
 def test_reads_tensors_that_are_negated_lazily() -> None:

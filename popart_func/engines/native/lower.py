@@ -27,7 +27,17 @@ from popart_func.engines.native.expressions import (
     reshape_layout,
     viewed,
 )
-from popart_func.engines.native.statements import ArgReduce, MatMul, Pointwise, Reduce, Scan, Scatter, Statement
+from popart_func.engines.native.statements import (
+    ArgReduce,
+    MatMul,
+    Pointwise,
+    Reduce,
+    Scan,
+    Scatter,
+    Statement,
+    reads,
+    writes,
+)
 from popart_func.engines.trace import StepGraph, TensorSpec, describe
 
 __all__ = ["Kernel", "Program", "UnsupportedError", "lower"]
@@ -86,7 +96,17 @@ def lower(graph: StepGraph, carries: int, uniform: Sequence[bool]) -> Program:
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
         carry.append(None if stays else _output(kernel, value, taken=[*inputs, *carry]))
     ys = tuple(_output(kernel, value, taken=inputs) for value in outputs[carries:])
-    return Program(tuple(inputs), tuple(kernel.statements), tuple(carry), ys)
+    return Program(tuple(inputs), _needed(kernel.statements, {*carry, *ys}), tuple(carry), ys)
+
+
+def _needed(statements: Sequence[Statement], outputs: set[Buffer | None]) -> tuple[Statement, ...]:
+    """The statements whose values are read: of a loss, say, its gradient wants the shape only."""
+    read, needed = set(outputs), []
+    for statement in reversed(statements):
+        if writes(statement) in read:
+            needed.append(statement)
+            read |= {load.buffer for load in reads(statement)}
+    return tuple(reversed(needed))
 
 
 def _output(kernel: Kernel, value: Expr, taken: Sequence[Buffer | None]) -> Buffer:
