@@ -23,10 +23,12 @@ from popart_func.engines import (
     EngineUnavailableError,
     UnsupportedError,
     available_engines,
+    choice,
     resolve_engine,
     scan,
     scan_lanes,
 )
+from popart_func.engines.lane_scan import make_lane_scan
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 COMPILED = [name for name in RUNNABLE if name != "eager"]
@@ -279,6 +281,70 @@ def test_auto_and_unavailable_engines(monkeypatch):
 def test_auto_takes_the_native_engine_on_cuda_where_it_runs(monkeypatch):
     monkeypatch.setattr(engines.native, "why_not", lambda device: None if device.type == "cuda" else "not here.")
     assert resolve_engine("auto", "cuda", steps=5004) == "native"
+
+
+def network_scan(width, batch, lanes, steps):
+    apply = pf.stateless(
+        torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+    )
+    params = {
+        "0.weight": torch.zeros(width, 16),
+        "0.bias": torch.zeros(width),
+        "2.weight": torch.zeros(width, width),
+        "2.bias": torch.zeros(width),
+    }
+    learner = pf.popart_learner(apply, pf.sgd(0.1), pf.popart(width, 0.1), head="2")
+    state = optree.tree_map(lambda leaf: leaf.expand(lanes, *leaf.shape), learner.init(params))
+    batches = torch.zeros(1, batch, 16), torch.zeros(1, batch, width)
+    xs = optree.tree_map(lambda leaf: leaf.expand(steps, *leaf.shape[1:]), batches)
+    return make_lane_scan("scan", lambda state, xy: (learner.update(state, xy)[0], ()), state, xs, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "lanes", "threads", "ratio"),
+    [(256, 128, 2, 1, 7), (256, 128, 2, 2, 14), (128, 32, 4, 1, 3), (256, 32, 64, 2, 0.9), (16, 1, 1, 8, 0.3)],
+)
+def test_how_much_faster_inductor_should_be(width, batch, lanes, threads, ratio):
+    """As measured, on both sides."""
+    work = choice.Work.of(network_scan(width, batch, lanes, 1).graph())
+    seconds = choice.predict(work, lanes, threads, register=64)
+    assert 0.7 * ratio < seconds.native / seconds.inductor < 1.5 * ratio
+
+
+def test_the_work_in_a_step():
+    def step(carry, x):
+        return torch.addmm(carry, carry.T @ carry, carry).tanh(), carry[0] * x
+
+    work = choice.Work.of(make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double()).graph())
+    assert work == choice.Work(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+
+
+def test_inductor_is_for_few_lanes_of_large_products_in_long_runs():
+    """Whatever the machine."""
+    assert "ms on inductor and" in choice.why_inductor(network_scan(256, 128, 1, 100_000))
+    assert choice.why_inductor(network_scan(256, 128, 1, 100)) is None
+    assert choice.why_inductor(network_scan(10, 1, 50, 100_000)) is None
+    assert choice.why_inductor(network_scan(10, 1, 1, 100_000)) is None
+
+
+@pytest.mark.skipif(len(RUNNABLE) < 3, reason="no C++ compiler")
+def test_auto_takes_inductor_where_it_should_be_faster(monkeypatch):
+    def step(carry, x):
+        return (carry @ carry) * 0.5, ()
+
+    def refuse(lanes):
+        raise UnsupportedError("inductor: not today.")
+
+    start = torch.zeros(1, 128, 128)
+    engines._say_once.cache_clear()
+    monkeypatch.setattr(engines.inductor, "run", lambda lanes: (f"{lanes.steps} steps", ()))
+    with pytest.warns(UserWarning, match=r"'auto': a step should take .* ms on native .* Going on with inductor"):
+        assert scan_lanes(step, start, length=10**6)[0] == "1000000 steps"
+    assert scan_lanes(step, start, length=500)[0].shape == (1, 128, 128)
+    monkeypatch.setattr(engines.inductor, "run", refuse)
+    monkeypatch.setattr(engines.native, "run", lambda lanes: ("native", ()))
+    with pytest.warns(UserWarning, match=r"inductor: not today. Going on with native"):
+        assert scan_lanes(step, start, length=10**6)[0] == "native"
 
 
 def test_auto_goes_on_where_an_engine_lacks_something(recwarn):

@@ -97,7 +97,8 @@ def scan_lanes(
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off.
+        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
+            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.choice`).
 
     Returns:
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
@@ -135,6 +136,8 @@ PAYS_OFF = {"native": 500, "inductor": 2000, "eager": 0}
 def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
     """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
 
+    It has not seen the step: a scan that is left to ``"auto"`` takes `inductor` where that step is faster there.
+
     Raises:
         ValueError: no such engine.
         EngineUnavailableError: the engine can't run on the device; the message says why.
@@ -167,13 +170,27 @@ def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
         raise EngineUnavailableError(f"scan: the engine {name!r} can't do this: {reason}. Use the engine 'eager'.")
     if engine != "auto":
         return _module(name).run(lanes)
-    while True:
+    first, *others = _in_turn(name, lanes)
+    for other in others:
         try:
-            return _module(name).run(lanes)
+            return _module(first).run(lanes)
         except UnsupportedError as error:
-            following = next(other for other in ENGINES[ENGINES.index(name) + 1 :] if lanes.steps >= PAYS_OFF[other])
-            _say_once(f"engine 'auto': {error} Going on with {following}.")
-            name = following
+            _say_once(f"engine 'auto': {error} Going on with {other}.")
+            first = other
+    return _module(first).run(lanes)
+
+
+def _in_turn(first: str, lanes: LaneScan) -> list[str]:
+    """The engines that ``"auto"`` tries, one after the other."""
+    names = [name for name in ENGINES[ENGINES.index(first) :] if lanes.steps >= PAYS_OFF[name]]
+    if first == "native":
+        from popart_func.engines.choice import why_inductor
+
+        reason = why_inductor(lanes)
+        if reason is not None and _module("inductor").why_not(lanes.device) is None:
+            _say_once(f"engine 'auto': {reason} Going on with inductor.")
+            return ["inductor", *(name for name in names if name != "inductor")]
+    return names
 
 
 def _module(name: str) -> ModuleType:
