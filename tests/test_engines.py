@@ -284,15 +284,10 @@ def test_auto_takes_the_native_engine_on_cuda_where_it_runs(monkeypatch):
 
 
 def network_scan(width, batch, lanes, steps):
-    apply = pf.stateless(
-        torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
-    )
-    params = {
-        "0.weight": torch.zeros(width, 16),
-        "0.bias": torch.zeros(width),
-        "2.weight": torch.zeros(width, width),
-        "2.bias": torch.zeros(width),
-    }
+    def make():
+        return torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+
+    apply, params = pf.stateless(make()), pf.init_params(make, seed=0)
     learner = pf.popart_learner(apply, pf.sgd(0.1), pf.popart(width, 0.1), head="2")
     state = optree.tree_map(lambda leaf: leaf.expand(lanes, *leaf.shape), learner.init(params))
     batches = torch.zeros(1, batch, 16), torch.zeros(1, batch, width)
