@@ -31,6 +31,7 @@ from popart_func.engines import (
 from popart_func.engines.lane_scan import make_lane_scan
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
+TABLE = torch.zeros(3)
 COMPILED = [name for name in RUNNABLE if name != "eager"]
 APPLY = pf.stateless(pf.UnifiedModel(4, 5, 2))
 
@@ -261,6 +262,35 @@ def test_hyper_parameters_take_the_lanes_precision():
         assert result.tolist() == [0.1, 0.1]
 
 
+def changes_its_input(carry, x):
+    y = x[:1]
+    y += carry  # HERE
+    return carry + x.sum(), ()
+
+
+def changes_its_carry(carry, x):
+    carry.mul_(2)  # HERE
+    carry = carry + x.sum()
+    return carry, ()
+
+
+def changes_what_it_closes_over(carry, x):
+    TABLE[0] = x[0]  # HERE
+    return carry + TABLE.sum(), ()
+
+
+@pytest.mark.parametrize("step", [changes_its_input, changes_its_carry, changes_what_it_closes_over])
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_a_step_that_changes_what_it_is_given_is_refused(engine, step):
+    """With its line, where it is traced; `eager` does not see what a step closes over."""
+    if (engine, step) == ("eager", changes_what_it_closes_over):
+        pytest.skip("eager can't see it")
+    message = r"step: an argument of it.* changed in place.*: a step must be pure\. Write `x = x \+ 1` instead of"
+    with pytest.raises(TypeError, match=message) as caught:
+        scan_lanes(step, torch.ones(2), torch.ones(2, 2, 3), engine=engine)
+    assert engine == "eager" or "# HERE`" in str(caught.value)
+
+
 def test_auto_and_unavailable_engines(monkeypatch):
     assert resolve_engine("auto", "cpu", steps=10) == RUNNABLE[0] or resolve_engine("auto", "cpu", steps=10) == "eager"
     monkeypatch.setenv("PATH", "")
@@ -392,6 +422,22 @@ def test_what_is_changed_in_place_after_being_closed_over(engine):
     table[2] = 10
     assert scan(step, torch.tensor(0.0), torch.tensor([5.0, 7.0]), engine=engine)[0] == 38
     assert table.tolist() == [0, 0, 10]
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_what_is_bound_anew_after_being_closed_over_is_not_seen(engine):
+    """As under `jax.jit`; `eager` sees it. A function that is made anew is another step."""
+    held = {"tensor": torch.tensor(2.0), "number": 3.0}
+
+    def make():
+        return lambda carry, x: (carry + held["tensor"] * held["number"], ())
+
+    step, zero = make(), torch.tensor(0.0)
+    assert scan(step, zero, length=1, engine=engine)[0] == 6
+    held.update(tensor=torch.tensor(20.0), number=30.0)
+    assert scan(step, zero, length=1, engine=engine)[0] == 6
+    assert scan(step, zero, length=1, engine="eager")[0] == 600
+    assert scan(make(), zero, length=1, engine=engine)[0] == 600
 
 
 @pytest.mark.parametrize("engine", COMPILED)

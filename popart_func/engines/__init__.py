@@ -83,9 +83,11 @@ def scan_lanes(
 ) -> tuple[PyTree, PyTree]:
     """`scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
 
-    Engines other than `eager` keep the numbers and tensors that a step closes over when they first see it (a change
-    in a tensor is seen, another in its place is not): what changes from call to call belongs into the carry, the xs
-    or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"`` then picks.
+    Engines other than `eager` trace a step once for its shapes and dtypes, as `jax.jit` does: a name or an entry of a
+    dictionary that it closes over and that is bound to something else afterwards is not seen. The values of tensors
+    that it closes over are read anew by each call, so that what is written into them is seen. What changes from call to
+    call belongs into the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"``
+    then picks.
 
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
@@ -104,7 +106,7 @@ def scan_lanes(
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
 
     Raises:
-        TypeError: the step returns something else than a carry as it took it, and tensors.
+        TypeError: the step returns something else than a carry as it took it, and tensors; or it is not pure.
         ValueError: axes that do not fit, several devices, or an unknown engine.
         EngineUnavailableError: the engine can't run here; the message says why.
 

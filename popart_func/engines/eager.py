@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from popart_func.engines.lane_scan import LaneScan, check_carry
+from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.tree import PyTree
 
 __all__ = ["run", "why_not"]
@@ -31,8 +31,12 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
 
     step = vmap(flat_step, in_dims=scan.lane_axes())
     carry, ys = scan.carry, []
+    given = [leaf for leaf in (*scan.carry, *scan.xs, *scan.hparams) if not leaf.is_inference()]
+    before = [leaf._version for leaf in given]
     for time in range(scan.steps):
         carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
+        if time == 0 and [leaf._version for leaf in given] != before:
+            raise TypeError(f"step: an argument of it is changed in place: {PURE}")
         ys.append(y)
     carry_structure, y_structure = structures
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]

@@ -36,6 +36,10 @@ class UnsupportedError(NotImplementedError):
     """An engine lacks something that a step needs; the message names it and the line of the step."""
 
 
+IMPURE = "an argument of it, or a tensor that it closes over, is changed in place"
+PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."
+
+
 @dataclass(frozen=True)
 class LaneScan:
     """A scan over time in many lanes, flattened in the order of optree's leaves.
@@ -68,11 +72,21 @@ class LaneScan:
         return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
 
     def graph(self) -> StepGraph:
-        """The step, traced unless that has been done, and checked."""
-        from popart_func.engines.trace import TensorSpec, trace
+        """The step, traced unless that has been done, and checked.
+
+        Raises:
+            TraceError: the step can't be a graph, or changes what it is given.
+            TypeError: it does not return a carry as it took it.
+        """
+        from popart_func.engines.mutations import is_mutable
+        from popart_func.engines.trace import TensorSpec, TraceError, describe, trace
 
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
-        return trace(self.step, self.structure, inputs, check=partial(check_carry, self))
+        graph = trace(self.step, self.structure, inputs, check=partial(check_carry, self))
+        for node in graph.graph.nodes:
+            if is_mutable(node):
+                raise TraceError(f"step: {IMPURE} in {describe(node)}: {PURE}")
+        return graph
 
     def why_only_eager(self) -> str | None:
         """Why compiled engines can't run it, or None: autograd and transforms must see each operation."""

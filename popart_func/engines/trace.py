@@ -23,7 +23,7 @@ from torch.func import functionalize
 
 from popart_func.engines import lines
 from popart_func.engines.lines import TraceError
-from popart_func.engines.mutations import is_mutable, without_mutations
+from popart_func.engines.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.pauses import without_collector, without_dynamo
 from popart_func.engines.recorder import Recorder, TensorSpec
 from popart_func.engines.zero_d_indices import ZeroDIndices
@@ -197,6 +197,10 @@ def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Record
         replay = functools.partial(_replay, again, recording.graph)
         outputs = functionalize(replay, remove="mutations")(*arguments)
     again.graph.output([again.traced(output).node for output in outputs])
+    lines = {origin(node).name: node.meta.get("line") for node in recording.graph.nodes if is_mutable(node)}
+    for node in again.graph.nodes:
+        if is_mutable(node):  # what is left: writes to inputs and constants
+            node.meta["line"] = lines.get(origin(node).name, node.meta.get("line"))
     return again
 
 
