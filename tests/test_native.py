@@ -450,6 +450,14 @@ def test_carries_of_all_dtypes_that_swap_and_stay() -> None:
     assert_bit_equal(native.run(scan), eager.run(scan))
 
 
+def test_a_carry_of_no_elements() -> None:
+    def step(c: Any, x: Any) -> Any:
+        return (c[0] * 2, c[1] + x), (c[0].sum(), torch.cat([c[0], x[None]]))
+
+    scan = make_lane_scan("scan", step, (torch.ones(3, 0, 2), torch.ones(3, 2)), torch.ones(4, 2), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
 def test_does_not_change_its_inputs() -> None:
     scan = make_scan("popart", "momentum", torch.float64, steps=3)
     before = [leaf.clone() for leaf in (*scan.carry, *scan.xs, *scan.hparams)]

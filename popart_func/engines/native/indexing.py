@@ -81,6 +81,19 @@ def _diagonal(kernel: Kernel, out: TensorSpec, x: Expr, shift: int = 0, first: i
     return kernel.view(x, view)
 
 
+def _unfold(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, size: int, step: int) -> Expr:
+    if not x.shape:  # becomes a vector
+        return kernel.slice(kernel.reshape(x, (1,)), 0, 0, size)
+    axis %= len(x.shape)
+
+    def view(layout: Layout) -> Layout:
+        strides = list(layout.strides)
+        strides[axis] *= step
+        return Layout(out.shape, (*strides, layout.strides[axis]), layout.offset)
+
+    return kernel.view(kernel.stored(x), view)
+
+
 def _pieces(kernel: Kernel, outs: Any, x: Expr, lengths: Any, axis: int = 0, *_: Any) -> list[Expr]:
     outs, axis = outs if isinstance(outs, list) else [outs], axis % len(x.shape)
     starts = [sum(out.shape[axis] for out in outs[:position]) for position in range(len(outs))]
@@ -299,6 +312,7 @@ INDEXING: dict[str, Callable[..., Any]] = {
     "select": _select,
     "flip": _flip,
     "diagonal": _diagonal,
+    "unfold": _unfold,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
