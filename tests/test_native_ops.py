@@ -374,7 +374,6 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "repeat_interleave": x.repeat_interleave(2, dim=1),
         "tile": x.tile(1, 2),
         "unfold": torch.cat([part.flatten() for part in (x.unfold(1, 3, 1), y.T.unfold(0, 2, 2), k.unfold(0, 1, 1))]),
-        "unfold_gradient": torch.func.grad(lambda x: (x.unfold(1, 3, 1) ** 3).sum())(x),
         "cat": torch.cat([x, y * 2, x[:1]], 0),
         "cat_columns": torch.cat([x.T, y.T + 1], 1),
         "stack": torch.stack([x, y], -1),
@@ -453,7 +452,6 @@ def set_scalar(x: Tensor, y: Tensor, k: Tensor) -> Tensor:
     return cube
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # unfold_backward under vmap
 def test_movement() -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = (torch.randn(STEPS, LANES, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -461,7 +459,6 @@ def test_movement() -> None:
     compare(movement, {"x": x, "y": y, "i": i, "j": j, "k": k}, rtol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # unfold_backward under vmap
 def test_movement_of_what_all_lanes_share() -> None:
     generator = torch.Generator().manual_seed(4)
     x, y = (torch.randn(STEPS, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
