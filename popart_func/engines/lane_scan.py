@@ -36,7 +36,6 @@ class UnsupportedError(NotImplementedError):
     """An engine lacks something that a step needs; the message names it and the line of the step."""
 
 
-IMPURE = "an argument of it, or a tensor that it closes over, is changed in place"
 PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."
 
 
@@ -78,14 +77,15 @@ class LaneScan:
             TraceError: the step can't be a graph, or changes what it is given.
             TypeError: it does not return a carry as it took it.
         """
-        from popart_func.engines.mutations import is_mutable
         from popart_func.engines.trace import TensorSpec, TraceError, describe, trace
 
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
         graph = trace(self.step, self.structure, inputs, check=partial(check_carry, self))
-        for node in graph.graph.nodes:
-            if is_mutable(node):
-                raise TraceError(f"step: {IMPURE} in {describe(node)}: {PURE}")
+        if graph.change is not None:
+            raise TraceError(
+                f"step: an argument of it, or a tensor that it closes over, is changed in place in "
+                f"{describe(graph.change)}: {PURE}"
+            )
         return graph
 
     def why_only_eager(self) -> str | None:

@@ -68,6 +68,14 @@ class StepGraph(NamedTuple):
         """How many there are of each op."""
         return Counter(op_name(node) for node in self.graph.nodes if node.op == "call_function")
 
+    @property
+    def change(self) -> fx.Node | None:
+        """What changes an input or a constant in place; None in a graph of a pure function."""
+        if "change" not in self.compiled:
+            self.compiled["change"] = next(filter(is_mutable, self.graph.nodes), None)
+        change: fx.Node | None = self.compiled["change"]
+        return change
+
     def holds(self) -> bool:
         """Whether what was read from the constants is what they hold."""
         return all(tensor.item() == value for tensor, value in self.read)
