@@ -6,7 +6,7 @@ bit. Where floats are rounded on the way (`uniform` between other bounds than 0 
 what XLA computes on CPUs; on other devices it may differ in the last bits from itself. Inside
 `interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key:
 it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on
-every engine; `permutation` sorts, which the native engine can't.
+every engine.
 
 A key is used once: `split` it, or `fold_in` a counter.
 

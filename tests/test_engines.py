@@ -24,12 +24,15 @@ from popart_func.engines import (
     EngineUnavailableError,
     UnsupportedError,
     available_engines,
+    choice,
     resolve_engine,
     scan,
     scan_lanes,
 )
+from popart_func.engines.lane_scan import make_lane_scan
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
+TABLE = torch.zeros(3)
 COMPILED = [name for name in RUNNABLE if name != "eager"]
 APPLY = pf.stateless(pf.UnifiedModel(4, 5, 2))
 
@@ -260,6 +263,35 @@ def test_hyper_parameters_take_the_lanes_precision():
         assert result.tolist() == [0.1, 0.1]
 
 
+def changes_its_input(carry, x):
+    y = x[:1]
+    y += carry  # HERE
+    return carry + x.sum(), ()
+
+
+def changes_its_carry(carry, x):
+    carry.mul_(2)  # HERE
+    carry = carry + x.sum()
+    return carry, ()
+
+
+def changes_what_it_closes_over(carry, x):
+    TABLE[0] = x[0]  # HERE
+    return carry + TABLE.sum(), ()
+
+
+@pytest.mark.parametrize("step", [changes_its_input, changes_its_carry, changes_what_it_closes_over])
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_a_step_that_changes_what_it_is_given_is_refused(engine, step):
+    """With its line, where it is traced; `eager` does not see what a step closes over."""
+    if (engine, step) == ("eager", changes_what_it_closes_over):
+        pytest.skip("eager can't see it")
+    message = r"step: an argument of it.* changed in place.*: a step must be pure\. Write `x = x \+ 1` instead of"
+    with pytest.raises(TypeError, match=message) as caught:
+        scan_lanes(step, torch.ones(2), torch.ones(2, 2, 3), engine=engine)
+    assert engine == "eager" or "# HERE`" in str(caught.value)
+
+
 def test_auto_and_unavailable_engines(monkeypatch):
     assert resolve_engine("auto", "cpu", steps=10) == RUNNABLE[0] or resolve_engine("auto", "cpu", steps=10) == "eager"
     monkeypatch.setenv("PATH", "")
@@ -280,6 +312,65 @@ def test_auto_and_unavailable_engines(monkeypatch):
 def test_auto_takes_the_native_engine_on_cuda_where_it_runs(monkeypatch):
     monkeypatch.setattr(engines.native, "why_not", lambda device: None if device.type == "cuda" else "not here.")
     assert resolve_engine("auto", "cuda", steps=5004) == "native"
+
+
+def network_scan(width, batch, lanes, steps):
+    def make():
+        return torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+
+    apply, params = pf.stateless(make()), pf.init_params(make, seed=0)
+    learner = pf.popart_learner(apply, pf.sgd(0.1), pf.popart(width, 0.1), head="2")
+    state = optree.tree_map(lambda leaf: leaf.expand(lanes, *leaf.shape), learner.init(params))
+    batches = torch.zeros(1, batch, 16), torch.zeros(1, batch, width)
+    xs = optree.tree_map(lambda leaf: leaf.expand(steps, *leaf.shape[1:]), batches)
+    return make_lane_scan("scan", lambda state, xy: (learner.update(state, xy)[0], ()), state, xs, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "lanes", "threads", "ratio"),
+    [(256, 128, 2, 1, 7), (256, 128, 2, 2, 14), (128, 32, 4, 1, 3), (256, 32, 64, 2, 0.9), (16, 1, 1, 8, 0.3)],
+)
+def test_how_much_faster_inductor_should_be(width, batch, lanes, threads, ratio):
+    """As measured, on both sides."""
+    work = choice.Work.of(network_scan(width, batch, lanes, 1).graph())
+    seconds = choice.predict(work, lanes, threads, register=64)
+    assert 0.7 * ratio < seconds.native / seconds.inductor < 1.5 * ratio
+
+
+def test_the_work_in_a_step():
+    def step(carry, x):
+        return torch.addmm(carry, carry.T @ carry, carry).tanh(), carry[0] * x
+
+    work = choice.Work.of(make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double()).graph())
+    assert work == choice.Work(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+
+
+def test_inductor_is_for_few_lanes_of_large_products_in_long_runs():
+    """Whatever the machine."""
+    assert "ms on inductor and" in choice.why_inductor(network_scan(256, 128, 1, 100_000))
+    assert choice.why_inductor(network_scan(256, 128, 1, 100)) is None
+    assert choice.why_inductor(network_scan(10, 1, 50, 100_000)) is None
+    assert choice.why_inductor(network_scan(10, 1, 1, 100_000)) is None
+
+
+@pytest.mark.skipif(len(RUNNABLE) < 3, reason="no C++ compiler")
+def test_auto_takes_inductor_where_it_should_be_faster(monkeypatch):
+    def step(carry, x):
+        return (carry @ carry) * 0.5, ()
+
+    def refuse(lanes):
+        raise UnsupportedError("inductor: not today.")
+
+    start = torch.zeros(1, 128, 128)
+    engines._say_once.cache_clear()
+    monkeypatch.setattr(engines.inductor, "run", lambda lanes: (f"{lanes.steps} steps", ()))
+    with pytest.warns(UserWarning, match=r"'auto': a step should take .* ms on native .* Going on with inductor"):
+        assert scan_lanes(step, start, length=10**6)[0] == "1000000 steps"
+    assert scan_lanes(step, start, length=500)[0].shape == (1, 128, 128)
+    monkeypatch.setattr(engines.inductor, "run", refuse)
+    monkeypatch.setattr(engines.native, "run", lambda lanes: ("native", ()))
+    with pytest.warns(UserWarning, match=r"inductor: not today. Going on with native"):
+        assert scan_lanes(step, start, length=10**6)[0] == "native"
 
 
 def test_auto_goes_on_where_an_engine_lacks_something(recwarn):
@@ -347,6 +438,22 @@ def test_what_is_changed_in_place_after_being_closed_over(engine):
     table[2] = 10
     assert scan(step, torch.tensor(0.0), torch.tensor([5.0, 7.0]), engine=engine)[0] == 38
     assert table.tolist() == [0, 0, 10]
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_what_is_bound_anew_after_being_closed_over_is_not_seen(engine):
+    """As under `jax.jit`; `eager` sees it. A function that is made anew is another step."""
+    held = {"tensor": torch.tensor(2.0), "number": 3.0}
+
+    def make():
+        return lambda carry, x: (carry + held["tensor"] * held["number"], ())
+
+    step, zero = make(), torch.tensor(0.0)
+    assert scan(step, zero, length=1, engine=engine)[0] == 6
+    held.update(tensor=torch.tensor(20.0), number=30.0)
+    assert scan(step, zero, length=1, engine=engine)[0] == 6
+    assert scan(step, zero, length=1, engine="eager")[0] == 600
+    assert scan(make(), zero, length=1, engine=engine)[0] == 600
 
 
 @pytest.mark.parametrize("engine", COMPILED)

@@ -22,6 +22,9 @@ from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.compiler import compiler
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.build import build, cache_directory
+from popart_func.engines.native.expressions import Op
+from popart_func.engines.native.lower import lower
+from popart_func.engines.native.statements import ArgReduce, Reduce, Scan
 from popart_func.learners import art_learner, normalized_sgd_learner, popart_learner, sgd_learner
 from popart_func.models import init_lanes, stateless
 from popart_func.pop_art import art, init_state, popart, unnormalize
@@ -359,6 +362,34 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
             cache_directory()
 
 
+def test_a_loss_that_no_one_looks_at_is_not_computed() -> None:
+    """The graph of its gradient has it nevertheless: for its shape."""
+
+    def step(c: Any, x: Any) -> Any:
+        return c - 0.1 * torch.func.grad(lambda c: (c * x).exp().sum())(c), ()
+
+    scan = make_lane_scan("scan", step, torch.ones(3, 4), torch.ones(2), shared=True)
+    graph = scan.graph()
+    assert graph.operations["sum"] == 1
+    assert not any(isinstance(part, Reduce) for part in lower(graph, 1, (False, True)).statements)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-6
+
+
+def test_what_is_reduced_is_computed_in_a_loop_of_its_own_unless_it_is_short() -> None:
+    def step(c: Any, x: Any) -> Any:
+        deep = c
+        for _ in range(12):
+            deep = deep * 0.5 + x
+        return c, (deep.sum(), deep.argmax(), (deep * 2).cumsum(0), (c * x).sum())
+
+    scan = make_lane_scan("scan", step, torch.rand(3, 4), torch.ones(2), shared=True)
+    statements = lower(scan.graph(), 1, (False, True)).statements
+    reduced = [part.value for part in statements if isinstance(part, Reduce | ArgReduce | Scan)]
+    assert [isinstance(value, Op) for value in reduced] == [False, False, True, True]
+    assert all(value.depth <= 8 for value in reduced if isinstance(value, Op))
+    assert difference(native.run(scan), eager.run(scan)) < 1e-6
+
+
 def test_reads_tensors_that_are_negated_lazily() -> None:
     table = torch._neg_view(torch.tensor([3.0, 4.0]))
     carry, xs = (torch._neg_view(torch.ones(*shape)) for shape in ((2, 2), (1, 2)))
@@ -416,6 +447,14 @@ def test_carries_of_all_dtypes_that_swap_and_stay() -> None:
         torch.randn(18, 4),
     )
     scan = make_lane_scan("scan_lanes", step, carry, torch.randn(7), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
+def test_a_carry_of_no_elements() -> None:
+    def step(c: Any, x: Any) -> Any:
+        return (c[0] * 2, c[1] + x), (c[0].sum(), torch.cat([c[0], x[None]]))
+
+    scan = make_lane_scan("scan", step, (torch.ones(3, 0, 2), torch.ones(3, 2)), torch.ones(4, 2), shared=True)
     assert_bit_equal(native.run(scan), eager.run(scan))
 
 

@@ -163,7 +163,23 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "std": lambda x: x.std(),
     "norm": lambda x: x.norm(),
     "var_mean": lambda x: torch.stack(torch.var_mean(x, 1, correction=0)),
+    "sort": lambda x: both(x.sort(dim=0, stable=True)),
+    "sort_descending": lambda x: both(x.sort(dim=-1, descending=True, stable=True)),
+    "sort_0d": lambda x: both(x[0, 0].sort()),
+    "sort_many": lambda x: both(torch.cat([x, x.flip(1), x[:, :1] * 2], 1).sort(dim=1, stable=True)),
+    "sort_unstable": lambda x: x.sort(0).values,
+    "argsort": lambda x: x.argsort(dim=0, stable=True),
+    "topk": lambda x: x.topk(2, 0).values,
+    "topk_smallest": lambda x: x.topk(3, 0, largest=False, sorted=True).values,
+    "sort_gradient": lambda x: torch.func.grad(lambda z: (z.sort(dim=0, stable=True).values[0] * z[0]).sum())(x),
 }
+
+
+def both(result: Any) -> Tensor:
+    """Values and indices, one after the other."""
+    return torch.stack([result.values, result.indices.to(result.values.dtype)])
+
+
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{
         name: getattr(torch, name)
@@ -246,6 +262,11 @@ INTEGER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "amax": lambda x, y: x.amax(0) - y.amin(-1).sum(),
     "argmax": lambda x, y: x.argmax(-1),
     "cumsum": lambda x, y: x.cumsum(0),
+    "sort": lambda x, y: (
+        both((x % 5).sort(dim=1, stable=True)) + both((y % 3).sort(dim=1, descending=True, stable=True))
+    ),
+    "sort_bool": lambda x, y: (x > 0).sort(dim=0, stable=True).indices + (y > 0).sort(dim=0, descending=True).values,
+    "topk": lambda x, y: torch.topk(x, 2, sorted=False).values.sum(-1),
     "times_float": lambda x, y: x * 0.5 + y,
     "plus_bool": lambda x, y: x + (y > 0),
     "clamp": lambda x, y: x.clamp(-3, 5),
@@ -351,7 +372,8 @@ def movement(x: Tensor, y: Tensor, i: Tensor, j: Tensor, k: Tensor) -> dict[str,
         "tril": x.tril() + y.triu(1),
         "repeat": x.repeat(2, 1),
         "repeat_interleave": x.repeat_interleave(2, dim=1),
-        "tile_unfold": x.tile(1, 2),
+        "tile": x.tile(1, 2),
+        "unfold": torch.cat([part.flatten() for part in (x.unfold(1, 3, 1), y.T.unfold(0, 2, 2), k.unfold(0, 1, 1))]),
         "cat": torch.cat([x, y * 2, x[:1]], 0),
         "cat_columns": torch.cat([x.T, y.T + 1], 1),
         "stack": torch.stack([x, y], -1),

@@ -171,11 +171,9 @@ def test_a_lane_is_what_its_seed_gives_alone(name: str) -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
 def test_the_native_engine_draws_what_eager_draws() -> None:
-    """To the bit. `permutation` needs a sort, which it lacks."""
-
     def step(key: Tensor, _: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         key, now = random.split(key)
-        return key, {name: draw(now) for name, draw in DRAWS.items() if name != "permutation"}
+        return key, {name: draw(now) for name, draw in DRAWS.items()}
 
     keys = vmap(random.key)(torch.arange(20))
     expected = scan_lanes(step, keys, torch.zeros(9), engine="eager")
@@ -183,6 +181,22 @@ def test_the_native_engine_draws_what_eager_draws() -> None:
     assert torch.equal(got[0], expected[0])
     for name, value in expected[1].items():
         assert torch.equal(got[1][name], value), name
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
+def test_the_native_engine_permutes_what_jax_permutes() -> None:
+    """In two rounds, and whole rows."""
+    rows = torch.arange(100.0).reshape(50, 2)
+
+    def step(key: Tensor, _: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return key, (random.permutation(key, 1700), random.permutation(key, rows))
+
+    keys = vmap(random.key)(torch.tensor(SEEDS))
+    _, (integers, permuted) = scan_lanes(step, keys, length=1, engine="native")
+    for lane, key in enumerate(keys):
+        same(integers[0, lane], jax.random.permutation(as_jax(key), 1700))
+        same(permuted[0, lane], jax.random.permutation(as_jax(key), jnp.asarray(rows.numpy())))
 
 
 # In a process without enforced annotations, which Dynamo can't read. Machine code, which takes long, is made of what

@@ -98,6 +98,17 @@ def test_computes_the_same_only_once_but_keeps_what_differs() -> None:
     assert graph.operations["mul"] == 4
 
 
+def test_takes_at_a_0d_index() -> None:
+    """PyTorch's own way of taking `take` apart would read its value."""
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.take(x[0, 0].long()), x.take(x[:2, :2].long() - 3)
+
+    x = torch.arange(12.0).reshape(3, 4) % 5
+    for got, expected in zip(traced(function).module(x), function(x), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_is_traced_once() -> None:
     calls = []
 

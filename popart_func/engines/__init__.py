@@ -83,9 +83,11 @@ def scan_lanes(
 ) -> tuple[PyTree, PyTree]:
     """`scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
 
-    Engines other than `eager` keep the numbers and tensors that a step closes over when they first see it (a change
-    in a tensor is seen, another in its place is not): what changes from call to call belongs into the carry, the xs
-    or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"`` then picks.
+    Engines other than `eager` trace a step once for its shapes and dtypes, as `jax.jit` does: a name or an entry of a
+    dictionary that it closes over and that is bound to something else afterwards is not seen. The values of tensors
+    that it closes over are read anew by each call, so that what is written into them is seen. What changes from call to
+    call belongs into the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"``
+    then picks.
 
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
@@ -97,13 +99,14 @@ def scan_lanes(
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off.
+        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
+            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.choice`).
 
     Returns:
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
 
     Raises:
-        TypeError: the step returns something else than a carry as it took it, and tensors.
+        TypeError: the step returns something else than a carry as it took it, and tensors; or it is not pure.
         ValueError: axes that do not fit, several devices, or an unknown engine.
         EngineUnavailableError: the engine can't run here; the message says why.
 
@@ -134,6 +137,8 @@ PAYS_OFF = {"native": 500, "inductor": 2000, "eager": 0}
 
 def resolve_engine(engine: str, device: torch.device | str, steps: int, *, caller: str = "scan") -> str:
     """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
+
+    It has not seen the step: a scan that is left to ``"auto"`` takes `inductor` where that step is faster there.
 
     Raises:
         ValueError: no such engine.
@@ -167,13 +172,27 @@ def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
         raise EngineUnavailableError(f"scan: the engine {name!r} can't do this: {reason}. Use the engine 'eager'.")
     if engine != "auto":
         return _module(name).run(lanes)
-    while True:
+    first, *others = _in_turn(name, lanes)
+    for other in others:
         try:
-            return _module(name).run(lanes)
+            return _module(first).run(lanes)
         except UnsupportedError as error:
-            following = next(other for other in ENGINES[ENGINES.index(name) + 1 :] if lanes.steps >= PAYS_OFF[other])
-            _say_once(f"engine 'auto': {error} Going on with {following}.")
-            name = following
+            _say_once(f"engine 'auto': {error} Going on with {other}.")
+            first = other
+    return _module(first).run(lanes)
+
+
+def _in_turn(first: str, lanes: LaneScan) -> list[str]:
+    """The engines that ``"auto"`` tries, one after the other."""
+    names = [name for name in ENGINES[ENGINES.index(first) :] if lanes.steps >= PAYS_OFF[name]]
+    if first == "native":
+        from popart_func.engines.choice import why_inductor
+
+        reason = why_inductor(lanes)
+        if reason is not None and _module("inductor").why_not(lanes.device) is None:
+            _say_once(f"engine 'auto': {reason} Going on with inductor.")
+            return ["inductor", *(name for name in names if name != "inductor")]
+    return names
 
 
 def _module(name: str) -> ModuleType:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -11,12 +13,19 @@ __all__ = ["compiler", "why_no_compiler"]
 
 def compiler() -> tuple[str, ...] | None:
     """The command of the C++ compiler: ``$CXX``, which may have arguments, else g++, else clang++; None without one."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    for command in map(shlex.split, candidates):
-        path = shutil.which(command[0]) if command else None
-        if path is not None:
-            return (path, *command[1:])
+    with contextlib.suppress(FileNotFoundError):
+        return _find(os.environ.get("CXX"), os.environ.get("PATH"))
     return None
+
+
+@functools.cache
+def _find(asked: str | None, path: str | None) -> tuple[str, ...]:
+    """What is found is kept, for looking takes as long as a short run; what is not may be installed at any time."""
+    for command in map(shlex.split, [asked] if asked else ["g++", "clang++"]):
+        program = shutil.which(command[0], path=path) if command else None
+        if program is not None:
+            return (program, *command[1:])
+    raise FileNotFoundError
 
 
 def why_no_compiler() -> str | None:

@@ -25,6 +25,8 @@ def decomposition(op: Any) -> Decomposition | None:
     heavy = _table().get(op)
     if heavy is None or op._schema.is_mutable:
         return heavy
+    if op.overloadpacket is torch.ops.aten.take:
+        return _take
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(heavy), heavy)
 
 
@@ -62,3 +64,8 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
     rate = torch.where(is_near_end, weight - 1, weight)
     nearest = torch.where(is_near_end, end, start)
     return rate * (end - start) + nearest
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """PyTorch's, but that reads the value of a 0-d index."""
+    return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)

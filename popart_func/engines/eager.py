@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from popart_func.engines.lane_scan import LaneScan, check_carry
+from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.engines.one_hot import OneHot
 from popart_func.tree import PyTree
 
@@ -35,10 +35,14 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     step = vmap(flat_step, in_dims=scan.lane_axes())
     one_hot = OneHot()
     carry, ys = scan.carry, []
+    given = [leaf for leaf in (*scan.carry, *scan.xs, *scan.hparams) if not leaf.is_inference()]
+    before = [leaf._version for leaf in given]
     for time in range(scan.steps):
         # A mode makes each operation a quarter slower: it stays on only where the first step needed it.
         with one_hot if time == 0 or one_hot.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
+        if time == 0 and [leaf._version for leaf in given] != before:
+            raise TypeError(f"step: an argument of it is changed in place: {PURE}")
         ys.append(y)
     carry_structure, y_structure = structures
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import types
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import optree
@@ -19,8 +18,8 @@ from torch._higher_order_ops.scan import scan as scan_operator
 from torch.func import vmap
 
 from popart_func.engines.compiler import why_no_compiler
-from popart_func.engines.lane_scan import LaneScan, check_carry, refuse_gradient
-from popart_func.engines.trace import StepGraph, TensorSpec, trace
+from popart_func.engines.lane_scan import LaneScan, refuse_gradient
+from popart_func.engines.trace import StepGraph
 from popart_func.tree import PyTree
 
 __all__ = ["run", "why_not"]
@@ -46,8 +45,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
 
     Compiled once for each step, structure, shapes and number of lanes and steps; that takes several seconds.
     """
-    inputs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
-    graph = trace(scan.step, scan.structure, inputs, check=partial(check_carry, scan))
+    graph = scan.graph()
     refuse_gradient("inductor", graph.wants_gradient)
     key = ("inductor", scan.lanes, scan.steps, scan.shared)
     if key not in graph.compiled:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import optree
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from popart_func.tree import PyTree
+
+if TYPE_CHECKING:
+    from popart_func.engines.trace import StepGraph
 
 __all__ = [
     "EngineUnavailableError",
@@ -30,6 +34,9 @@ class EngineUnavailableError(RuntimeError):
 
 class UnsupportedError(NotImplementedError):
     """An engine lacks something that a step needs; the message names it and the line of the step."""
+
+
+PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,24 @@ class LaneScan:
         """One lane's arguments of the step, flat: lane 0 at time 0."""
         xs = (leaf[0] if shared else leaf[0, 0] for leaf, shared in zip(self.xs, self.shared, strict=True))
         return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
+
+    def graph(self) -> StepGraph:
+        """The step, traced unless that has been done, and checked.
+
+        Raises:
+            TraceError: the step can't be a graph, or changes what it is given.
+            TypeError: it does not return a carry as it took it.
+        """
+        from popart_func.engines.trace import TensorSpec, TraceError, describe, trace
+
+        inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
+        graph = trace(self.step, self.structure, inputs, check=partial(check_carry, self))
+        if graph.change is not None:
+            raise TraceError(
+                f"step: an argument of it, or a tensor that it closes over, is changed in place in "
+                f"{describe(graph.change)}: {PURE}"
+            )
+        return graph
 
     def why_only_eager(self) -> str | None:
         """Why compiled engines can't run it, or None: autograd and transforms must see each operation."""

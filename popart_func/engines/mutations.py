@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["functional_variant", "is_mutable", "without_mutations"]
+__all__ = ["functional_variant", "is_mutable", "origin", "without_mutations"]
 
 
 def is_mutable(node: fx.Node) -> bool:
     """Whether a node changes a tensor in place."""
     schema: Any = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """The node that made the tensor which a node changes or shows."""
+    while node.all_input_nodes and (is_mutable(node) or _is_alias(node)):
+        node = node.all_input_nodes[0]
+    return node
 
 
 @functools.cache
@@ -60,8 +67,11 @@ def without_mutations(graph: fx.Graph) -> bool:
                 return False
             node.target, first = variant, node
         else:
-            is_alias = node.target is operator.getitem or getattr(node.target, "is_view", False)
-            first = storage[node.all_input_nodes[0]] if is_alias and node.all_input_nodes else node
+            first = storage[node.all_input_nodes[0]] if _is_alias(node) and node.all_input_nodes else node
         storage[node] = first
         sharing.setdefault(first, []).append(node)
     return True
+
+
+def _is_alias(node: fx.Node) -> bool:
+    return node.target is operator.getitem or bool(getattr(node.target, "is_view", False))

@@ -23,7 +23,7 @@ from torch.func import functionalize
 
 from popart_func.engines import lines
 from popart_func.engines.lines import TraceError
-from popart_func.engines.mutations import is_mutable, without_mutations
+from popart_func.engines.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.one_hot import OneHot
 from popart_func.engines.pauses import without_collector, without_dynamo
 from popart_func.engines.recorder import Recorder, TensorSpec
@@ -68,6 +68,14 @@ class StepGraph(NamedTuple):
     def operations(self) -> Counter[str]:
         """How many there are of each op."""
         return Counter(op_name(node) for node in self.graph.nodes if node.op == "call_function")
+
+    @property
+    def change(self) -> fx.Node | None:
+        """What changes an input or a constant in place; None in a graph of a pure function."""
+        if "change" not in self.compiled:
+            self.compiled["change"] = next(filter(is_mutable, self.graph.nodes), None)
+        change: fx.Node | None = self.compiled["change"]
+        return change
 
     def holds(self) -> bool:
         """Whether what was read from the constants is what they hold."""
@@ -198,6 +206,10 @@ def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Record
         replay = functools.partial(_replay, again, recording.graph)
         outputs = functionalize(replay, remove="mutations")(*arguments)
     again.graph.output([again.traced(output).node for output in outputs])
+    lines = {origin(node).name: node.meta.get("line") for node in recording.graph.nodes if is_mutable(node)}
+    for node in again.graph.nodes:
+        if is_mutable(node):  # what is left: writes to inputs and constants
+            node.meta["line"] = lines.get(origin(node).name, node.meta.get("line"))
     return again
 
 

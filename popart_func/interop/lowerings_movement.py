@@ -80,6 +80,14 @@ def _as_strided_scatter(
     return x.reshape(-1).at[_places(size, strides, offset)].set(source).reshape(out.shape)
 
 
+def _unfold(out: TensorSpec, x: Any, axis: int, size: int, step: int) -> Any:
+    if not x.ndim:  # becomes a vector
+        return x[None][:size]
+    axis %= x.ndim
+    places = np.arange(out.shape[axis])[:, None] * step + np.arange(size)
+    return jnp.moveaxis(jnp.take(x, places, axis=axis), axis + 1, -1)
+
+
 def _pieces(outs: Any, x: Any, lengths: Any, axis: int = 0, *_: Any) -> list[Any]:
     outs, axis = outs if isinstance(outs, list) else [outs], axis % x.ndim
     starts = [sum(out.shape[axis] for out in outs[:position]) for position in range(len(outs))]
@@ -181,6 +189,7 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "flip": lambda out, x, axes: jnp.flip(x, tuple(axes)) if x.ndim else x,
     "diagonal": lambda out, x, shift=0, first=0, second=1: jnp.diagonal(x, shift, first, second),
     "as_strided": _as_strided,
+    "unfold": _unfold,
     "as_strided_scatter": _as_strided_scatter,
     "split_with_sizes": _pieces,
     "cat": _cat,

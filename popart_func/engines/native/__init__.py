@@ -8,20 +8,18 @@ any number of lanes and threads. Floating-point arithmetic is IEEE's; sums of pr
 
 from __future__ import annotations
 
-from functools import partial
-
 import optree
 import torch
 from torch import Tensor
 
-from popart_func.engines.lane_scan import LaneScan, UnsupportedError, check_carry, refuse_gradient
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient
 from popart_func.engines.native.arguments import Arguments, Launch
 from popart_func.engines.native.build import BuildError, ask_compiler, build, why_not_here
 from popart_func.engines.native.cpu import cpu_kernel
 from popart_func.engines.native.emit import emit
 from popart_func.engines.native.lower import lower
 from popart_func.engines.pauses import without_collector
-from popart_func.engines.trace import StepGraph, TensorSpec, describe, op_name, trace
+from popart_func.engines.trace import StepGraph, describe, op_name
 from popart_func.tree import PyTree
 
 __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]
@@ -57,8 +55,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
     if scan.device.type == "cpu":
         ask_compiler()
-    specs = [TensorSpec.of(leaf) for leaf in scan.one_lane()]
-    graph, carries = trace(scan.step, scan.structure, specs, check=partial(check_carry, scan)), len(scan.carry)
+    graph, carries = scan.graph(), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
     tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]

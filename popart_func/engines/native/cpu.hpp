@@ -8,6 +8,13 @@
 #include <thread>
 #include <vector>
 
+// Two passes keep GCC 12 from vectorizing. The first makes rotations of pairs of shifts, of which it can't vectorize those
+// of signed numbers: threefry's random bits take eight times as long. The second moves conversions into the branches of
+// a conditional, so that comparisons of floats and of doubles meet in one: normal numbers take three times as long.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-forwprop", "no-tree-pre")
+#endif
+
 // One block of lanes fills REGISTERS vector registers with numbers of the widest floating-point type.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64;

@@ -100,8 +100,8 @@ def run_block(body: Body, plan: Plan, program: Program, carries: int, xs: int, *
         for group in plan.always:
             body.group(group)
         for old, new in zip(inputs[:carries], program.carry, strict=True):
-            if new is not None and new not in plan.merged:
-                body.line(f"copy_block<{max(old.numel, 1)}>({memory}{old.name}, {memory}{new.name});")
+            if new is not None and new not in plan.merged and old.numel:
+                body.line(f"copy_block<{old.numel}>({memory}{old.name}, {memory}{new.name});")
         for index, y in enumerate(program.ys, start=carries):
             place = f"(({stored(y)}*)run.outputs[{index}]) + (time * run.lanes + first) * {y.numel}"
             if y.numel:

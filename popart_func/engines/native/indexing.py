@@ -1,4 +1,4 @@
-"""The ops that move elements without computing on them: views, joins, and reads and writes at computed places."""
+"""The ops that move elements without computing on them: views, joins, reads and writes at computed places, sorts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from popart_func.engines.native.expressions import (
     Const,
     DynamicIndex,
     Expr,
+    Iota,
     Layout,
     Load,
 )
@@ -76,6 +79,19 @@ def _diagonal(kernel: Kernel, out: TensorSpec, x: Expr, shift: int = 0, first: i
         return Layout(out.shape, strides, layout.offset)
 
     return kernel.view(x, view)
+
+
+def _unfold(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, size: int, step: int) -> Expr:
+    if not x.shape:  # becomes a vector
+        return kernel.slice(kernel.reshape(x, (1,)), 0, 0, size)
+    axis %= len(x.shape)
+
+    def view(layout: Layout) -> Layout:
+        strides = list(layout.strides)
+        strides[axis] *= step
+        return Layout(out.shape, (*strides, layout.strides[axis]), layout.offset)
+
+    return kernel.view(kernel.stored(x), view)
 
 
 def _pieces(kernel: Kernel, outs: Any, x: Expr, lengths: Any, axis: int = 0, *_: Any) -> list[Expr]:
@@ -246,6 +262,42 @@ def _scatter_add(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Exp
     return _scatter(kernel, out, x, axis, index, source, "add")
 
 
+def _sort(kernel: Kernel, outs: Sequence[TensorSpec], x: Expr, *options: Any) -> list[Expr]:
+    # sort(x, axis, descending) and sort(x, stable, axis, descending); here all are stable
+    axis, descending = options[-2:]
+    return _sorted(kernel, x, axis, descending, x.shape[axis] if x.shape else 1)
+
+
+def _topk(
+    kernel: Kernel, outs: Sequence[TensorSpec], x: Expr, count: int, axis: int = -1, largest: bool = True, *_: Any
+) -> list[Expr]:
+    return _sorted(kernel, x, axis, largest, count)
+
+
+def _sorted(kernel: Kernel, x: Expr, axis: int, descending: bool, count: int) -> list[Expr]:
+    """The first ``count`` values in order, and where they stood: equal ones as they stood, NaN greater than the rest.
+
+    A value's place is the number of those that come before it. To count them takes the square of the axis' length, but
+    it is the same for all lanes, so that they are sorted in one register.
+    """
+    if not x.shape:
+        return [x, Const(0, torch.int64)]
+    axis %= len(x.shape)
+    row = kernel.stored(kernel.last(x, [axis]))
+    shape, batch = row.shape, (0,) * (len(row.shape) - 1)
+    mine, its = kernel.reshape(row, (*shape, 1)), kernel.reshape(row, (*shape[:-1], 1, shape[-1]))
+    where, where_its = (Iota(Layout((*shape, shape[-1]), (*batch, *strides))) for strides in ((1, 0), (0, 1)))
+    better = "better_max({0}, {1})" if descending else "better_max({1}, {0})"
+    swapped = "better_max({1}, {0})" if descending else "better_max({0}, {1})"
+    comes_before = kernel.op(f"{{3}} < {{2}} ? !{better} : {swapped}", torch.int32, mine, its, where, where_its)
+    rank = kernel.stored(kernel.reduce(comes_before, [len(shape)], "0", "{0} + {1}"))
+    order = kernel.copied(Const(0, torch.int64, shape))
+    kernel.scatter(_along(kernel, order, len(batch), rank), Iota(Layout(shape, (*batch, 1))), "{1}")
+    first = kernel.slice(order, len(batch), 0, count)
+    back = [*range(axis), len(batch), *range(axis, len(batch))]
+    return [kernel.permute(part, back) for part in (_along(kernel, row, len(batch), first), first)]
+
+
 def _place(expr: Expr) -> Load:
     assert isinstance(expr, Load)
     return expr
@@ -260,6 +312,7 @@ INDEXING: dict[str, Callable[..., Any]] = {
     "select": _select,
     "flip": _flip,
     "diagonal": _diagonal,
+    "unfold": _unfold,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
@@ -272,5 +325,7 @@ INDEXING: dict[str, Callable[..., Any]] = {
     "index_put": _index_put,
     **dict.fromkeys(("scatter", "scatter_reduce"), _scatter),
     "scatter_add": _scatter_add,
+    "sort": _sort,
+    "topk": _topk,
 }
 """Every op that moves elements, by its name in ATen."""

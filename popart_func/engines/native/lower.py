@@ -27,13 +27,30 @@ from popart_func.engines.native.expressions import (
     reshape_layout,
     viewed,
 )
-from popart_func.engines.native.statements import ArgReduce, MatMul, Pointwise, Reduce, Scan, Scatter, Statement
+from popart_func.engines.native.statements import (
+    ArgReduce,
+    MatMul,
+    Pointwise,
+    Reduce,
+    Scan,
+    Scatter,
+    Statement,
+    reads,
+    writes,
+)
 from popart_func.engines.trace import StepGraph, TensorSpec, describe
 
 __all__ = ["Kernel", "Program", "UnsupportedError", "lower"]
 
 MAX_DEPTH = 48
 """How many operations may stand on each other before the expression is stored."""
+
+SHALLOW = 8
+"""How many of them may be computed within a reduction: more are stored first, in the loop that computes their operands.
+
+GCC can't vectorize all that mixes floating-point numbers of two widths with a bool from memory: a sum of normal draws
+took twice as long.
+"""
 
 
 class Program(NamedTuple):
@@ -86,7 +103,17 @@ def lower(graph: StepGraph, carries: int, uniform: Sequence[bool]) -> Program:
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
         carry.append(None if stays else _output(kernel, value, taken=[*inputs, *carry]))
     ys = tuple(_output(kernel, value, taken=inputs) for value in outputs[carries:])
-    return Program(tuple(inputs), tuple(kernel.statements), tuple(carry), ys)
+    return Program(tuple(inputs), _needed(kernel.statements, {*carry, *ys}), tuple(carry), ys)
+
+
+def _needed(statements: Sequence[Statement], outputs: set[Buffer | None]) -> tuple[Statement, ...]:
+    """The statements whose values are read: of a loss, say, its gradient wants the shape only."""
+    read, needed = set(outputs), []
+    for statement in reversed(statements):
+        if writes(statement) in read:
+            needed.append(statement)
+            read |= {load.buffer for load in reads(statement)}
+    return tuple(reversed(needed))
 
 
 def _output(kernel: Kernel, value: Expr, taken: Sequence[Buffer | None]) -> Buffer:
@@ -127,6 +154,10 @@ class Kernel:
         target = self.buffer(expr.shape, expr.dtype)
         self.store(target, expr)
         return target
+
+    def shallow(self, expr: Expr) -> Expr:
+        """The expression, stored if many operations stand on each other."""
+        return self.stored(expr) if isinstance(expr, Op) and expr.depth > SHALLOW else expr
 
     def op(self, template: str, dtype: torch.dtype, *operands: Expr) -> Expr:
         """A pointwise operation on operands that are broadcast against each other."""
@@ -204,7 +235,7 @@ class Kernel:
     def reduce(self, expr: Expr, axes: Sequence[int], start: str, combine: str) -> Expr:
         """Combines along axes, which are gone; of one element that is the element itself."""
         kept = tuple(size for axis, size in enumerate(expr.shape) if axis not in axes)
-        expr = self.last(expr, axes)
+        expr = self.last(self.shallow(expr), axes)
         if expr.shape[-1] == 1:
             return self.reshape(expr, kept)
         target = self.buffer(kept, expr.dtype)
@@ -214,7 +245,7 @@ class Kernel:
 
     def arg_reduce(self, expr: Expr, axis: int, better: str) -> Load:
         """The position of the first best element along an axis, which is gone."""
-        value = self.last(expr, [axis])
+        value = self.last(self.shallow(expr), [axis])
         target = self.buffer(value.shape[:-1], torch.int64)
         if math.prod(target.shape):
             self.statements.append(ArgReduce(target, value, better))
@@ -223,7 +254,7 @@ class Kernel:
     def scan(self, expr: Expr, axis: int, combine: str) -> Expr:
         """Combines along an axis, keeping what came out on the way."""
         order = [*(other for other in range(len(expr.shape)) if other != axis), axis]
-        value = self.permute(expr, order)
+        value = self.permute(self.shallow(expr), order)
         target = self.buffer(value.shape, expr.dtype)
         if math.prod(target.shape):
             self.statements.append(Scan(target, value, combine))
