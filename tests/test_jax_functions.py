@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -138,6 +139,23 @@ def test_from_jax_passes_trees_and_what_is_no_tensor() -> None:
     assert out["no"] is None
     gradient = grad(lambda x: function({"x": x, "i": i}, 3, name="a")["out"].sum())(X)
     close(gradient, 3 * X**2)
+
+
+def test_from_jax_tells_constants_apart() -> None:
+    """-0.0 from 0.0 and 1.0 from 1, which Python takes to be equal; but not NaN from NaN, which it does not."""
+    calls = []
+
+    def function(x: Any, number: Any) -> Any:
+        calls.append(number)
+        return jnp.copysign(x, jnp.real(number)) if isinstance(number, float | complex) else x * 7
+
+    ones, signed = torch.ones(1), from_jax(function)
+    numbers = (0.0, -0.0, 1.0, 1, complex(-0.0, 0), complex(0, 0))
+    assert [float(signed(ones, number)) for number in numbers] == [1, -1, 1, 7, -1, 1]
+    assert len(calls) == 6
+    for _ in range(3):
+        signed(ones, math.nan)
+    assert len(calls) == 7
 
 
 def test_both_ways_at_once() -> None:

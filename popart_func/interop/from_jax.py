@@ -36,7 +36,7 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         jax_fn: from pytrees of arrays to a pytree of arrays. Leaves that are not tensors (numbers, strings) reach it
-            as they are, and must be hashable.
+            as they are, and must be hashable; each other value is another compilation.
 
     Returns:
         A function of pytrees of tensors.
@@ -63,7 +63,7 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         _check(tensors)
         real = tuple(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         specs = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        key = (structure, are_tensors, tuple((type(other), other) for other in others), specs)
+        key = (structure, are_tensors, tuple(map(_constant_key, others)), specs)
         try:
             hash(key)
         except TypeError:
@@ -79,6 +79,11 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     # torch.compile goes round it, and refuses where it may not.
     return torch.compiler.disable(torch_fn, reason=_WHILE_TRACING)
+
+
+def _constant_key(value: Any) -> Any:
+    """Equal for what is the same constant: NaN is NaN, but -0.0 is not 0.0, nor is 1.0 an integer."""
+    return type(value), repr(value) if isinstance(value, float | complex) else value
 
 
 def _check(tensors: list[Tensor]) -> None:
