@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import popart_func as pf
 from popart_func import random, scan_lanes
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
@@ -305,8 +306,19 @@ def test_callbacks_of_functions_that_read_values() -> None:
 
 
 def test_export() -> None:
+    """To bytes and back, with the gradient; of NamedTuples JAX wants to be told the names."""
     exported = jax.export.export(jax.jit(to_jax_function(torch_f)))(JW, JX)
-    close(exported.call(JW, JX), torch_f(W, X))
+    back = jax.export.deserialize(exported.serialize(vjp_order=1))
+    close(back.call(JW, JX), torch_f(W, X))
+    close(jax.grad(back.call)(JW, JX), grad(torch_f)(W, X))
+
+    jax.export.register_namedtuple_serialization(pf.PopArtState, serialized_name="popart_func.PopArtState")
+    init, update = pf.popart(2, 0.1)
+    head, y = {"weight": W, "bias": X[:2]}, torch.tensor([1e3, -7.0])
+    arguments = to_jax((head, init(), y))
+    exported = jax.export.export(jax.jit(to_jax_function(update)))(*arguments)
+    back = jax.export.deserialize(exported.serialize())
+    close(back.call(*arguments), to_jax(update(head, init(), y)))
 
 
 TRANSFORMER = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
