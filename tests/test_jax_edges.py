@@ -92,3 +92,17 @@ def test_threads_may_share_a_function() -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda size: function(jnp.ones(1 + size % 5))["a"], range(20)))
     close(got, [torch.ones(1 + size % 5).tanh().sum() for size in range(20)])
+
+
+def test_the_setting_for_64_bits_may_change_between_calls() -> None:
+    for bridge in (to_jax_function, to_jax_callback):
+        function = bridge(lambda x: (x * 2, x.argmax()))
+        for wide in (True, False, True):
+            with jax.enable_x64(wide):
+                assert [out.dtype.name for out in function(JX)] == ["float32", "int64" if wide else "int32"]
+
+
+def test_what_is_compiled_is_traced_as_it_was_written() -> None:
+    compiled = torch.compile(torch.sin, backend="eager")
+    compiled(X)
+    close(jax.grad(lambda x: to_jax_function(compiled)(x).sum())(JX), torch.cos(X))

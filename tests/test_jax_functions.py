@@ -159,8 +159,17 @@ def test_from_jax_tells_constants_apart() -> None:
     assert len(calls) == 7
 
 
+@pytest.mark.parametrize("transform", TORCH_OUTSIDE)
+def test_transforms_of_both_at_once(transform: str) -> None:
+    """PyTorch's inside, JAX's outside."""
+    inside = TORCH_OUTSIDE[transform](torch_f)
+    close(jax.jit(to_jax_function(inside))(JW, JX), inside(W, X))
+    close(jax.jacfwd(to_jax_function(inside))(JW, JX), jacfwd(inside)(W, X))
+    lanes = torch.stack([W, 2 * W])
+    close(jax.vmap(to_jax_function(inside), (0, None))(to_jax(lanes), JX), vmap(inside, (0, None))(lanes, X))
+
+
 def test_both_ways_at_once() -> None:
-    close(to_jax_function(grad(torch_f))(JW, JX), jax.grad(jax_f)(JW, JX))
     close(jax.jacrev(to_jax_function(grad(torch_f)))(JW, JX), jax.hessian(jax_f)(JW, JX))
     close(jax.vmap(to_jax_function(vmap(torch_f, (None, 0))), (0, None))(jnp.stack([JW, JW]), jnp.stack([JX, -JX])),
           vmap(vmap(torch_f, (None, 0)), (0, None))(torch.stack([W, W]), torch.stack([X, -X])))  # fmt: skip
@@ -210,13 +219,32 @@ def test_random_numbers_are_the_same_stream() -> None:
 
 
 def test_what_is_closed_over_is_a_constant() -> None:
-    held = torch.ones(3)
+    """Read at each call, as a JAX function reads an array of numpy's that it closes over; `jax.jit` keeps it."""
+    held = torch.ones(3, requires_grad=True)
     jax_fn = to_jax_function(lambda x: x * held)
-    jax_fn(JX)
-    held.mul_(5)
-    close(jax_fn(JX), X)
-    bits = torch.arange(3)  # int64, whose values fit
-    close(to_jax_function(lambda x: x * bits)(JX), X * bits)
+    jitted = jax.jit(jax_fn)
+    for function in (jax_fn, jitted):
+        close(function(JX), X)
+    held.data.mul_(5)
+    close(jax_fn(JX), 5 * X)
+    close(jitted(JX), X)
+    close(jax.grad(lambda x: jax_fn(x).sum())(JX), torch.full((3,), 5.0))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.arange(3),  # int64, whose values fit
+        torch.tensor([1 + 2j, 3, -1j]).conj(),
+        torch.tensor(2.0).expand(3),
+        torch.tensor([1, 0.5, -2]).to(torch.bfloat16),
+        torch.tensor([1, 0.5, -2]).to(torch.float8_e4m3fn),
+        torch.nn.Parameter(torch.ones(3)),
+    ],
+)
+def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
+    function = lambda x: x * (held if held.is_complex() else held.float())  # noqa: E731
+    close(to_jax_function(function)(JX), function(X).detach().resolve_conj())
 
 
 @pytest.mark.parametrize(
@@ -229,6 +257,7 @@ def test_what_is_closed_over_is_a_constant() -> None:
         (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),
         (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
         (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "jax_function: the value of a t"),
+        (lambda: to_jax_function(lambda x: torch.func.linearize(torch.sin, x)[1](x))(JX), TypeError, "torch.func.j"),
         (lambda: to_jax_function(lambda x: x + torch.rand(3))(JX), TypeError, "jax_function: random numbers ca"),
         (lambda: to_jax_function(lambda x: {"a": [x, 1.0]})(JX), TypeError, r"tensor, got float at \['a'\]\[1"),
         (lambda: to_jax_function(lambda x: x)(jax.random.key(0, impl="rbg")), TypeError, r"threefry2x32 only.* of rbg"),

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.func import vjp
 
-from popart_func.interop.trees import argument_to_array, jax_dtype, numpy_to_tensor, torch_dtype, with_plain_tuples
+from popart_func.interop.trees import (
+    argument_to_array,
+    has_64_bits,
+    jax_dtype,
+    numpy_to_tensor,
+    torch_dtype,
+    with_plain_tuples,
+)
 
 __all__ = ["to_jax_callback"]
 
@@ -81,7 +88,8 @@ def _flatten(torch_fn: Callable[..., Any], structure: Any, vmap_method: str) -> 
 
 
 def _specs(arrays: Any) -> tuple[Any, ...]:
-    return tuple((array.shape, array.dtype.name) for array in arrays)
+    """What the shapes and dtypes of results depend on."""
+    return has_64_bits(), *((array.shape, array.dtype.name) for array in arrays)
 
 
 class _Callback:
