@@ -274,7 +274,9 @@ def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
         (lambda: from_jax(lambda x, y: x)(X, np.ones(2)), TypeError, r"from_jax: leaves .* be hashable, got ndarray"),
         (lambda: from_jax(3), TypeError, "from_jax: `jax_fn` must be a function, got int"),
         (lambda: from_jax(jnp.sin)(X.double()), TypeError, "from_jax: JAX would narrow torch.float64"),
-        (lambda: make_fx(from_jax(jnp.sin))(X), RuntimeError, "from_jax: a JAX function can't be called while PyTorch"),
+        (lambda: from_jax(jnp.sin)(X.to_sparse()), TypeError, "from_jax: a tensor must be dense, got the layout"),
+        (lambda: from_jax(jnp.sin)(X.to("meta")), TypeError, "from_jax: a tensor must be dense, got one on meta"),
+        (lambda: from_jax(jnp.add)(X, JX), TypeError, "got ArrayImpl; `to_torch` makes tensors of arrays"),
         (lambda: to_jax_function(from_jax(jnp.sin))(JX), RuntimeError, "would be taken for a constant"),
         (lambda: scan_lanes(lambda c, x: (from_jax(jnp.sin)(c), x), X, X, engine="native"), RuntimeError, "constant"),
     ],
@@ -291,6 +293,15 @@ def test_from_jax_in_a_compiled_function_is_never_a_constant() -> None:
     compiled = torch.compile(lambda x: function(x) + 1, backend="eager")
     for x in (X, X * 2):
         close(compiled(x), torch.sin(x) + 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("trace", [torch.jit.trace, lambda function, x: make_fx(function)(x)])
+def test_nothing_of_jax_is_baked_into_a_trace(trace: Callable[..., Any]) -> None:
+    with pytest.raises(RuntimeError, match="would be taken for a constant"):
+        trace(lambda x: from_jax(jnp.sin)(x) + x, X)
+    with pytest.raises(TypeError, match=r"to_jax: the values of a tensor inside .* a trace can't be had"):
+        trace(lambda x: to_torch(to_jax(x)) + x, X)
 
 
 def test_outputs_without_derivative() -> None:
