@@ -168,7 +168,7 @@ def test_keys() -> None:
         (lambda: to_torch(jnp.ones(2, "int4")), "PyTorch has no dtype for JAX's int4"),
         (
             lambda: to_jax({"net": torch.nn.Linear(1, 1)}),
-            "to_jax: a module, Linear, is no pytree: take `dict(module.na",
+            "to_jax: a module, Linear, is no pytree: take `dict.module.na",
         ),
         (lambda: to_jax(deque([torch.ones(1)])), "to_jax: a deque is no pytree to JAX: make it a list"),
         (lambda: to_jax(torch.zeros(2, dtype=torch.uint8).view(torch.uint1)), "JAX has no dtype for torch.uint1"),
