@@ -269,6 +269,8 @@ def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
         (lambda: to_jax_function(3), TypeError, "to_jax_function: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(3), TypeError, "to_jax_callback: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(torch_f, vmap_method="x"), ValueError, "`vmap_method` must be 'sequential'"),
+        (lambda: to_jax_callback(lambda x: x.double())(JX), TypeError, "callback: a result is of 64 bits: cast it"),
+        (lambda: to_jax_callback(lambda x: 1 / 0)(JX), ZeroDivisionError, "division by zero"),
         (lambda: to_jax_callback(lambda x: 1.0)(JX), TypeError, "callback: every leaf of the result must be a te"),
         (lambda: to_jax_callback(lambda x: x)("a"), TypeError, r"callback: every leaf .* a number, got str at \[0\]"),
         (lambda: from_jax(lambda x, y: x)(X, np.ones(2)), TypeError, r"from_jax: leaves .* be hashable, got ndarray"),
@@ -343,6 +345,27 @@ def test_callbacks_of_functions_that_read_values() -> None:
     for other in ("float32", "int32", "bool", "complex64"):
         x = jnp.array([[1, 0, 1]]).astype(other)
         assert np.array_equal(to_jax_callback(lambda x: x.T)(x), x.T)
+
+
+def test_callbacks_of_modules() -> None:
+    """What a function closes over is as it is at each call."""
+    module = torch.nn.Linear(3, 2)
+    function = jax.jit(to_jax_callback(module))
+    close(function(JX), module(X).detach())
+    close(jax.grad(lambda x: to_jax_callback(module)(x).sum())(JX), module.weight.detach().sum(0))
+    torch.nn.init.zeros_(module.weight)
+    close(function(JX), module.bias.detach())
+
+
+@pytest.mark.parametrize("bridge", [to_jax_function, to_jax_callback])
+def test_gradients_by_backward_inside(bridge: Callable[..., Any]) -> None:
+    def function(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (leaf**3).sum().backward()
+        return leaf.grad
+
+    with torch.no_grad():
+        close(jax.jit(bridge(function))(JX), 3 * X**2)
 
 
 def test_export() -> None:

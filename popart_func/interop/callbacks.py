@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vjp
 
 from popart_func.interop.trees import (
@@ -42,6 +42,8 @@ def to_jax_callback(torch_fn: Callable[..., Any], *, vmap_method: str = "sequent
         A function of pytrees of arrays.
 
     Raises:
+        TypeError: an argument is neither an array nor a number, a result is no tensor, or float64 with JAX's 64-bit
+            types off.
         ValueError: another ``vmap_method``, for which the function would have to be batched itself.
 
     >>> f = to_jax_callback(lambda x: x.sum() if x[0] > 0 else -x.sum())
@@ -126,7 +128,7 @@ class _Callback:
         shapes = self.shapes[key]
 
         def host(*values: Any) -> tuple[Any, ...]:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.enable_grad():  # it may ask for gradients inside
                 results = self.function(*map(_as_tensor, values))
             return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
 
@@ -135,14 +137,17 @@ class _Callback:
     def _shapes(self, arrays: Any) -> tuple[Any, ...]:
         def run(make: Callable[..., Tensor]) -> tuple[Any, ...]:
             results = self.function(*(make(array.shape, dtype=torch_dtype(array.dtype)) for array in arrays))
-            return tuple(jax.ShapeDtypeStruct(tuple(r.shape), jax_dtype(r.dtype)) for r in results)
+            return tuple((tuple(result.shape), result.dtype) for result in results)
 
         try:
-            with FakeTensorMode():
-                return run(torch.empty)
-        except (RuntimeError, DynamicOutputShapeException):  # it reads values
-            with torch.no_grad():
-                return run(torch.ones)
+            with FakeTensorMode(allow_non_fake_inputs=True):  # what it closes over
+                specs = run(torch.empty)
+        except Exception:  # it reads values; or it is wrong, and will say so again
+            with torch.inference_mode(False), torch.enable_grad():
+                specs = run(torch.ones)
+        if not has_64_bits() and any(dtype in (torch.float64, torch.complex128) for _, dtype in specs):
+            raise TypeError("to_jax_callback: a result is of 64 bits: cast it to 32, or enable jax_enable_x64.")
+        return tuple(jax.ShapeDtypeStruct(shape, jax_dtype(dtype)) for shape, dtype in specs)
 
     def pulled_back(self, real: tuple[bool, ...], outs: tuple[int, ...]) -> _Callback:
         def pull_back(*tensors: Tensor) -> tuple[Tensor, ...]:
