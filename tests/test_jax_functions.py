@@ -347,6 +347,22 @@ def test_callbacks_of_functions_that_read_values() -> None:
         assert np.array_equal(to_jax_callback(lambda x: x.T)(x), x.T)
 
 
+def test_a_callback_is_compiled_once() -> None:
+    """Also where nothing is jitted: JAX has to be given the same function each time."""
+    events: list[str] = []
+    listener = lambda event, *_, **__: events.append(event)  # noqa: E731
+    other, function = JX * 2, to_jax_callback(lambda x: x * 2)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    counts = []
+    try:
+        for x in (JX, other, JX):
+            function(x)
+            counts.append(sum("backend_compile" in event for event in events))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert 0 < counts[0] == counts[-1]
+
+
 def test_callbacks_of_modules() -> None:
     """What a function closes over is as it is at each call."""
     module = torch.nn.Linear(3, 2)

@@ -99,7 +99,7 @@ class _Callback:
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], vmap_method: str) -> None:
         self.function, self.vmap_method = function, vmap_method
-        self.shapes: dict[Any, tuple[Any, ...]] = {}
+        self.hosts: dict[Any, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self.derived: dict[Any, _Callback] = {}
 
         @jax.custom_vjp
@@ -123,16 +123,20 @@ class _Callback:
 
     def on_host(self, *arrays: Any) -> tuple[Any, ...]:
         key = _specs(arrays)
-        if key not in self.shapes:
-            self.shapes[key] = self._shapes(arrays)
-        shapes = self.shapes[key]
+        if key not in self.hosts:  # the same one each time, which JAX compiles once
+            self.hosts[key] = self._host(arrays)
+        host, shapes = self.hosts[key]
+        return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
+
+    def _host(self, arrays: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        shapes = self._shapes(arrays)
 
         def host(*values: Any) -> tuple[Any, ...]:
             with torch.inference_mode(False), torch.enable_grad():  # it may ask for gradients inside
                 results = self.function(*map(_as_tensor, values))
             return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
 
-        return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
+        return host, shapes
 
     def _shapes(self, arrays: Any) -> tuple[Any, ...]:
         def run(make: Callable[..., Tensor]) -> tuple[Any, ...]:
