@@ -132,3 +132,14 @@ def test_what_is_compiled_is_traced_as_it_was_written() -> None:
     compiled = torch.compile(torch.sin, backend="eager")
     compiled(X)
     close(jax.grad(lambda x: to_jax_function(compiled)(x).sum())(JX), torch.cos(X))
+
+
+def test_a_module_may_be_switched_between_its_modes() -> None:
+    module = torch.nn.Dropout(0.5).eval()
+    function = to_jax_function(module)
+    close(function(JX), X)
+    module.train()
+    with pytest.raises(TypeError, match="random numbers can't be drawn inside"):
+        function(JX)
+    module.eval()
+    close(function(JX), X)

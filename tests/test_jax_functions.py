@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jax import lax
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -252,6 +253,8 @@ def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
     [
         (lambda: to_jax_function(lambda x: torch.special.bessel_j0(x))(jnp.ones((2, 2))), UnsupportedError,
          r"no lowering of 'special_bessel_j0' on float32\[2, 2\], in .*test_jax_functions.py:\d+: `.*torch.sp"),
+        (lambda: to_jax_function(lambda w: F.embedding(torch.tensor([0]), w, scale_grad_by_freq=True))(JW),
+         UnsupportedError, "with scale_grad_by_freq=True there is no lowering of 'embedding'"),
         (lambda: to_jax_function(lambda x: x.double().sum())(JX), TypeError, "float64 in .*test_jax_functions.py"),
         (lambda: to_jax_function(lambda x: x * WIDE)(JX), TypeError, "closes over a tensor of torch.int64 that JAX wo"),
         (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),

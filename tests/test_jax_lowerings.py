@@ -108,6 +108,9 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "instance_norm": lambda x, w, i: F.instance_norm(x),
     "attention": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2] + 1, x[:, :2] * 2),
     "attention_causal": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2], x[:, :2], is_causal=True),
+    "attention_masked": lambda x, w, i: F.scaled_dot_product_attention(
+        x[:, :2], x[:, :2], x[:, :2], attn_mask=torch.arange(81).reshape(9, 9) % 5 * torch.arange(9)[:, None] > 4
+    ),
     "embedding": lambda x, w, i: F.embedding(i, w[:, :, 0, 0], padding_idx=1),
     "bmm": lambda x, w, i: torch.baddbmm(
         x[0], x[0], torch.ones_like(x[0, :, 0])[:, None].expand(4, 8, 8) * w[0, 0, 0, 0]
@@ -163,6 +166,11 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "take": lambda x, w, i: w.take(grid(i) * 3),
     "bilinear": lambda x, w, i: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
     "bilinear_aligned": lambda x, w, i: F.interpolate(x, size=(5, 11), mode="bilinear", align_corners=True),
+    "linear": lambda x, w, i: F.interpolate(x[0], size=13, mode="linear"),
+    "trilinear": lambda x, w, i: F.interpolate(x[None], size=(3, 5, 9), mode="trilinear"),
+    "nearest_down": lambda x, w, i: F.interpolate(x, scale_factor=0.6),
+    "nearest_1d": lambda x, w, i: F.interpolate(x[0], scale_factor=1.7),
+    "nearest_exact": lambda x, w, i: F.interpolate(x, size=(5, 11), mode="nearest-exact"),
     "bicubic": lambda x, w, i: F.interpolate(x, size=(12, 6), mode="bicubic"),
     "replicate": lambda x, w, i: F.pad(x, (1, 2, 3, 0), mode="replicate") + F.pad(x[0], (1, 2), mode="replicate").sum(),
     "replicate3d": lambda x, w, i: F.pad(x, (1, 2, 3, 0, 0, 1), mode="replicate"),

@@ -44,12 +44,14 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     - Tensors that the function closes over are constants: no gradient flows into them, they are read at each call, and
       `jax.jit` keeps what it has read. What should change between calls belongs into the arguments.
-    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm at 0 is NaN, as
-      JAX's own.
+    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm or a standard
+      deviation at 0 is NaN, as JAX's own.
     - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
+    - What else it reads is read while it is traced: numbers, and the mode of a module (but for one that is itself the
+      argument, which may be switched).
     - Dropout and other random calls are refused: call ``module.eval()``, or draw with `popart_func.random`.
 
     Args:
@@ -64,7 +66,7 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
         UnsupportedError: an operation that has no lowering; the message names it, its shapes and its line.
 
     >>> f = to_jax_function(lambda x: torch.sin(x).sum())
-    >>> jax.grad(f)(jnp.zeros(2))
+    >>> jax.grad(f)(jax.numpy.zeros(2))
     Array([1., 1.], dtype=float32)
     """
     if not callable(torch_fn):
@@ -76,9 +78,10 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
         paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
         leaves = [argument_to_array("to_jax_function", path, leaf) for path, leaf in paths_and_leaves]
-        if structure not in flat_functions:
-            flat_functions[structure] = _flat(torch_fn, structure)
-        flat, out_structures = flat_functions[structure]
+        key = structure, getattr(torch_fn, "training", None)  # a module's mode
+        if key not in flat_functions:
+            flat_functions[key] = _flat(torch_fn, structure)
+        flat, out_structures = flat_functions[key]
         cpu = torch.device("cpu")
         if not all(isinstance(size, int) for leaf in leaves for size in leaf.shape):
             raise TypeError("to_jax_function: shapes must be numbers, got a symbolic one: export it shape by shape.")

@@ -248,6 +248,12 @@ def _along(function: Op) -> Op:
     return op
 
 
+def _softmax(x: Any, axis: int) -> Any:
+    """Where everything is masked, the derivative is 0, for `scaled_dot_product_attention` to put 0 there."""
+    masked = (x == -jnp.inf).all(axis, keepdims=True)
+    return jnp.where(masked, jnp.nan, jax.nn.softmax(jnp.where(masked, 0, x), axis))
+
+
 def _mm(out: TensorSpec, left: Any, right: Any) -> Any:
     return jnp.matmul(left, right, precision=HIGHEST)
 
@@ -294,7 +300,7 @@ LOWERINGS: dict[str, Op] = {
     "mean": _mean,
     "var": _var,
     "var_mean": lambda outs, x, axes=None, *rest: [_var(outs[0], x, axes, *rest), _mean(outs[1], x, axes)],
-    "_softmax": _along(jax.nn.softmax),
+    "_softmax": _along(_softmax),
     "_log_softmax": _along(jax.nn.log_softmax),
     "cumsum": _along(jnp.cumsum),
     "cumprod": _along(jnp.cumprod),

@@ -143,7 +143,9 @@ def _index_select(out: TensorSpec, x: Any, axis: int, index: Any) -> Any:
     return x[(*(slice(None) for _ in range(axis % x.ndim)), jnp.atleast_1d(index))]
 
 
-def _embedding(out: TensorSpec, weight: Any, index: Any, padding: int = -1, *_: Any) -> Any:
+def _embedding(out: TensorSpec, weight: Any, index: Any, padding: int = -1, scale: bool = False, *_: Any) -> Any:
+    if scale:
+        raise NotImplementedError("scale_grad_by_freq=True")
     if padding >= 0:
         weight = weight.at[padding].set(jax.lax.stop_gradient(weight[padding]))
     return weight[index]

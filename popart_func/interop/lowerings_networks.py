@@ -163,23 +163,26 @@ def _batch_norm(
     return [result, *saved]
 
 
-def _nearest_backward(out: TensorSpec, cotangent: Any, *_: Any) -> Any:
-    rows, columns = (np.arange(cotangent.shape[axis]) * out.shape[axis] // cotangent.shape[axis] for axis in (-2, -1))
-    return jnp.zeros(out.shape, cotangent.dtype).at[..., rows[:, None], columns].add(cotangent)
-
-
-def _interpolation(kind: str, size: int, outs: int, aligned: bool, scale: Any) -> Any:
+def _interpolation(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
     """The matrix ``[out, in]`` of PyTorch's own interpolation along an axis, which is linear."""
-    image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, 1)
-    return getattr(torch.ops.aten, kind)(image, [outs, 1], aligned, scale, None)[0, :, :, 0].T.numpy()
+    others = (1,) * (rank - 1)
+    image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *others)
+    nothing = [None] * (rank - 1)
+    return getattr(torch.ops.aten, kind)(image, [outs, *others], *setting, *nothing).reshape(size, outs).T.numpy()
 
 
 def _interpolate(kind: str, back: bool = False) -> Callable[..., Any]:
+    rank = next(int(letter) for letter in kind if letter.isdigit())
+
     def op(out: TensorSpec, x: Any, outs: Any, *setting: Any) -> Any:
-        sizes, (aligned, *scales) = (setting[0][-2:], setting[1:]) if back else (x.shape[-2:], setting)
-        rows, columns = (_interpolation(kind, sizes[n], outs[n], aligned, scales[n]) for n in (0, 1))
-        rows, columns = (jnp.asarray(matrix.T if back else matrix, x.dtype) for matrix in (rows, columns))
-        return jnp.einsum("...hw,ih,jw->...ij", x, rows, columns, precision=jax.lax.Precision.HIGHEST)
+        sizes, setting = (setting[0], setting[1:]) if back else (x.shape, setting)
+        aligned, scales = setting[:-rank], setting[-rank:]
+        for axis in range(-rank, 0):
+            matrix = _interpolation(kind, rank, sizes[axis], outs[axis], *aligned, scales[axis])
+            matrix = jnp.asarray(matrix.T if back else matrix, x.dtype)
+            product = jnp.tensordot(x, matrix, (axis % x.ndim, 1), precision=jax.lax.Precision.HIGHEST)
+            x = jnp.moveaxis(product, -1, axis)
+        return x
 
     return op
 
@@ -218,6 +221,10 @@ def _trilinear(out: TensorSpec, *arguments: Any) -> Any:
     return (x * y * z).sum(tuple(summed))
 
 
+INTERPOLATIONS = ("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
+# Whose forward ops are taken apart.
+COPIES = ("upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d")
+
 NETWORKS: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
@@ -228,11 +235,8 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "_adaptive_avg_pool2d": lambda out, x, _: _adaptive_average(out.shape, x),
     "_adaptive_avg_pool2d_backward": _adaptive_average_backward,
     "native_batch_norm": _batch_norm,
-    "upsample_nearest2d_backward": _nearest_backward,
-    "upsample_bilinear2d": _interpolate("upsample_bilinear2d"),
-    "upsample_bilinear2d_backward": _interpolate("upsample_bilinear2d", back=True),
-    "upsample_bicubic2d": _interpolate("upsample_bicubic2d"),
-    "upsample_bicubic2d_backward": _interpolate("upsample_bicubic2d", back=True),
+    **{kind: _interpolate(kind) for kind in INTERPOLATIONS},
+    **{f"{kind}_backward": _interpolate(kind, back=True) for kind in (*INTERPOLATIONS, *COPIES)},
     **{f"replication_pad{rank}d_backward": _replication_backward for rank in (1, 2, 3)},
     "_cdist_forward": lambda out, x, y, power, *_: _distances(x, y, power),
     "_cdist_backward": _distances_backward,
