@@ -15,11 +15,11 @@ import torch
 from test_jax_functions import JW, JX, W, X, close, jax_f
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from popart_func import random
 from popart_func.engines import trace as engine_trace
-from popart_func.interop.jax import from_jax, to_jax_callback, to_jax_function
+from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function
 
 
 @pytest.mark.parametrize("bridge", [to_jax_function, to_jax_callback])
@@ -59,6 +59,32 @@ def test_complex_numbers() -> None:
         close(leaf.grad.resolve_conj(), jnp.conj(expected))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.abs,
+        torch.angle,
+        torch.sgn,
+        torch.acosh,
+        torch.sqrt,
+        torch.log,
+        lambda z: 2 * z + (1 - 3j),
+        lambda z: 1j / z,
+    ],
+)
+def test_functions_of_complex_numbers(function: Callable[[Tensor], Tensor]) -> None:
+    def loss(z: Tensor) -> Tensor:
+        value = function(z)
+        value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        return (value * torch.linspace(0.5, 2, value.numel()).reshape(value.shape)).sum()
+
+    z = torch.tensor([1 + 2j, -0.5 + 0.3j, 0.2 - 1j, -2 - 0.1j])
+    jax_z, gradient = to_jax(z), grad(loss)(z).resolve_conj()
+    close(to_jax_function(function)(jax_z), function(z).resolve_conj())
+    close(to_jax_function(grad(loss))(jax_z), gradient)
+    close(jnp.conj(jax.grad(to_jax_function(loss))(jax_z)), gradient)
+
+
 def test_from_jax_under_forward_mode_of_autograd() -> None:
     """Which asks tensors that require no gradient."""
     with forward_ad.dual_level():
@@ -92,3 +118,28 @@ def test_threads_may_share_a_function() -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda size: function(jnp.ones(1 + size % 5))["a"], range(20)))
     close(got, [torch.ones(1 + size % 5).tanh().sum() for size in range(20)])
+
+
+def test_the_setting_for_64_bits_may_change_between_calls() -> None:
+    for bridge in (to_jax_function, to_jax_callback):
+        function = bridge(lambda x: (x * 2, x.argmax()))
+        for wide in (True, False, True):
+            with jax.enable_x64(wide):
+                assert [out.dtype.name for out in function(JX)] == ["float32", "int64" if wide else "int32"]
+
+
+def test_what_is_compiled_is_traced_as_it_was_written() -> None:
+    compiled = torch.compile(torch.sin, backend="eager")
+    compiled(X)
+    close(jax.grad(lambda x: to_jax_function(compiled)(x).sum())(JX), torch.cos(X))
+
+
+def test_a_module_may_be_switched_between_its_modes() -> None:
+    module = torch.nn.Dropout(0.5).eval()
+    function = to_jax_function(module)
+    close(function(JX), X)
+    module.train()
+    with pytest.raises(TypeError, match="random numbers can't be drawn inside"):
+        function(JX)
+    module.eval()
+    close(function(JX), X)

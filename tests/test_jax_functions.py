@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from jax import lax
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import popart_func as pf
 from popart_func import random, scan_lanes
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
@@ -140,8 +143,34 @@ def test_from_jax_passes_trees_and_what_is_no_tensor() -> None:
     close(gradient, 3 * X**2)
 
 
+def test_from_jax_tells_constants_apart() -> None:
+    """-0.0 from 0.0 and 1.0 from 1, which Python takes to be equal; but not NaN from NaN, which it does not."""
+    calls = []
+
+    def function(x: Any, number: Any) -> Any:
+        calls.append(number)
+        return jnp.copysign(x, jnp.real(number)) if isinstance(number, float | complex) else x * 7
+
+    ones, signed = torch.ones(1), from_jax(function)
+    numbers = (0.0, -0.0, 1.0, 1, complex(-0.0, 0), complex(0, 0))
+    assert [float(signed(ones, number)) for number in numbers] == [1, -1, 1, 7, -1, 1]
+    assert len(calls) == 6
+    for _ in range(3):
+        signed(ones, math.nan)
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize("transform", TORCH_OUTSIDE)
+def test_transforms_of_both_at_once(transform: str) -> None:
+    """PyTorch's inside, JAX's outside."""
+    inside = TORCH_OUTSIDE[transform](torch_f)
+    close(jax.jit(to_jax_function(inside))(JW, JX), inside(W, X))
+    close(jax.jacfwd(to_jax_function(inside))(JW, JX), jacfwd(inside)(W, X))
+    lanes = torch.stack([W, 2 * W])
+    close(jax.vmap(to_jax_function(inside), (0, None))(to_jax(lanes), JX), vmap(inside, (0, None))(lanes, X))
+
+
 def test_both_ways_at_once() -> None:
-    close(to_jax_function(grad(torch_f))(JW, JX), jax.grad(jax_f)(JW, JX))
     close(jax.jacrev(to_jax_function(grad(torch_f)))(JW, JX), jax.hessian(jax_f)(JW, JX))
     close(jax.vmap(to_jax_function(vmap(torch_f, (None, 0))), (0, None))(jnp.stack([JW, JW]), jnp.stack([JX, -JX])),
           vmap(vmap(torch_f, (None, 0)), (0, None))(torch.stack([W, W]), torch.stack([X, -X])))  # fmt: skip
@@ -191,25 +220,47 @@ def test_random_numbers_are_the_same_stream() -> None:
 
 
 def test_what_is_closed_over_is_a_constant() -> None:
-    held = torch.ones(3)
+    """Read at each call, as a JAX function reads an array of numpy's that it closes over; `jax.jit` keeps it."""
+    held = torch.ones(3, requires_grad=True)
     jax_fn = to_jax_function(lambda x: x * held)
-    jax_fn(JX)
-    held.mul_(5)
-    close(jax_fn(JX), X)
-    bits = torch.arange(3)  # int64, whose values fit
-    close(to_jax_function(lambda x: x * bits)(JX), X * bits)
+    jitted = jax.jit(jax_fn)
+    for function in (jax_fn, jitted):
+        close(function(JX), X)
+    held.data.mul_(5)
+    close(jax_fn(JX), 5 * X)
+    close(jitted(JX), X)
+    close(jax.grad(lambda x: jax_fn(x).sum())(JX), torch.full((3,), 5.0))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        torch.arange(3),  # int64, whose values fit
+        torch.tensor([1 + 2j, 3, -1j]).conj(),
+        torch.tensor(2.0).expand(3),
+        torch.tensor([1, 0.5, -2]).to(torch.bfloat16),
+        torch.tensor([1, 0.5, -2]).to(torch.float8_e4m3fn),
+        torch.nn.Parameter(torch.ones(3)),
+    ],
+)
+def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
+    function = lambda x: x * (held if held.is_complex() else held.float())  # noqa: E731
+    close(to_jax_function(function)(JX), function(X).detach().resolve_conj())
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: to_jax_function(lambda x: torch.i0(x))(jnp.ones((2, 2))), UnsupportedError,
-         r"no lowering of 'i0' on float32\[2, 2\], in .*test_jax_functions.py:\d+: `.*torch.i0"),
+        (lambda: to_jax_function(lambda x: torch.special.bessel_j0(x))(jnp.ones((2, 2))), UnsupportedError,
+         r"no lowering of 'special_bessel_j0' on float32\[2, 2\], in .*test_jax_functions.py:\d+: `.*torch.sp"),
+        (lambda: to_jax_function(lambda w: F.embedding(torch.tensor([0]), w, scale_grad_by_freq=True))(JW),
+         UnsupportedError, "with scale_grad_by_freq=True there is no lowering of 'embedding'"),
         (lambda: to_jax_function(lambda x: x.double().sum())(JX), TypeError, "float64 in .*test_jax_functions.py"),
         (lambda: to_jax_function(lambda x: x * WIDE)(JX), TypeError, "closes over a tensor of torch.int64 that JAX wo"),
         (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),
         (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
         (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "jax_function: the value of a t"),
+        (lambda: to_jax_function(lambda x: torch.func.linearize(torch.sin, x)[1](x))(JX), TypeError, "torch.func.j"),
         (lambda: to_jax_function(lambda x: x + torch.rand(3))(JX), TypeError, "jax_function: random numbers ca"),
         (lambda: to_jax_function(lambda x: {"a": [x, 1.0]})(JX), TypeError, r"tensor, got float at \['a'\]\[1"),
         (lambda: to_jax_function(lambda x: x)(jax.random.key(0, impl="rbg")), TypeError, r"threefry2x32 only.* of rbg"),
@@ -221,12 +272,16 @@ def test_what_is_closed_over_is_a_constant() -> None:
         (lambda: to_jax_function(3), TypeError, "to_jax_function: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(3), TypeError, "to_jax_callback: `torch_fn` must be a function, got int"),
         (lambda: to_jax_callback(torch_f, vmap_method="x"), ValueError, "`vmap_method` must be 'sequential'"),
+        (lambda: to_jax_callback(lambda x: x.double())(JX), TypeError, "callback: a result is of 64 bits: cast it"),
+        (lambda: to_jax_callback(lambda x: 1 / 0)(JX), ZeroDivisionError, "division by zero"),
         (lambda: to_jax_callback(lambda x: 1.0)(JX), TypeError, "callback: every leaf of the result must be a te"),
         (lambda: to_jax_callback(lambda x: x)("a"), TypeError, r"callback: every leaf .* a number, got str at \[0\]"),
         (lambda: from_jax(lambda x, y: x)(X, np.ones(2)), TypeError, r"from_jax: leaves .* be hashable, got ndarray"),
         (lambda: from_jax(3), TypeError, "from_jax: `jax_fn` must be a function, got int"),
         (lambda: from_jax(jnp.sin)(X.double()), TypeError, "from_jax: JAX would narrow torch.float64"),
-        (lambda: make_fx(from_jax(jnp.sin))(X), RuntimeError, "from_jax: a JAX function can't be called while PyTorch"),
+        (lambda: from_jax(jnp.sin)(X.to_sparse()), TypeError, "from_jax: a tensor must be dense, got the layout"),
+        (lambda: from_jax(jnp.sin)(X.to("meta")), TypeError, "from_jax: a tensor must be dense, got one on meta"),
+        (lambda: from_jax(jnp.add)(X, JX), TypeError, "got ArrayImpl; `to_torch` makes tensors of arrays"),
         (lambda: to_jax_function(from_jax(jnp.sin))(JX), RuntimeError, "would be taken for a constant"),
         (lambda: scan_lanes(lambda c, x: (from_jax(jnp.sin)(c), x), X, X, engine="native"), RuntimeError, "constant"),
     ],
@@ -243,6 +298,15 @@ def test_from_jax_in_a_compiled_function_is_never_a_constant() -> None:
     compiled = torch.compile(lambda x: function(x) + 1, backend="eager")
     for x in (X, X * 2):
         close(compiled(x), torch.sin(x) + 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("trace", [torch.jit.trace, lambda function, x: make_fx(function)(x)])
+def test_nothing_of_jax_is_baked_into_a_trace(trace: Callable[..., Any]) -> None:
+    with pytest.raises(RuntimeError, match="would be taken for a constant"):
+        trace(lambda x: from_jax(jnp.sin)(x) + x, X)
+    with pytest.raises(TypeError, match=r"to_jax: the values of a tensor inside .* a trace can't be had"):
+        trace(lambda x: to_torch(to_jax(x)) + x, X)
 
 
 def test_outputs_without_derivative() -> None:
@@ -286,9 +350,57 @@ def test_callbacks_of_functions_that_read_values() -> None:
         assert np.array_equal(to_jax_callback(lambda x: x.T)(x), x.T)
 
 
+def test_a_callback_is_compiled_once() -> None:
+    """Also where nothing is jitted: JAX has to be given the same function each time."""
+    events: list[str] = []
+    listener = lambda event, *_, **__: events.append(event)  # noqa: E731
+    other, function = JX * 2, to_jax_callback(lambda x: x * 2)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    counts = []
+    try:
+        for x in (JX, other, JX):
+            function(x)
+            counts.append(sum("backend_compile" in event for event in events))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert 0 < counts[0] == counts[-1]
+
+
+def test_callbacks_of_modules() -> None:
+    """What a function closes over is as it is at each call."""
+    module = torch.nn.Linear(3, 2)
+    function = jax.jit(to_jax_callback(module))
+    close(function(JX), module(X).detach())
+    close(jax.grad(lambda x: to_jax_callback(module)(x).sum())(JX), module.weight.detach().sum(0))
+    torch.nn.init.zeros_(module.weight)
+    close(function(JX), module.bias.detach())
+
+
+@pytest.mark.parametrize("bridge", [to_jax_function, to_jax_callback])
+def test_gradients_by_backward_inside(bridge: Callable[..., Any]) -> None:
+    def function(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (leaf**3).sum().backward()
+        return leaf.grad
+
+    with torch.no_grad():
+        close(jax.jit(bridge(function))(JX), 3 * X**2)
+
+
 def test_export() -> None:
+    """To bytes and back, with the gradient; of NamedTuples JAX wants to be told the names."""
     exported = jax.export.export(jax.jit(to_jax_function(torch_f)))(JW, JX)
-    close(exported.call(JW, JX), torch_f(W, X))
+    back = jax.export.deserialize(exported.serialize(vjp_order=1))
+    close(back.call(JW, JX), torch_f(W, X))
+    close(jax.grad(back.call)(JW, JX), grad(torch_f)(W, X))
+
+    jax.export.register_namedtuple_serialization(pf.PopArtState, serialized_name="popart_func.PopArtState")
+    init, update = pf.popart(2, 0.1)
+    head, y = {"weight": W, "bias": X[:2]}, torch.tensor([1e3, -7.0])
+    arguments = to_jax((head, init(), y))
+    exported = jax.export.export(jax.jit(to_jax_function(update)))(*arguments)
+    back = jax.export.deserialize(exported.serialize())
+    close(back.call(*arguments), to_jax(update(head, init(), y)))
 
 
 TRANSFORMER = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)

@@ -108,6 +108,9 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "instance_norm": lambda x, w, i: F.instance_norm(x),
     "attention": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2] + 1, x[:, :2] * 2),
     "attention_causal": lambda x, w, i: F.scaled_dot_product_attention(x[:, :2], x[:, :2], x[:, :2], is_causal=True),
+    "attention_masked": lambda x, w, i: F.scaled_dot_product_attention(
+        x[:, :2], x[:, :2], x[:, :2], attn_mask=torch.arange(81).reshape(9, 9) % 5 * torch.arange(9)[:, None] > 4
+    ),
     "embedding": lambda x, w, i: F.embedding(i, w[:, :, 0, 0], padding_idx=1),
     "bmm": lambda x, w, i: torch.baddbmm(
         x[0], x[0], torch.ones_like(x[0, :, 0])[:, None].expand(4, 8, 8) * w[0, 0, 0, 0]
@@ -146,8 +149,44 @@ LAYERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "singular_values": lambda x, w, i: torch.linalg.svdvals(square(x)),
     "singular_vectors": lambda x, w, i: torch.linalg.svd(x[0, :, :4], full_matrices=False).U.square(),
     "qr": lambda x, w, i: torch.linalg.qr(square(x)).R.square(),
+    "matrix_exp": lambda x, w, i: torch.linalg.matrix_exp(square(x)),
+    "fourier": lambda x, w, i: torch.view_as_real(torch.fft.rfft2(x, norm="ortho") + torch.fft.fft2(x)[..., :5]),
+    "fourier_back": lambda x, w, i: (
+        torch.fft.irfft(torch.complex(x, x.cos()), n=9) + torch.fft.ifft2(torch.complex(x, x), s=(9, 9)).real
+    ),
+    "polar": lambda x, w, i: torch.view_as_real(torch.polar(x.abs(), x)) + torch.complex(x, -x).angle()[..., None],
+    "medians": lambda x, w, i: x.median(2).values + x.kthvalue(3, 2).values + x.median(),
+    "buckets": lambda x, w, i: torch.bucketize(x, x[0, 0, :, 0].sort().values, right=True),
+    "searched": lambda x, w, i: torch.searchsorted(x[0, 0].sort().values, x[1, 0]),
+    "searched_by": lambda x, w, i: torch.searchsorted(w[0, 0, 0], w[1], side="right", sorter=w[0, 0, 0].argsort()),
+    "scatter_mean": lambda x, w, i: w.scatter_reduce(0, grid(i), w * 2, "mean"),
+    "scatter_mean_alone": lambda x, w, i: w.scatter_reduce(0, grid(i), w * 2, "mean", include_self=False),
+    "scatter_max_alone": lambda x, w, i: w.scatter_reduce(0, grid(i), w * 2, "amax", include_self=False),
+    "windows": lambda x, w, i: x.unfold(2, 3, 2)[:, :, :, :6] + x.unfold(-1, 3, 1)[:, :, :4],
+    "take": lambda x, w, i: w.take(grid(i) * 3),
+    "bilinear": lambda x, w, i: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+    "bilinear_aligned": lambda x, w, i: F.interpolate(x, size=(5, 11), mode="bilinear", align_corners=True),
+    "linear": lambda x, w, i: F.interpolate(x[0], size=13, mode="linear"),
+    "trilinear": lambda x, w, i: F.interpolate(x[None], size=(3, 5, 9), mode="trilinear"),
+    "nearest_down": lambda x, w, i: F.interpolate(x, scale_factor=0.6),
+    "nearest_1d": lambda x, w, i: F.interpolate(x[0], scale_factor=1.7),
+    "nearest_exact": lambda x, w, i: F.interpolate(x, size=(5, 11), mode="nearest-exact"),
+    "bicubic": lambda x, w, i: F.interpolate(x, size=(12, 6), mode="bicubic"),
+    "replicate": lambda x, w, i: F.pad(x, (1, 2, 3, 0), mode="replicate") + F.pad(x[0], (1, 2), mode="replicate").sum(),
+    "replicate3d": lambda x, w, i: F.pad(x, (1, 2, 3, 0, 0, 1), mode="replicate"),
+    "distances": lambda x, w, i: torch.cdist(x[0], x[0, :, :5]) + torch.cdist(x[0], x[1, :, :5], p=1.5),
+    "distances_1": lambda x, w, i: torch.cdist(x[0], x[1], p=1) + torch.cdist(x[0], x[1], p=float("inf")),
+    "bilinear_layer": lambda x, w, i: F.bilinear(x[0, 0, :, :4], x[1, 0, :, :3], w[:, :, 0]),
+    "bessel": lambda x, w, i: torch.special.i0e(x) + torch.special.i1e(x) + torch.special.i0(x) + torch.special.i1(x),
+    "normal_quantiles": lambda x, w, i: torch.special.ndtri(x.sigmoid()),
+    "divisors": lambda x, w, i: torch.gcd(i * 6, i * 4 + 2) + torch.lcm(i + 1, i + 3),
     "reflect": lambda x, w, i: F.pad(x, (1, 2, 1, 0), mode="reflect"),
 }
+
+
+def grid(i: Tensor) -> Tensor:
+    """Indices [6, 4, 3, 3] below 6, some twice."""
+    return i[:, None, None, None].expand(6, 4, 3, 3)
 
 
 def square(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -165,6 +166,12 @@ def test_keys() -> None:
         (lambda: to_torch(jax.random.key(0, impl="rbg")), "the keys of JAX's threefry2x32 only, got a key of rbg"),
         (lambda: to_torch(jnp.ones(2, "float4_e2m1fn")), "PyTorch has no dtype for JAX's float4_e2m1fn"),
         (lambda: to_torch(jnp.ones(2, "int4")), "PyTorch has no dtype for JAX's int4"),
+        (
+            lambda: to_jax({"net": torch.nn.Linear(1, 1)}),
+            "to_jax: a module, Linear, is no pytree: take `dict.module.na",
+        ),
+        (lambda: to_jax(deque([torch.ones(1)])), "to_jax: a deque is no pytree to JAX: make it a list"),
+        (lambda: to_jax(torch.zeros(2, dtype=torch.uint8).view(torch.uint1)), "JAX has no dtype for torch.uint1"),
         (lambda: register_dataclass(int), "register_dataclass: `cls` must be a dataclass, got <class 'int'>"),
     ],
 )

@@ -47,6 +47,8 @@ def test_one_layer_and_nested_layers() -> None:
     head = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
     assert torch.equal(to_layout(head, "rlax")["w"], head["weight"].T)
     assert torch.equal(from_layout(to_layout(head, "flax"), "flax")["weight"], head["weight"])
+    both = {"weight": torch.ones(2, 3), "0.weight": torch.ones(1, 2)}
+    assert from_layout(to_layout(both, "haiku"), "haiku").keys() == both.keys()
     nested = {"params": {"critic": {"kernel": torch.ones(3, 2), "bias": torch.ones(2)}}}
     assert set(from_layout(nested, "flax")) == {"params.critic.weight", "params.critic.bias"}
 
@@ -98,4 +100,8 @@ def test_errors() -> None:
         to_layout({"a.weight": 3}, "flax")
     with pytest.raises(TypeError, match=r"from_rlax_state: `state` must have the fields \('shift', .*got dict"):
         from_rlax_state({})
+    with pytest.raises(TypeError, match="to_rlax_state: `state` must be a PopArtState, got int"):
+        to_rlax_state(3)
+    with pytest.raises(TypeError, match="to_layout: `params` must have names for keys, got 1"):
+        to_layout({1: torch.ones(2, 2)}, "flax")
     assert isinstance(from_rlax_state(RlaxState(*[jnp.ones(1)] * 3)).shift, Tensor)

@@ -62,7 +62,10 @@ def keeps_its_dtype(x: Tensor) -> Any:
 def is_turned_in_place(x: Tensor) -> Any:
     y = x.clone()
     y.t_()
-    return y, y.sum(0), y.unsqueeze_(0) * 1
+    z = x.clone().transpose_(0, 1)
+    sorted_ = x.sort().values
+    sorted_.add_(1).t_()
+    return y, y.sum(0), y.unsqueeze_(0) * 1, z * torch.ones(z.shape), z.swapaxes_(0, 1) * 2, sorted_, x.quantile(0.3, 1)
 
 
 def fills(x: Tensor) -> Any:

@@ -41,11 +41,18 @@ def functional_variant(function: Any) -> Any:
     ):
         return None
     packet = getattr(torch.ops.aten, name[len("aten::") : -1], None)
-    variant = getattr(packet, function._overloadname, None)
-    if variant is None or variant._schema.is_mutable:
+    if packet is None:
         return None
-    first, second = ([argument.name for argument in op._schema.arguments] for op in (function, variant))
-    return variant if first == second else None
+    # Mostly under the same name, but `transpose_.default` is `transpose.int`.
+    names = (function._overloadname or "default", *packet.overloads())
+    variants = (getattr(packet, overload, None) for overload in names)
+    fitting = (op for op in variants if op is not None and not op._schema.is_mutable and _asks(op) == _asks(function))
+    return next(fitting, None)
+
+
+def _asks(function: Any) -> list[str]:
+    """The names of an op's arguments."""
+    return [argument.name for argument in function._schema.arguments]
 
 
 def without_mutations(graph: fx.Graph) -> bool:

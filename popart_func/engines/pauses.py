@@ -26,11 +26,13 @@ class _NotImported(ModuleType):
 def without_dynamo() -> Iterator[None]:
     """Within it, gradients don't import TorchDynamo, which takes a second; anything else that needs it still does.
 
+    Where it has been imported, what it has compiled runs as it was written, so that it can be traced.
     PyTorch switches compiled autograd off around each gradient of `torch.func`, and imports TorchDynamo in order to.
     Where nothing has imported it yet, compiled autograd can't be on.
     """
     if "torch._dynamo" in sys.modules:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
         return
     dynamo, autograd = _NotImported("torch._dynamo"), _NotImported("torch._dynamo.compiled_autograd")
     autograd._disable = contextlib.nullcontext  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ __all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 
 _aten = torch.ops.aten
 _ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
+_PROXIES = torch._C._TorchDispatchModeKey.PROXY  # make_fx
 _PURE = "a step must be pure, and keep nothing that it has computed"
 # What PyTorch puts off: a bit of the tensor says what is still to be done, and a traced tensor has no such bits.
 _AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
@@ -149,6 +150,11 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch._C._get_dispatch_mode(_PROXIES) is not None:
+            raise TraceError(
+                f"step: make_fx, and so torch.func.linearize, can't be followed, in {described(self._line())}: use "
+                f"torch.func.jvp."
+            )
         decompose = decomposition(func) or (func.decompose if _is_composite(func) else None)
         if decompose is not None:
             with self:
@@ -170,6 +176,10 @@ class Recorder(TorchDispatchMode):
             with self:
                 zeros = _aten.zeros.default(*args, **kwargs)
             return Traced(zeros.stand_in, zeros.device, zeros.node, keys=_ZERO)
+        if func is _aten._new_zeros_with_same_feature_meta.default:  # and what those under `torch.vmap` go on with
+            tangent, value = args
+            with self:
+                return value.new_zeros((*tangent.shape[: kwargs.get("self_num_batch_dims", 0)], *value.shape))
         if func is _aten.lift_fresh.default:
             traced = self._record(_aten.clone.default, args, {})
             traced.known = args[0]
@@ -271,7 +281,10 @@ class Recorder(TorchDispatchMode):
         before = self.traced(tensor)
         with self:
             view = functional_variant(func)(*args, **kwargs)
-        before.node.meta["val"] = Traced(before.stand_in, before.device)
+        kept = Traced(before.stand_in, before.device)
+        for node in self.graph.nodes:  # all that it has been so far keeps its shape
+            if "val" in node.meta:
+                node.meta["val"] = map_tensors(lambda other: kept if other is before else other, node.meta["val"])
         before.node, before.stand_in = view.node, view.stand_in
         with _DisableTorchDispatch():
             func(before, *args[1:], **kwargs)

@@ -11,10 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vjp
 
-from popart_func.interop.trees import argument_to_array, jax_dtype, numpy_to_tensor, torch_dtype, with_plain_tuples
+from popart_func.interop.trees import (
+    argument_to_array,
+    has_64_bits,
+    jax_dtype,
+    numpy_to_tensor,
+    torch_dtype,
+    with_plain_tuples,
+)
 
 __all__ = ["to_jax_callback"]
 
@@ -35,6 +42,8 @@ def to_jax_callback(torch_fn: Callable[..., Any], *, vmap_method: str = "sequent
         A function of pytrees of arrays.
 
     Raises:
+        TypeError: an argument is neither an array nor a number, a result is no tensor, or float64 with JAX's 64-bit
+            types off.
         ValueError: another ``vmap_method``, for which the function would have to be batched itself.
 
     >>> f = to_jax_callback(lambda x: x.sum() if x[0] > 0 else -x.sum())
@@ -81,7 +90,8 @@ def _flatten(torch_fn: Callable[..., Any], structure: Any, vmap_method: str) -> 
 
 
 def _specs(arrays: Any) -> tuple[Any, ...]:
-    return tuple((array.shape, array.dtype.name) for array in arrays)
+    """What the shapes and dtypes of results depend on."""
+    return has_64_bits(), *((array.shape, array.dtype.name) for array in arrays)
 
 
 class _Callback:
@@ -89,7 +99,7 @@ class _Callback:
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], vmap_method: str) -> None:
         self.function, self.vmap_method = function, vmap_method
-        self.shapes: dict[Any, tuple[Any, ...]] = {}
+        self.hosts: dict[Any, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self.derived: dict[Any, _Callback] = {}
 
         @jax.custom_vjp
@@ -113,28 +123,35 @@ class _Callback:
 
     def on_host(self, *arrays: Any) -> tuple[Any, ...]:
         key = _specs(arrays)
-        if key not in self.shapes:
-            self.shapes[key] = self._shapes(arrays)
-        shapes = self.shapes[key]
+        if key not in self.hosts:  # the same one each time, which JAX compiles once
+            self.hosts[key] = self._host(arrays)
+        host, shapes = self.hosts[key]
+        return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
+
+    def _host(self, arrays: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        shapes = self._shapes(arrays)
 
         def host(*values: Any) -> tuple[Any, ...]:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.enable_grad():  # it may ask for gradients inside
                 results = self.function(*map(_as_tensor, values))
             return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
 
-        return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
+        return host, shapes
 
     def _shapes(self, arrays: Any) -> tuple[Any, ...]:
         def run(make: Callable[..., Tensor]) -> tuple[Any, ...]:
             results = self.function(*(make(array.shape, dtype=torch_dtype(array.dtype)) for array in arrays))
-            return tuple(jax.ShapeDtypeStruct(tuple(r.shape), jax_dtype(r.dtype)) for r in results)
+            return tuple((tuple(result.shape), result.dtype) for result in results)
 
         try:
-            with FakeTensorMode():
-                return run(torch.empty)
-        except (RuntimeError, DynamicOutputShapeException):  # it reads values
-            with torch.no_grad():
-                return run(torch.ones)
+            with FakeTensorMode(allow_non_fake_inputs=True):  # what it closes over
+                specs = run(torch.empty)
+        except Exception:  # it reads values; or it is wrong, and will say so again
+            with torch.inference_mode(False), torch.enable_grad():
+                specs = run(torch.ones)
+        if not has_64_bits() and any(dtype in (torch.float64, torch.complex128) for _, dtype in specs):
+            raise TypeError("to_jax_callback: a result is of 64 bits: cast it to 32, or enable jax_enable_x64.")
+        return tuple(jax.ShapeDtypeStruct(shape, jax_dtype(dtype)) for shape, dtype in specs)
 
     def pulled_back(self, real: tuple[bool, ...], outs: tuple[int, ...]) -> _Callback:
         def pull_back(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -13,17 +13,23 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from popart_func.engines.recorder import is_recording
-from popart_func.interop.trees import array_to_tensor, has_64_bits, jax_dtype, plain_array, tensor_to_array
+from popart_func.interop.trees import (
+    array_to_tensor,
+    check_dense,
+    has_64_bits,
+    is_tracing,
+    jax_dtype,
+    plain_array,
+    tensor_to_array,
+)
 
 __all__ = ["from_jax"]
 
 _WHILE_TRACING = (
     "from_jax: a JAX function can't be called while PyTorch traces (torch.compile, torch.export, make_fx, "
-    "to_jax_function, an engine other than eager): its result would be taken for a constant. Use the engine 'eager', "
-    "or call it outside."
+    "torch.jit.trace, to_jax_function, an engine other than eager): its result would be taken for a constant. Use the "
+    "engine 'eager', or call it outside."
 )
 
 
@@ -36,7 +42,7 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         jax_fn: from pytrees of arrays to a pytree of arrays. Leaves that are not tensors (numbers, strings) reach it
-            as they are, and must be hashable.
+            as they are, and must be hashable; each other value is another compilation.
 
     Returns:
         A function of pytrees of tensors.
@@ -63,13 +69,14 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         _check(tensors)
         real = tuple(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         specs = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        key = (structure, are_tensors, tuple((type(other), other) for other in others), specs)
+        key = (structure, are_tensors, tuple(map(_constant_key, others)), specs)
         try:
             hash(key)
         except TypeError:
             kinds = sorted({type(other).__name__ for other in others})
             raise TypeError(
-                f"from_jax: leaves that are not tensors must be hashable, got {', '.join(kinds)}."
+                f"from_jax: leaves that are not tensors must be hashable, got {', '.join(kinds)}; `to_torch` makes "
+                f"tensors of arrays."
             ) from None
         if key not in functions:
             functions[key] = _flatten(jax_fn, structure, are_tensors, others, real)
@@ -81,10 +88,16 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(torch_fn, reason=_WHILE_TRACING)
 
 
+def _constant_key(value: Any) -> Any:
+    """Equal for what is the same constant: NaN is NaN, but -0.0 is not 0.0, nor is 1.0 an integer."""
+    return type(value), repr(value) if isinstance(value, float | complex) else value
+
+
 def _check(tensors: list[Tensor]) -> None:
-    if is_recording() or get_proxy_mode() is not None or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+    if is_tracing() or any(isinstance(tensor, FakeTensor) for tensor in tensors):
         raise RuntimeError(_WHILE_TRACING)
     for tensor in tensors:
+        check_dense("from_jax", tensor)
         if jax_dtype(tensor.dtype).name != str(tensor.dtype).removeprefix("torch.") and not has_64_bits():
             raise TypeError(f"from_jax: JAX would narrow {tensor.dtype}: cast it, or enable jax_enable_x64.")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optree
 import torch
 from torch import fx
@@ -21,7 +20,14 @@ from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, describe, op_name, trace
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.marks import STOP_GRADIENT, StopGradientMarks
-from popart_func.interop.trees import argument_to_array, has_64_bits, jax_dtype, torch_dtype, with_plain_tuples
+from popart_func.interop.trees import (
+    argument_to_array,
+    has_64_bits,
+    jax_dtype,
+    tensor_to_array,
+    torch_dtype,
+    with_plain_tuples,
+)
 
 __all__ = ["to_jax_function"]
 
@@ -36,13 +42,16 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Good to know:
 
-    - Tensors that the function closes over are constants, with the values of the first call.
-    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm at 0 is NaN, as
-      JAX's own.
+    - Tensors that the function closes over are constants: no gradient flows into them, they are read at each call, and
+      `jax.jit` keeps what it has read. What should change between calls belongs into the arguments.
+    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm or a standard
+      deviation at 0 is NaN, as JAX's own.
     - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
+    - What else it reads is read while it is traced: numbers, and the mode of a module (but for one that is itself the
+      argument, which may be switched).
     - Dropout and other random calls are refused: call ``module.eval()``, or draw with `popart_func.random`.
 
     Args:
@@ -57,7 +66,7 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
         UnsupportedError: an operation that has no lowering; the message names it, its shapes and its line.
 
     >>> f = to_jax_function(lambda x: torch.sin(x).sum())
-    >>> jax.grad(f)(jnp.zeros(2))
+    >>> jax.grad(f)(jax.numpy.zeros(2))
     Array([1., 1.], dtype=float32)
     """
     if not callable(torch_fn):
@@ -69,9 +78,10 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
         paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
         leaves = [argument_to_array("to_jax_function", path, leaf) for path, leaf in paths_and_leaves]
-        if structure not in flat_functions:
-            flat_functions[structure] = _flat(torch_fn, structure)
-        flat, out_structures = flat_functions[structure]
+        key = structure, getattr(torch_fn, "training", None)  # a module's mode
+        if key not in flat_functions:
+            flat_functions[key] = _flat(torch_fn, structure)
+        flat, out_structures = flat_functions[key]
         cpu = torch.device("cpu")
         if not all(isinstance(size, int) for leaf in leaves for size in leaf.shape):
             raise TypeError("to_jax_function: shapes must be numbers, got a symbolic one: export it shape by shape.")
@@ -82,10 +92,9 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
                 graph = trace(flat, flat_structure, specs)
             except TraceError as error:
                 raise TraceError(f"to_jax_function{str(error).removeprefix('step')}") from error
-            if "jax" not in graph.compiled:  # it has just been traced
-                graph.compiled["jax"] = out_structures[0], tuple(tensor.clone() for tensor in graph.constants)
-        out_structure, constants = graph.compiled["jax"]
-        return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, [*leaves, *map(_constant, constants)]))
+            out_structure = graph.compiled.setdefault("jax", out_structures[0])
+        constants = map(_constant, graph.constants)
+        return jax.tree_util.tree_unflatten(out_structure, _evaluate(graph, [*leaves, *constants]))
 
     return jax_fn
 
@@ -159,16 +168,13 @@ def _evaluate(graph: StepGraph, arrays: Sequence[Any]) -> list[Any]:
 
 def _constant(tensor: torch.Tensor) -> Any:
     dtype = jax_dtype(tensor.dtype)
-    if tensor.dtype == torch.bfloat16:
-        return jnp.asarray(tensor.float().numpy()).astype(dtype)
-    value = tensor.resolve_conj().resolve_neg().cpu().numpy()
-    narrowed = value.astype(dtype)
-    if narrowed.dtype != value.dtype and (tensor.is_floating_point() or not (narrowed == value).all()):
+    narrowed = tensor.to(torch_dtype(dtype))
+    if narrowed.dtype != tensor.dtype and (tensor.is_floating_point() or not (narrowed == tensor).all()):
         raise TypeError(
             f"to_jax_function: the function closes over a tensor of {tensor.dtype} that JAX would narrow to {dtype}: "
             f"cast it, or enable jax_enable_x64."
         )
-    return jnp.asarray(narrowed)
+    return tensor_to_array(narrowed.cpu(), copy=True)
 
 
 def _lower(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

@@ -98,7 +98,7 @@ def from_layout(layers: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     def add(prefix: str, tree: Mapping[str, Any]) -> None:
         for name, value in tree.items():
             if isinstance(value, Mapping):
-                add(f"{prefix}{name}.", value)
+                add(f"{prefix}{name}." if name else prefix, value)
             elif name == weight_name and value.ndim >= 2:
                 params[f"{prefix}weight"] = _transposed(value)
             elif name == bias_name:
@@ -126,6 +126,8 @@ def to_rlax_state(state: PopArtState) -> Any:
     >>> to_rlax_state(init_state(1)).second_moment
     Array([1.], dtype=float32)
     """
+    if not isinstance(state, PopArtState):
+        raise TypeError(f"to_rlax_state: `state` must be a PopArtState, got {type(state).__name__}.")
     mean = state.shift.double() + state.residue.double()
     second = (state.variance.double() + mean.square()).to(state.shift.dtype)
     fields = (to_jax(field) for field in (mean.to(state.shift.dtype), state.scale, second))
@@ -170,6 +172,8 @@ def _check_tree(caller: str, name: str, tree: Any) -> None:
     if not isinstance(tree, Mapping):
         raise TypeError(f"{caller}: `{name}` must be a dict of tensors or arrays, got {type(tree).__name__}.")
     for key, value in tree.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{caller}: `{name}` must have names for keys, got {key!r}.")
         if isinstance(value, Mapping):
             _check_tree(caller, name, value)
         elif not hasattr(value, "shape"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.special
 import numpy as np
 import torch
 
@@ -20,6 +21,7 @@ from popart_func.engines.trace import TensorSpec
 from popart_func.interop.lowerings_linalg import LINALG
 from popart_func.interop.lowerings_movement import MOVEMENT
 from popart_func.interop.lowerings_networks import NETWORKS
+from popart_func.interop.lowerings_order import ORDER
 from popart_func.interop.trees import jax_dtype, torch_dtype
 
 __all__ = ["LOWERINGS"]
@@ -48,23 +50,29 @@ def _sign(x: Any) -> Any:
     return jnp.where(x != x, 0, jnp.sign(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.sign(x)
 
 
+def _acosh(x: Any) -> Any:
+    """Of complex numbers too the derivative is on the right branch, which JAX's own is not."""
+    if not jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return jnp.arccosh(x)
+    return jnp.log(x + jnp.sqrt(x - 1) * jnp.sqrt(x + 1))
+
+
 # Operands are cast to the result's dtype.
 ARITHMETIC: dict[str, Op] = {
-    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "hypot", "fmod")},
+    **{name: getattr(jnp, name) for name in ("maximum", "minimum", "hypot", "fmod", "gcd", "lcm")},
     **{name: getattr(jnp, name) for name in ("remainder", "bitwise_and", "bitwise_or", "bitwise_xor", "sqrt")},
     **{name: getattr(jnp, name) for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos")},
     **{name: getattr(jnp, name) for name in ("tan", "sinh", "cosh", "tanh", "floor", "ceil", "trunc")},
     "mul": jnp.multiply,
     "fmax": lambda x, y: jnp.where((x >= y) | (y != y), x, y),  # where they are equal, the derivative is that of x
     "fmin": lambda x, y: jnp.where((x <= y) | (y != y), x, y),
-    "abs": lambda x: _absolute(x),
     "copysign": lambda x, y: _absolute(x) * jnp.copysign(jnp.ones_like(y), y),
     "atan2": jnp.arctan2,
     "asin": jnp.arcsin,
     "acos": jnp.arccos,
     "atan": jnp.arctan,
     "asinh": jnp.arcsinh,
-    "acosh": jnp.arccosh,
+    "acosh": lambda x: _acosh(x),
     "atanh": jnp.arctanh,
     "neg": jnp.negative,
     "sign": lambda x: _sign(x),
@@ -75,6 +83,11 @@ ARITHMETIC: dict[str, Op] = {
     "erfinv": jax.lax.erf_inv,
     "lgamma": jax.lax.lgamma,
     "digamma": lambda x: jnp.where(x == 0, -jnp.copysign(jnp.inf, x), jax.lax.digamma(x)),
+    "i0": jax.scipy.special.i0,
+    "special_i0e": jax.scipy.special.i0e,
+    "special_i1": jax.scipy.special.i1,
+    "special_i1e": jax.scipy.special.i1e,
+    "special_ndtri": jax.scipy.special.ndtri,
     "sigmoid": jax.nn.sigmoid,
     "relu": lambda x: jnp.where((x > 0) | (x != x), x, 0),
     "bitwise_not": jnp.bitwise_not,
@@ -97,8 +110,9 @@ COMPARISONS: dict[str, Op] = {
 
 def _operand(value: Any, dtype: torch.dtype) -> Any:
     """An operand in a dtype; a number as PyTorch rounds it."""
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float | complex):
         wide = torch.float64 if isinstance(value, float) else torch.int64
+        wide = torch.complex128 if dtype.is_complex else wide
         return np.asarray(torch.tensor(value, dtype=wide).to(dtype).to(wide).item()).astype(jax_dtype(dtype))
     return jnp.asarray(value).astype(jax_dtype(dtype))
 
@@ -114,7 +128,7 @@ def _comparison(function: Op) -> Op:
     def op(out: TensorSpec, *operands: Any) -> Any:
         samples = [
             part
-            if isinstance(part, bool | int | float)
+            if isinstance(part, bool | int | float | complex)
             else torch.empty((0,) if part.ndim else (), dtype=torch_dtype(part.dtype))
             for part in operands
         ]
@@ -224,25 +238,6 @@ def _var(out: TensorSpec, x: Any, axes: Any = None, correction: Any = 1, *_: Any
     return (squares / max(count - (1 if correction is None else correction), 0.0)).reshape(out.shape)
 
 
-def _arg(function: Op) -> Op:
-    def op(out: TensorSpec, x: Any, axis: int | None = None, *_: Any) -> Any:
-        x, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
-        return function(x, axis=axis).reshape(out.shape)
-
-    return op
-
-
-def _best(every: Op, which: Op) -> Op:
-    def op(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
-        if axis is None:
-            return every(x)
-        x = x.reshape(1) if not x.ndim else x
-        index = which(x, axis=axis, keepdims=True)
-        return [jnp.take_along_axis(x, index, axis).reshape(outs[0].shape), index.reshape(outs[1].shape)]
-
-    return op
-
-
 def _along(function: Op) -> Op:
     """A function along an axis; of a number, as if it were a vector."""
 
@@ -253,30 +248,10 @@ def _along(function: Op) -> Op:
     return op
 
 
-def _cummax(function: Op) -> Op:
-    def op(outs: Any, x: Any, axis: int) -> Any:
-        if not x.ndim:
-            return [x, jnp.zeros((), jnp.int32)]
-        axis %= x.ndim
-        places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-        index = jax.lax.cummax(jnp.where(x == function(x, axis=axis), places, 0), axis=axis)
-        return [jnp.take_along_axis(x, index, axis), index]
-
-    return op
-
-
-def _sort(outs: Any, x: Any, *arguments: Any) -> Any:
-    # sort(x, dim, descending), and sort.stable(x, stable, dim, descending)
-    axis, descending = (arguments[1], arguments[2]) if len(arguments) == 3 else (*arguments, -1, False)[:2]
-    x_ = x.reshape(1) if not x.ndim else x
-    order = jnp.argsort(x_, axis=axis, stable=True, descending=descending)
-    return [jnp.take_along_axis(x_, order, axis).reshape(x.shape), order.reshape(x.shape)]
-
-
-def _topk(outs: Any, x: Any, k: int, axis: int = -1, largest: bool = True, *_: Any) -> Any:
-    order = jnp.argsort(x, axis=axis, stable=True, descending=largest)
-    order = jax.lax.slice_in_dim(order, 0, k, axis=axis % x.ndim)
-    return [jnp.take_along_axis(x, order, axis), order]
+def _softmax(x: Any, axis: int) -> Any:
+    """Where everything is masked, the derivative is 0, for `scaled_dot_product_attention` to put 0 there."""
+    masked = (x == -jnp.inf).all(axis, keepdims=True)
+    return jnp.where(masked, jnp.nan, jax.nn.softmax(jnp.where(masked, 0, x), axis))
 
 
 def _mm(out: TensorSpec, left: Any, right: Any) -> Any:
@@ -292,12 +267,17 @@ def _addmm(out: TensorSpec, bias: Any, left: Any, right: Any, beta: Any = 1, alp
 
 
 LOWERINGS: dict[str, Op] = {
+    "complex": lambda out, x, y: jax.lax.complex(x, y),
+    "polar": lambda out, x, y: jax.lax.complex(x * jnp.cos(y), x * jnp.sin(y)),
+    "angle": lambda out, x: jnp.angle(x),
     "polygamma": lambda out, order, x: jax.lax.polygamma(jnp.full_like(x, order), x),
     **{name: _arithmetic(function) for name, function in ARITHMETIC.items()},
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
     **MOVEMENT,
     **NETWORKS,
     **LINALG,
+    **ORDER,
+    "abs": lambda out, x: jnp.abs(x) if out.dtype != torch_dtype(x.dtype) else _absolute(x),  # of complex numbers real
     "add": _add,
     "sub": _sub,
     "div": _div,
@@ -320,19 +300,11 @@ LOWERINGS: dict[str, Op] = {
     "mean": _mean,
     "var": _var,
     "var_mean": lambda outs, x, axes=None, *rest: [_var(outs[0], x, axes, *rest), _mean(outs[1], x, axes)],
-    "_softmax": _along(jax.nn.softmax),
+    "_softmax": _along(_softmax),
     "_log_softmax": _along(jax.nn.log_softmax),
-    "argmax": _arg(jnp.argmax),
-    "argmin": _arg(jnp.argmin),
-    "max": _best(jnp.max, jnp.argmax),
-    "min": _best(jnp.min, jnp.argmin),
     "cumsum": _along(jnp.cumsum),
     "cumprod": _along(jnp.cumprod),
     "logcumsumexp": _along(jax.lax.cumlogsumexp),
-    "cummax": _cummax(jax.lax.cummax),
-    "cummin": _cummax(jax.lax.cummin),
-    "sort": _sort,
-    "topk": _topk,
     **dict.fromkeys(("mm", "bmm"), _mm),
     **dict.fromkeys(("addmm", "addmv"), _addmm),
 }

@@ -1,4 +1,4 @@
-"""Lowerings of linear algebra, as thin as JAX has it; `lowerings` says how an op is called.
+"""Lowerings of linear algebra and Fourier transforms, as thin as JAX has them; `lowerings` says how an op is called.
 
 A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. Codes of
 success are 0.
@@ -6,11 +6,13 @@ success are 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg
 
 from popart_func.engines.trace import TensorSpec
 
@@ -64,6 +66,29 @@ def _eigh(outs: Any, x: Any, triangle: str = "L", with_vectors: bool = True) -> 
     return [values, vectors if with_vectors else jnp.zeros(outs[1].shape)]
 
 
+def _fourier(x: Any, axes: Any, normalization: int, transform: Any, **options: Any) -> Any:
+    """Without a factor of JAX's own, then with PyTorch's: none, 1 / sqrt(n), or 1 / n."""
+    result = transform(x, axes=tuple(axes), **options)
+    size = result if transform is jnp.fft.irfftn else x
+    count = math.prod(size.shape[axis] for axis in axes)
+    return result / count ** (normalization / 2)
+
+
+def _fourier_of_real(out: TensorSpec, x: Any, axes: Any, normalization: int, one_sided: bool) -> Any:
+    return _fourier(x, axes, normalization, jnp.fft.rfftn if one_sided else jnp.fft.fftn)
+
+
+def _fourier_of_complex(out: TensorSpec, x: Any, axes: Any, normalization: int, forward: bool) -> Any:
+    if forward:
+        return _fourier(x, axes, normalization, jnp.fft.fftn)
+    return _fourier(x, axes, normalization, jnp.fft.ifftn, norm="forward")
+
+
+def _fourier_to_real(out: TensorSpec, x: Any, axes: Any, normalization: int, _: int) -> Any:
+    sizes = tuple(out.shape[axis] for axis in axes)
+    return _fourier(x, axes, normalization, jnp.fft.irfftn, s=sizes, norm="forward")
+
+
 LINALG: dict[str, Callable[..., Any]] = {
     "linalg_inv_ex": _inverse,
     "linalg_cholesky_ex": _cholesky,
@@ -73,6 +98,10 @@ LINALG: dict[str, Callable[..., Any]] = {
     "_linalg_slogdet": lambda outs, x: [*jnp.linalg.slogdet(x), *_factored(x)],
     "_linalg_svd": _svd,
     "_linalg_eigh": _eigh,
+    "linalg_matrix_exp": lambda out, x: jax.scipy.linalg.expm(x),
+    "_fft_r2c": _fourier_of_real,
+    "_fft_c2c": _fourier_of_complex,
+    "_fft_c2r": _fourier_to_real,
     "linalg_qr": lambda outs, x, mode="reduced": list(jnp.linalg.qr(x, mode)),
 }
 """Every op of linear algebra, by its name in ATen."""

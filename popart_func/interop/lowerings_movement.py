@@ -108,6 +108,14 @@ def _pad(out: TensorSpec, x: Any, pads: Sequence[int], value: Any = 0) -> Any:
     return jax.lax.pad(x, jnp.asarray(value, x.dtype), [(before, after, 0) for before, after in sides])
 
 
+def _unfold(out: TensorSpec, x: Any, axis: int, size: int, step: int) -> Any:
+    if not x.ndim:
+        return x.reshape(out.shape)
+    axis %= x.ndim
+    places = np.arange(out.shape[axis])[:, None] * step + np.arange(size)
+    return jnp.moveaxis(jnp.take(x, places, axis), axis + 1, -1)
+
+
 def _slice_scatter(
     out: TensorSpec, x: Any, source: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Any:
@@ -143,7 +151,9 @@ def _index_select(out: TensorSpec, x: Any, axis: int, index: Any) -> Any:
     return x[(*(slice(None) for _ in range(axis % x.ndim)), jnp.atleast_1d(index))]
 
 
-def _embedding(out: TensorSpec, weight: Any, index: Any, padding: int = -1, *_: Any) -> Any:
+def _embedding(out: TensorSpec, weight: Any, index: Any, padding: int = -1, scale: bool = False, *_: Any) -> Any:
+    if scale:
+        raise NotImplementedError("scale_grad_by_freq=True")
     if padding >= 0:
         weight = weight.at[padding].set(jax.lax.stop_gradient(weight[padding]))
     return weight[index]
@@ -157,21 +167,49 @@ def _index_put(out: TensorSpec, x: Any, indices: Sequence[Any], values: Any, acc
     return place.add(values) if accumulate else place.set(values)
 
 
-_COMBINE = {"add": "add", "sum": "add", "multiply": "multiply", "prod": "multiply", "amax": "max", "amin": "min"}
+_COMBINE = {
+    "add": "add",
+    "sum": "add",
+    "mean": "add",
+    "multiply": "multiply",
+    "prod": "multiply",
+    "amax": "max",
+    "amin": "min",
+}
 
 
 def _scatter(
     out: TensorSpec, x: Any, axis: int, index: Any, source: Any, reduce: Any = None, include_self: bool = True
 ) -> Any:
-    if not include_self or reduce == "mean":
-        raise NotImplementedError(f"reduce={reduce!r}, include_self={include_self}")
     target, index = (x.reshape(1), index.reshape(-1)) if not x.ndim else (x, index)
     if isinstance(source, jax.Array) and source.ndim:
         source = source[tuple(slice(size) for size in index.shape)]
-    places = list(jnp.indices(index.shape, sparse=True))
-    places[axis % target.ndim] = index
+    axes = list(jnp.indices(index.shape, sparse=True))
+    axes[axis % target.ndim] = index
+    places = tuple(axes)
     source = jnp.broadcast_to(jnp.asarray(source, x.dtype), index.shape)
-    return getattr(target.at[tuple(places)], _COMBINE.get(reduce, "set"))(source).reshape(out.shape)
+    if not include_self:
+        target = target.at[places].set(_neutral(reduce, x.dtype))
+    combined = getattr(target.at[places], _COMBINE.get(reduce, "set"))(source)
+    if reduce == "mean":
+        counts = jnp.full(target.shape, int(include_self)).at[places].add(1)
+        counts = jnp.maximum(counts, 1).astype(x.dtype)
+        combined = combined / counts if jnp.issubdtype(x.dtype, jnp.inexact) else combined // counts
+    return combined.reshape(out.shape)
+
+
+def _neutral(reduce: str, dtype: Any) -> Any:
+    """What changes nothing."""
+    if reduce not in ("amax", "amin"):
+        return int(reduce == "prod")
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -jnp.inf if reduce == "amax" else jnp.inf
+    return jnp.iinfo(dtype).min if reduce == "amax" else jnp.iinfo(dtype).max
+
+
+def _put(out: TensorSpec, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    place = x.reshape(-1).at[index]
+    return (place.add(source) if accumulate else place.set(source)).reshape(out.shape)
 
 
 MOVEMENT: dict[str, Callable[..., Any]] = {
@@ -194,6 +232,7 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
+    "unfold": _unfold,
     "slice_scatter": _slice_scatter,
     "diagonal_scatter": _diagonal_scatter,
     "gather": _gather,
@@ -201,6 +240,7 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "index_select": _index_select,
     "embedding": _embedding,
     "index_put": _index_put,
+    "put": _put,
     **dict.fromkeys(("scatter", "scatter_reduce"), _scatter),
     "scatter_add": lambda out, x, axis, index, source: _scatter(out, x, axis, index, source, "add"),
 }

@@ -1,16 +1,18 @@
-"""Lowerings of convolution, pooling and batch normalization; `lowerings` says how an op is called.
+"""Lowerings of convolution, pooling, interpolation and batch normalization; `lowerings` says how an op is called.
 
 A backward op, which a step has that calls `torch.func.grad`, is what JAX makes of the forward one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from popart_func.engines.trace import TensorSpec
 
@@ -161,10 +163,67 @@ def _batch_norm(
     return [result, *saved]
 
 
-def _nearest_backward(out: TensorSpec, cotangent: Any, *_: Any) -> Any:
-    rows, columns = (np.arange(cotangent.shape[axis]) * out.shape[axis] // cotangent.shape[axis] for axis in (-2, -1))
-    return jnp.zeros(out.shape, cotangent.dtype).at[..., rows[:, None], columns].add(cotangent)
+def _interpolation(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
+    """The matrix ``[out, in]`` of PyTorch's own interpolation along an axis, which is linear."""
+    others = (1,) * (rank - 1)
+    image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *others)
+    nothing = [None] * (rank - 1)
+    return getattr(torch.ops.aten, kind)(image, [outs, *others], *setting, *nothing).reshape(size, outs).T.numpy()
 
+
+def _interpolate(kind: str, back: bool = False) -> Callable[..., Any]:
+    rank = next(int(letter) for letter in kind if letter.isdigit())
+
+    def op(out: TensorSpec, x: Any, outs: Any, *setting: Any) -> Any:
+        sizes, setting = (setting[0], setting[1:]) if back else (x.shape, setting)
+        aligned, scales = setting[:-rank], setting[-rank:]
+        for axis in range(-rank, 0):
+            matrix = _interpolation(kind, rank, sizes[axis], outs[axis], *aligned, scales[axis])
+            matrix = jnp.asarray(matrix.T if back else matrix, x.dtype)
+            product = jnp.tensordot(x, matrix, (axis % x.ndim, 1), precision=jax.lax.Precision.HIGHEST)
+            x = jnp.moveaxis(product, -1, axis)
+        return x
+
+    return op
+
+
+def _replication_backward(out: TensorSpec, cotangent: Any, x: Any, pads: Sequence[int]) -> Any:
+    sides = [(pads[position], pads[position + 1]) for position in range(0, len(pads), 2)][::-1]
+
+    def pad(x: Any) -> Any:
+        for axis, (before, after) in enumerate(sides, x.ndim - len(sides)):
+            x = jnp.take(x, np.arange(-before, x.shape[axis] + after).clip(0, x.shape[axis] - 1), axis)
+        return x
+
+    return jax.vjp(pad, x)[1](cotangent)[0]
+
+
+def _distances(x: Any, y: Any, power: float) -> Any:
+    """Between rows; where they are equal, the derivative is 0."""
+    difference = x[..., :, None, :] - y[..., None, :, :]
+    size = jnp.abs(jnp.where(difference == 0, 0, difference))
+    if power == 0:
+        return (size != 0).sum(-1).astype(x.dtype)
+    if power in (1, math.inf):
+        return size.sum(-1) if power == 1 else size.max(-1, initial=0)
+    total = (size**power).sum(-1)
+    return jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / power))
+
+
+def _distances_backward(out: TensorSpec, cotangent: Any, x: Any, y: Any, power: float, _: Any) -> Any:
+    return jax.vjp(lambda x: _distances(x, y, power), x)[1](cotangent)[0]
+
+
+def _trilinear(out: TensorSpec, *arguments: Any) -> Any:
+    """The product of three, each with new axes, summed over some."""
+    factors, new_axes, summed = arguments[:3], arguments[3:6], arguments[6]
+    x, y, z = (jnp.expand_dims(factor, axes) for factor, axes in zip(factors, new_axes, strict=True))
+    return (x * y * z).sum(tuple(summed))
+
+
+INTERPOLATIONS = ("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
+# Whose forward ops are taken apart.
+COPIES = ("upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d")
 
 NETWORKS: dict[str, Callable[..., Any]] = {
     "convolution": _convolution,
@@ -176,6 +235,11 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "_adaptive_avg_pool2d": lambda out, x, _: _adaptive_average(out.shape, x),
     "_adaptive_avg_pool2d_backward": _adaptive_average_backward,
     "native_batch_norm": _batch_norm,
-    "upsample_nearest2d_backward": _nearest_backward,
+    **{kind: _interpolate(kind) for kind in INTERPOLATIONS},
+    **{f"{kind}_backward": _interpolate(kind, back=True) for kind in (*INTERPOLATIONS, *COPIES)},
+    **{f"replication_pad{rank}d_backward": _replication_backward for rank in (1, 2, 3)},
+    "_cdist_forward": lambda out, x, y, power, *_: _distances(x, y, power),
+    "_cdist_backward": _distances_backward,
+    "_trilinear": _trilinear,
 }
 """Every op of layers, by its name in ATen."""

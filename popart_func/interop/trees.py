@@ -7,6 +7,7 @@ Everything that JAX knows as a pytree passes: dicts, lists, tuples, NamedTuples,
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from typing import Any, TypeVar
 
 import jax
@@ -17,15 +18,18 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as torch_pytree
 from torch.utils.dlpack import from_dlpack
 
-from popart_func.engines.recorder import Traced
+from popart_func.engines.recorder import Traced, is_recording
 
 __all__ = [
     "argument_to_array",
     "array_to_tensor",
+    "check_dense",
     "has_64_bits",
+    "is_tracing",
     "jax_dtype",
     "numpy_to_tensor",
     "plain_array",
@@ -40,6 +44,7 @@ __all__ = [
 PyTree = Any
 T = TypeVar("T")
 
+_ONLY_NAMED = {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}  # by PyTorch, which can't compute them
 _NARROWED = {torch.float64: "float32", torch.int64: "int32", torch.uint64: "uint32", torch.complex128: "complex64"}
 
 
@@ -117,6 +122,11 @@ def register_dataclass(cls: type[T]) -> type[T]:
     return cls
 
 
+def is_tracing() -> bool:
+    """Whether PyTorch traces, so that what JAX computes would be taken for a constant."""
+    return is_recording() or get_proxy_mode() is not None or torch._C._is_tracing()
+
+
 def has_64_bits() -> bool:
     """Whether JAX has its 64-bit types, which is a setting."""
     return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
@@ -130,7 +140,7 @@ def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
     """
     name = str(dtype).removeprefix("torch.")
     try:
-        if dtype == torch.complex32:
+        if dtype == torch.complex32 or name in _ONLY_NAMED:
             raise TypeError
         return jax.dtypes.canonicalize_dtype(jnp.dtype(name))
     except TypeError:
@@ -145,7 +155,7 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     """
     name = jnp.dtype(dtype).name
     found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or name in ("int2", "int4", "uint2", "uint4"):  # which PyTorch only names
+    if not isinstance(found, torch.dtype) or name in _ONLY_NAMED:
         raise TypeError(f"PyTorch has no dtype for JAX's {name}.")
     return found
 
@@ -184,6 +194,20 @@ def plain_array(value: Any) -> Any:
     return jax.lax.bitcast_convert_type(jax.random.key_data(value), jnp.int32)
 
 
+def check_dense(caller: str, tensor: Tensor) -> None:
+    """Refuses what JAX has nothing like.
+
+    Raises:
+        TypeError: a dtype that JAX lacks; a nested or sparse tensor, or one on meta.
+    """
+    jax_dtype(tensor.dtype)
+    if tensor.is_nested or tensor.is_meta:
+        what = "a nested one" if tensor.is_nested else "one on meta"
+        raise TypeError(f"{caller}: a tensor must be dense, got {what}.")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{caller}: a tensor must be dense, got the layout {tensor.layout}.")
+
+
 def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
     """A plain tensor as an array."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
@@ -219,7 +243,7 @@ def numpy_to_tensor(array: Any, *, copy: bool) -> Tensor:
 def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
     if not isinstance(leaf, Tensor):
         return _other("to_jax", leaf)
-    if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor | Traced):
+    if is_functorch_wrapped_tensor(leaf) or isinstance(leaf, FakeTensor | Traced) or is_tracing():
         raise TypeError(
             "to_jax: the values of a tensor inside torch.func.grad, vmap, jvp or a trace can't be had: call a JAX "
             "function there through `from_jax`."
@@ -229,11 +253,7 @@ def _leaf_to_jax(leaf: Any, copy: bool, strict_dtype: bool) -> Any:
             f"to_jax: JAX would narrow {leaf.dtype} to {_NARROWED[leaf.dtype]}: cast it, enable jax_enable_x64, or "
             f"pass strict_dtype=False."
         )
-    jax_dtype(leaf.dtype)
-    if leaf.is_nested or leaf.is_meta:
-        raise TypeError(f"to_jax: a tensor must be dense, got {'a nested one' if leaf.is_nested else 'one on meta'}.")
-    if leaf.layout != torch.strided:
-        raise TypeError(f"to_jax: a tensor must be dense, got the layout {leaf.layout}.")
+    check_dense("to_jax", leaf)
     if leaf.dtype in _NARROWED and not has_64_bits():
         return tensor_to_array(leaf.to(torch_dtype(jax_dtype(leaf.dtype))), copy=copy)
     return tensor_to_array(leaf, copy=copy)
@@ -254,7 +274,12 @@ def _leaf_to_torch(leaf: Any, copy: bool) -> Any:
 
 def _other(caller: str, leaf: Any) -> Any:
     """A leaf that is no array, itself; but not if it holds arrays, which would be left behind."""
+    kind = type(leaf).__name__
     fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) else ()
     if any(isinstance(getattr(leaf, field.name, None), Tensor | jax.Array) for field in fields):
-        raise TypeError(f"{caller}: the dataclass {type(leaf).__name__} is not registered: use `register_dataclass`.")
+        raise TypeError(f"{caller}: the dataclass {kind} is not registered: use `register_dataclass`.")
+    if isinstance(leaf, torch.nn.Module):
+        raise TypeError(f"{caller}: a module, {kind}, is no pytree: take `dict(module.named_parameters())`.")
+    if isinstance(leaf, set | frozenset | deque) and any(isinstance(part, Tensor | jax.Array) for part in leaf):
+        raise TypeError(f"{caller}: a {kind} is no pytree to JAX: make it a list.")
     return leaf
