@@ -14,12 +14,24 @@ from popart_func.optim import GradientTransformation
 from popart_func.verify import by_hand, draw
 from popart_func.verify.by_hand import Layers, Measured, Noise
 from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare
+from popart_func.verify.discrepancy import Discrepancy, compare, sides
 
 __all__ = ["CHECKS"]
 
 STEPS = 4
 """How many are "many": after one step and after these, parameters are compared."""
+
+
+# The roundings of an update, after those of its gradients: a moment's oldest is decayed and added to at each step.
+SGD = 1
+MOMENTUM = 2 * STEPS + 1
+_MOMENT = 2 * STEPS + 2
+"""The first moment: also 1 − b and its product."""
+_BIAS = 6
+"""``1 − bᵗ``: logarithm, product, expm1, two each but one of the product; and the quotient."""
+_SECOND = (_MOMENT + 1 + _BIAS) // 2 + 3
+"""The second moment has a square, and its root halves what went before; root, sum with ε, quotient."""
+ADAM = _MOMENT + _BIAS + _SECOND + 1
 
 
 class _Example(NamedTuple):
@@ -110,7 +122,7 @@ def _weighted_mean(decay: Tensor, values: list[Tensor]) -> Tensor:
     return _weighted_sum(decay, values) / _weighted_sum(decay, [torch.ones_like(decay)] * len(values))
 
 
-def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str, Tensor]]:
+def _train_unified(example: _Example, rule: Rule, noise: Noise, of_update: Noise) -> list[dict[str, Tensor]]:
     """Unified: one network, one hand-written step; gradients propagated by hand as well."""
     layers = by_hand.layers_of(example.params)
     x, y = _batch(example.x.double()), _batch(example.y.double())
@@ -121,7 +133,7 @@ def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str
         hidden, outputs = by_hand.forward(layers, x, noise)
         cotangent = 2 * noise(outputs - noise(y)) / y.numel()
         gradients.append([leaf for pair in by_hand.backward(layers, hidden, cotangent, noise) for leaf in pair])
-        updates = [noise(rule(list(history), rates)) for history in zip(*gradients, strict=True)]
+        updates = [of_update(rule(list(history), rates)) for history in zip(*gradients, strict=True)]
         flat = [noise(leaf + update) for leaf, update in zip(_flat(layers), updates, strict=True)]
         layers = list(zip(flat[::2], flat[1::2], strict=True))
         results.append(by_hand.named(example.params, layers))
@@ -137,13 +149,18 @@ def _batch(tensor: Tensor) -> Tensor:
 
 
 def _split_unified(
-    make: Callable[[Rates], GradientTransformation], rule: Rule
+    make: Callable[[Rates], GradientTransformation], rule: Rule, roundings: int
 ) -> Callable[[Tensor, Settings], Discrepancy]:
     def check(key: Tensor, settings: Settings) -> Discrepancy:
         example = _draw(key, settings)
         got = _train_split(example, settings, make(example.rates))
-        value, terms = by_hand.measure(lambda noise: _train_unified(example, rule, noise), example.x, settings.dtype)
-        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+        value, terms = by_hand.measure(
+            lambda noise: _train_unified(example, rule, noise, by_hand.louder(noise, roundings, settings.architecture)),
+            example.x,
+            settings.dtype,
+        )
+        count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
+        return compare(got, value, terms, count, settings.dtype)
 
     return check
 
@@ -202,7 +219,7 @@ def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
 
 
 def _compare_lanes(got: object, expected: object, terms: object, settings: Settings) -> Discrepancy:
-    count = by_hand.roundings(settings.architecture)
+    count = 2 * by_hand.roundings(settings.architecture)  # both sides round in the dtype
     return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
 
 
@@ -230,7 +247,7 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
         return jacobian
 
     value, terms = by_hand.measure(product, x, settings.dtype)
-    return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+    return compare(got, value, terms, sides(settings.dtype) * by_hand.roundings(settings.architecture), settings.dtype)
 
 
 CHECKS = (
@@ -238,13 +255,15 @@ CHECKS = (
         "split_sgd",
         "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
         "split network",
-        _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule),
+        _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule, SGD),
     ),
     Check(
         "split_momentum",
         "the same with momentum",
         "split network",
-        _split_unified(lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule),
+        _split_unified(
+            lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule, MOMENTUM
+        ),
     ),
     Check(
         "split_adam",
@@ -253,6 +272,7 @@ CHECKS = (
         _split_unified(
             lambda rates: optim.adam(rates["adam_learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
             _adam_rule,
+            ADAM,
         ),
     ),
     Check(
