@@ -120,7 +120,8 @@ def roundings(architecture: Architecture) -> int:
     So one more than the most numbers that are added up, five at least. They may conspire within a disturbance; across
     disturbances they are as random as these are.
     """
-    targets = max(architecture.batch, 1) * (architecture.outputs if architecture.tasks == 1 else 1)
+    shared = architecture.tasks == 1 and not architecture.indexed
+    targets = max(architecture.batch, 1) * (architecture.outputs if shared else 1)
     return max(architecture.inputs, architecture.hidden, targets + 1, 4) + 1
 
 

@@ -79,6 +79,7 @@ ARCHITECTURES = (
     Architecture(inputs=3, hidden=5, layers=1, outputs=3, tasks=3, batch=4),
     Architecture(inputs=7, hidden=4, layers=2, outputs=2, tasks=1),
     Architecture(inputs=2, hidden=6, layers=3, outputs=4, tasks=4, batch=5, indexed=True),
+    Architecture(inputs=5, hidden=3, layers=1, outputs=3, tasks=1, batch=2, indexed=True),
 )
 """Seed s has number s modulo their count; the first is the papers' network."""
 

@@ -13,7 +13,10 @@ from popart_func import optim, pop_art, random
 from popart_func.optim import GradientTransformation
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.algorithms import (
+from popart_func.verify.by_hand import Gradients, Layers, Noise, Statistics
+from popart_func.verify.check import Check, Settings
+from popart_func.verify.discrepancy import Discrepancy, compare, sides, unit_roundoff
+from popart_func.verify.runs import (
     HEAD,
     Make,
     Run,
@@ -23,9 +26,6 @@ from popart_func.verify.algorithms import (
     learner_of,
     train,
 )
-from popart_func.verify.by_hand import Gradients, Layers, Noise, Statistics
-from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare, sides, unit_roundoff
 
 __all__ = ["CHECKS"]
 
@@ -164,14 +164,14 @@ class _Moments(NamedTuple):
     Attributes:
         optimizer: with a run's decays.
         kept: ``(factor, decay, power)`` of each moment.
-        read: the moments out of its state.
+        read: the moments out of its state, and how many updates it counts.
         roundings: of a moment, after those of its gradients: the first is rescaled, decayed and added to at each later
             step. With a factor of r², the ratio rounds once and its square again, and so does each product.
     """
 
     optimizer: Callable[[Run], GradientTransformation]
     kept: Callable[[Run], tuple[tuple[Tensor, Tensor, int], ...]]
-    read: Callable[[PyTree], tuple[dict[str, Tensor], ...]]
+    read: Callable[[PyTree], PyTree]
     roundings: int
 
 
@@ -187,7 +187,7 @@ _MOMENTUM = _Moments(
     # A learning rate of zero: the network's function stands still, and the history is known.
     lambda run: optim.sgd(0.0, momentum=run.momentum),
     lambda run: ((_one(run.momentum), run.momentum.double(), 1),),
-    lambda opt_state: (opt_state[0].trace,),
+    lambda opt_state: ((opt_state[0].trace,), opt_state[1].count),
     roundings=(STEPS - 1) * (_FACTOR + 1 + 2),
 )
 _ADAM = _Moments(
@@ -196,7 +196,7 @@ _ADAM = _Moments(
         (1 - run.momentum.double(), run.momentum.double(), 1),
         (1 - ((1 + run.momentum) / 2).double(), ((1 + run.momentum) / 2).double(), 2),
     ),
-    lambda opt_state: (opt_state[0].mu, opt_state[0].nu),
+    lambda opt_state: ((opt_state[0].mu, opt_state[0].nu), opt_state[0].count),
     # The second moment takes the factor twice, and has a square and its own factor, 1 − b2, which rounds.
     roundings=(STEPS - 1) * (2 * (_FACTOR + 1) + 2) + 3,
 )
@@ -218,6 +218,8 @@ def _moments(kind: _Moments) -> Callable[[Tensor, Settings], Discrepancy]:
         value, terms = by_hand.measure(
             lambda noise: _moments_by_hand(run, settings, kind, noise)[: len(got)], run.x, settings.dtype
         )
+        counted = torch.full((), STEPS, device=key.device)
+        value, terms = ([(moments, counted) for moments in each] for each in (value, terms))
         count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
         return compare(got, value, terms, count, settings.dtype)
 

@@ -13,9 +13,9 @@ from popart_func import engines, learners, models, optim, pop_art, tree
 from popart_func.learners import Learner
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.algorithms import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
+from popart_func.verify.runs import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 
 __all__ = ["CHECKS", "compare_runs", "draw_runs", "step_of"]
 

@@ -13,11 +13,11 @@ from torch import Tensor, vmap
 from popart_func import pop_art
 from popart_func.tree import PyTree
 from popart_func.verify import draw
-from popart_func.verify.algorithms import result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare, worst
 from popart_func.verify.lanes import compare_runs, draw_runs, popart_learner, start_of, step_of
 from popart_func.verify.running import Batches, begin, belongs_to, follow
+from popart_func.verify.runs import result, train
 
 __all__ = ["CHECKS"]
 
