@@ -318,7 +318,10 @@ MUTANTS = {
         {"bound_holds", "batches", *TRAINED},
     ),
     "an ε in normalize": Mutant(
-        pop_art.normalize, "/ scale", "/ (scale + 1e-12)", {"normalize_inverts", "bound_is_reached", "info", *MOMENTS}
+        pop_art.normalize,
+        "/ scale",
+        "/ (scale + 1e-8)",
+        {"normalize_inverts", "bound_is_reached", "info", *MOMENTS, *EQUIVALENCE},
     ),
     "popart forgets the upper bound": Mutant(
         pop_art.popart, "            scale_ub=scale_ub,\n", "", {"popart_update", *TRAINED}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import vmap
 
-from popart_func import pop_art, random, verify
+from popart_func import engines, pop_art, random, verify
 from popart_func.cli import main
 from popart_func.verify import CHECKS, Settings, by_hand, draw, report, running
 from popart_func.verify.discrepancy import Discrepancy, compare, exceed, ratio, worst
@@ -288,6 +288,8 @@ class TestCommand:
         assert max(map(len, process.stdout.splitlines()[:-2])) <= 100
         written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
         assert written["dtype"] == "float64"
+        assert written["engine"] in engines.ENGINES, "the one that ran, not 'auto'"
+        assert (written["first_seed"], written["last_seed"]) == (0, 23)
         assert [entry["name"] for entry in written["checks"]] == list(CHECKS)
         for entry in written["checks"]:
             assert entry["passed"] is True or entry["skipped"]
@@ -323,7 +325,8 @@ class TestCommand:
         ("words", "message"),
         [
             (["--seeds", "0"], 'Invalid value "0" for --seeds. Must be >= 1.'),
-            (["--check", "gravity"], "Choose from: split_sgd, "),
+            (["--check", "batches", "gravity"], 'Invalid value "gravity" for --check. Choose from: split_sgd, '),
+            (["--seeds", "1000", "--seed", "3"], "Give --seeds 1000 or --seed 3, not both."),
             (["--check"], "--check requires at least 1 element"),
             (["--dtype", "float16"], 'Invalid value "float16" for --dtype.'),
             (["--engine", "steam"], "Choose from: auto, "),

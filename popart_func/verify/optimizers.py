@@ -110,7 +110,7 @@ def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
         "learning_rate": draw.log_between(1e-4, 1, rates[0]),
         "momentum": draw.between(0.1, 0.99, rates[1]),
         "b1": 1 - draw.log_between(1e-2, 0.5, rates[2]),
-        "b2": 1 - draw.log_between(1e-4, 0.2, rates[3]),
+        "b2": 1 - draw.log_between(1e-5, 0.2, rates[3]),
         "eps": magnitude * draw.log_between(1e-8, 1, rates[4]),
     }
     wide = {name: rate.double() for name, rate in drawn.items()}
