@@ -11,7 +11,8 @@ ways, by the library and independently of it, and returns how far apart they are
 
 What is allowed comes from the dtype and the operations, and stands with its reason beside each check: a difference
 is measured relative to the terms that were added up, where one rounding costs half an eps, and their number is counted;
-what many steps of a network make of roundings is measured by disturbing it (`by_hand.measure`).
+of the running statistics each update's roundings are followed to the end (`running.follow`); what many steps of a
+network make of roundings is measured by disturbing it (`by_hand.measure`), which is no bound but an estimate.
 
 Checks: `networks` (split and unified), `heads` (Proposition 1), `statistics` (Proposition 2, the running moments),
 `algorithms` (Algorithms 1 and 2, Proposition 3), `optimizers`, `gradients` (and an optimizer's moments), `lanes` (and
