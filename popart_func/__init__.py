@@ -30,7 +30,15 @@ from popart_func.models import (
     stateless,
     unify,
 )
-from popart_func.optim import GradientTransformation, adam, apply_updates, chain, rescale_moments, sgd
+from popart_func.optim import (
+    GradientTransformation,
+    adam,
+    apply_updates,
+    chain,
+    gradient_factors,
+    rescale_moments,
+    sgd,
+)
 from popart_func.pop_art import PopArt, PopArtState, art, fold, init_state, normalize, pop, popart, unnormalize
 
 if TYPE_CHECKING:
@@ -54,6 +62,7 @@ __all__ = [
     "chain",
     "engines",
     "fold",
+    "gradient_factors",
     "init_lanes",
     "init_params",
     "init_state",

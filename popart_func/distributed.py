@@ -12,6 +12,7 @@ does not call, leaves the others waiting. Lanes are `torch.vmap`s outside, as ev
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,8 @@ import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
 from popart_func import pop_art
-from popart_func._checks import Reduction, check_hyper_parameters, check_sum_of_samples, is_known
+from popart_func._checks import Reduction, check_count, check_hyper_parameters, check_sum_of_samples, is_known
 from popart_func._typing import Integer, Num, Scalar
-from popart_func.models import Params
 from popart_func.moments import Moments, join, moments
 from popart_func.pop_art import PopArt, PopArtState
 
@@ -117,27 +117,20 @@ def popart(
     Raises:
         RuntimeError, TypeError, ValueError: as `art` and `popart_func.pop`.
     """
-    init, _ = pop_art.popart(
-        num_outputs, step_size, scale_lb, scale_ub, reduction=reduction, bias_correction=bias_correction
-    )
-
-    def update(
-        params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Integer[Tensor, "..."] | None = None
-    ) -> tuple[dict[str, Tensor], PopArtState]:
-        new = art(
-            state,
-            targets,
-            indices,
+    check_count("distributed.popart", "num_outputs", num_outputs)
+    check_hyper_parameters("distributed.popart", step_size, scale_lb, scale_ub, reduction)
+    return pop_art.with_art(
+        partial(
+            art,
             step_size=step_size,
             scale_lb=scale_lb,
             scale_ub=scale_ub,
             reduction=reduction,
             bias_correction=bias_correction,
             group=group,
-        )
-        return pop_art.pop(params, state, new), new
-
-    return PopArt(init, update)
+        ),
+        num_outputs,
+    )
 
 
 def _gathered(own: Tensor, group: dist.ProcessGroup) -> Tensor:

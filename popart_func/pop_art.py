@@ -19,6 +19,7 @@ and 2; Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -357,6 +358,22 @@ def popart(
     check_count("popart", "num_outputs", num_outputs)
     check_hyper_parameters("popart", step_size, scale_lb, scale_ub, reduction)
 
+    return with_art(
+        partial(
+            art,
+            step_size=step_size,
+            scale_lb=scale_lb,
+            scale_ub=scale_ub,
+            reduction=reduction,
+            bias_correction=bias_correction,
+        ),
+        num_outputs,
+    )
+
+
+def with_art(art: Callable[..., PopArtState], num_outputs: int) -> PopArt:
+    """Pop-Art whose statistics are moved by ``art(state, targets, indices)``: see `popart`."""
+
     def init(params: Params | None = None) -> PopArtState:
         if not params:
             return init_state(num_outputs)
@@ -366,16 +383,7 @@ def popart(
     def update(
         params: Params, state: PopArtState, targets: Num[Tensor, "..."], indices: Integer[Tensor, "..."] | None = None
     ) -> tuple[dict[str, Tensor], PopArtState]:
-        new = art(
-            state,
-            targets,
-            indices,
-            step_size=step_size,
-            scale_lb=scale_lb,
-            scale_ub=scale_ub,
-            reduction=reduction,
-            bias_correction=bias_correction,
-        )
+        new = art(state, targets, indices)
         return pop(params, state, new), new
 
     return PopArt(init, update)

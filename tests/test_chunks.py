@@ -71,7 +71,10 @@ def interrupted_after(number: int, monkeypatch: pytest.MonkeyPatch, path: Path) 
 
 def same_bits(one: xarray.Dataset, other: xarray.Dataset) -> bool:
     assert one.sizes == other.sizes
-    return all(np.array_equal(one[name].values.view(np.int32), other[name].values.view(np.int32)) for name in other)
+    return all(
+        one[name].dtype == other[name].dtype and one[name].values.tobytes() == other[name].values.tobytes()
+        for name in other
+    )
 
 
 class TestResume:
@@ -109,6 +112,32 @@ class TestResume:
         done = part["final"].sel(learner="popart").where(~missing)
         assert done.equals(whole["final"].sel(learner="popart").where(~missing))
         assert same_bits(load(uninterrupted[1]), whole)
+
+    def test_a_lane_that_was_not_run_is_not_one_that_diverged(self, tmp_path, monkeypatch):
+        """Whatever is kept: `done` and `diverged_at` tell them apart, and what stands in their place is documented."""
+        record = {
+            "error": records.last(5),
+            "above": records.Record(records.error, lambda series: (series > 50).sum(), None, "how often"),
+            "ever": records.Record(records.error, lambda series: (series > 50).any(), None, "whether at all"),
+            "turned": records.Record(records.error, lambda series: series[0] * 1j, None, "complex"),
+        }
+        whole = sweep.run(**small_sweep.arguments(record=record, store=tmp_path / "store"))
+        assert whole["done"].dtype == bool
+        assert whole["done"].all()
+        assert load(tmp_path / "store").equals(whole)
+        (tmp_path / "store" / "done" / "sgd-00002.json").unlink()
+        part = load(tmp_path / "store")
+        not_run = ~part["done"]
+        assert part["done"].dims == part["diverged_at"].dims
+        assert not_run.sum() == 2  # one lane, at both step sizes, which SGD does not take
+        lost, kept = part.where(not_run, drop=True), part.where(part["done"])
+        assert (lost["diverged_at"] == -2).all()
+        assert lost["error"].isnull().all()
+        assert lost["turned"].isnull().all()
+        assert (lost["above"] == 0).all()
+        assert (lost["ever"] == 0).all()
+        assert kept.equals(whole.where(part["done"]))
+        assert (kept["diverged_at"].sel(learning_rate=small_sweep.TOO_LARGE).min()) >= 0
 
 
 def flip(path: Path, place: float = 0.5) -> None:
@@ -342,6 +371,27 @@ class TestWhoMayWrite:
         assert len(str(caught.value).splitlines()) == 1 + len(lines)
         assert runs == []
 
+    def test_long_lists_are_cut_down_to_what_differs(self):
+        def line(there, here):
+            (found,) = files.differences({"seeds": there}, {"seeds": here})
+            return found
+
+        assert line(list(range(50)), list(range(2, 60))) == (
+            "seeds: 50 values there, 58 here, only there: 0, 1, only here: 50, 51, 52, 53, 54 and 5 more"
+        )
+        sevenths = [i / 7 for i in range(30)]
+        assert line(sevenths, [*sevenths[:7], 1.5, *sevenths[7:]]) == (
+            "seeds: 30 values there, 31 here, only here: 1.5"
+        )
+        assert line(list(range(50)), [*range(48), 49, 48]) == (
+            "seeds: 50 values there, 50 here, the first that differs: 48 there, 49 here"
+        )
+        assert line(None, list(range(50))).startswith("seeds: nothing there, [0, 1, 2,")
+
+    def test_long_texts_are_cut_down_to_where_they_part(self):
+        (line,) = files.differences({"text": "a" * 200 + "b" + "c" * 200}, {"text": "a" * 200 + "d"})
+        assert line == f'text: ...{"a" * 20}b{"c" * 39}... there, ...{"a" * 20}d" here'
+
     def test_other_functions_are_another_sweep(self, store):
         arguments = small_sweep.arguments(store=store)
         init, data, sgd = arguments["init"], arguments["data"], arguments["make_learner"]["sgd"]
@@ -377,12 +427,37 @@ class TestWhoMayWrite:
         with pytest.raises(StoreError, match="has format 2, and this version of popart_func reads 1"):
             load(store)
 
+    @pytest.mark.parametrize(
+        ("name", "why"), [("file", "File exists"), ("file/below", "Not a directory"), ("x" * 300, "File name too long")]
+    )
+    def test_a_place_that_can_be_no_directory(self, tmp_path, runs, name, why):
+        (tmp_path / "file").write_text("precious")
+        with pytest.raises(StoreError, match=rf"can't be a sweep's directory: {why}\. Name another one"):
+            sweep.run(**small_sweep.arguments(store=tmp_path / name))
+        assert runs == []
+        assert (tmp_path / "file").read_text() == "precious"
+
+    def test_a_place_that_may_not_be_written(self, tmp_path, monkeypatch):
+        def refused(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(chunks.filelock.FileLock, "acquire", refused)
+        with pytest.raises(StoreError, match=r"can't be a sweep's directory: Permission denied\. Name another one"):
+            sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+
+    def test_a_home_and_a_relative_path(self, uninterrupted, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        sweep.run(**small_sweep.arguments(store="~/store"))
+        assert same_bits(load("store"), uninterrupted[0])
+
     def test_other_files_are_left_alone(self, tmp_path, runs):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(StoreError, match=r"holds 'thesis\.tex' and no sweep: name another directory"):
             sweep.run(**small_sweep.arguments(store=tmp_path))
         assert runs == []
         assert (tmp_path / "thesis.tex").read_text() == "precious"
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"], "not even a lock is put beside them"
 
 
 class TestOthersCanRead:
@@ -397,10 +472,21 @@ class TestOthersCanRead:
         with xarray.open_zarr(path / "lanes.zarr", group="sgd") as lanes:
             assert "step_size" not in lanes.variables
 
+    def test_one_learner_is_at_the_root_and_several_are_a_tree(self, uninterrupted, tmp_path):
+        with xarray.open_datatree(uninterrupted[1] / "lanes.zarr", engine="zarr") as tree:
+            assert sorted(tree.children) == ["popart", "sgd"]
+        arguments = small_sweep.arguments(store=tmp_path / "store")
+        sweep.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"]})
+        with xarray.open_zarr(tmp_path / "store" / "lanes.zarr") as lanes:
+            assert lanes["final"].sizes == {"lane": 18}
+            assert "groups" not in lanes.attrs
+
     def test_it_says_what_it_is(self, uninterrupted):
         result, path = uninterrupted
         with xarray.open_zarr(path / "lanes.zarr") as root:
             said = root.attrs
+            assert said.pop("groups") == ["sgd", "popart"], "where to find what the root does not have"
+            assert not root.variables
         configuration = json.loads(said["configuration"])
         assert configuration["seeds"] == [0, 1, 2]
         assert configuration["hyper_parameters"] == {"learning_rate": [0.01, 0.3, 1e6], "step_size": [0.1, 0.5]}

@@ -14,6 +14,7 @@ import optree
 import pytest
 import torch
 import torch._dynamo
+import torch.nn.functional as F  # noqa: N812
 from torch.func import vmap
 
 import popart_func as pf
@@ -314,6 +315,21 @@ def test_gradients_of_what_a_step_closes_over_are_not_lost():
             scan(step, torch.tensor(0.0), torch.ones(3), engine=engine)
         with torch.no_grad():
             assert scan(step, torch.tensor(0.0), torch.ones(3), engine=engine)[0] == 6
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_one_hot_reads_no_values(engine):
+    """PyTorch would: of classes from outside in a trace, and of those that `grad` wraps, also under `vmap`."""
+    classes = torch.tensor([2, 0])
+
+    def step(carry, x):
+        slope = torch.func.grad(lambda weight: (weight * F.one_hot(x, 3)).sum())(torch.ones(3))
+        return carry + F.one_hot(classes, 4), (F.one_hot(classes[1], 3), slope)
+
+    carry, (of_zero, slopes) = scan(step, torch.zeros(2, 4), torch.tensor([1, 0, 1]), engine=engine)
+    assert torch.equal(carry, 3.0 * torch.eye(4)[classes])
+    assert torch.equal(of_zero, torch.eye(3).long()[[0, 0, 0]])
+    assert torch.equal(slopes, torch.eye(3)[[1, 0, 1]])
 
 
 @pytest.mark.parametrize("engine", COMPILED)

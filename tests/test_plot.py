@@ -280,6 +280,27 @@ def test_a_map_of_nothing_but_divergence(tmp_path: Path) -> None:
     drawn = heat_map(_errors().isel(learner=1) * np.nan, tmp_path / "grid.png")
     assert len(_cells(drawn.axes[0], "xxxx")) == 49
     assert drawn.axes[0].get_title(loc="left") == "\nall diverged\n"
+    assert len(drawn.axes) == 1, "no bar, for there are no colours"
+
+
+@pytest.mark.parametrize("most", [23.6, 24.5, 30.0, 75.0, 150.0, 300.0, 2000.0, 1e6])
+@pytest.mark.parametrize("unit", [1.0, 1e-7, 1e5])
+def test_the_colours_have_numbers_in_a_small_grid_too(tmp_path: Path, most: float, unit: float) -> None:
+    error = xarray.DataArray(
+        np.array([[23.5, most], [23.5, most]])[..., None] * unit,
+        {"learning_rate": [0.1, 1.0], "step_size": [0.1, 1.0]},
+        ("learning_rate", "step_size", "seed"),
+        name="final_error",
+    )
+    drawn = heat_map(error, tmp_path / "grid.png")
+    bar = drawn.axes[-1]
+    assert bar.get_ylabel().startswith("final error\n")
+    low, high = bar.get_ylim()
+    numbers = [label for label in bar.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert 2 <= len(numbers) <= 8
+    extents = [_extent(label) for label in numbers]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(extents))
+    assert all(extent.x1 <= _extent(bar.yaxis.label).x0 for extent in extents)
 
 
 def test_a_single_run_has_no_interval_and_zero_has_a_colour(tmp_path: Path) -> None:

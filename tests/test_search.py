@@ -50,6 +50,21 @@ class TestSweepGrid:
             assert rate in search.VALUES
             assert step_size is None or step_size in search.VALUES
 
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"algorithms": ["adam"]}, ValueError, "`algorithms` must be among .*, got 'adam'"),
+            ({"algorithms": None}, TypeError, "`algorithms` must be names among .*, got None"),
+            ({"learning_rates": [0.0]}, ValueError, r"`learning_rates` must be > 0, got 0\.0"),
+            ({"step_sizes": [0.5, 2]}, ValueError, r"`step_sizes` must be > 0 and <= 1, got 2\.0"),
+            ({"step_sizes": ["0.5"]}, TypeError, "`step_sizes` must be an iterable of numbers"),
+        ],
+    )
+    def test_bad_arguments(self, changes, error, message):
+        with pytest.raises(error, match=f"^sweep_grid: {message}"):
+            search.sweep_grid(**changes)
+
     def test_a_lane_is_the_run_that_reproduce_makes(self, finished):
         expected = regression.reproduce(range(4), algorithms=["popart"], engine="native")["rmse"].isel(algorithm=0)
         lane = load(finished).sel(learner="popart", learning_rate=RATE, step_size=STEP_SIZE)
@@ -129,6 +144,21 @@ class TestJudge:
         assert found["settings"] == 5
         assert found["paper"]["learning_rate"] == 10**-3.5
 
+    def test_what_there_is_to_judge(self):
+        with pytest.raises(ValueError, match=r"cells: `algorithm` must be among \['popart'\], got 'sgd'"):
+            search.judge(synthetic(), "sgd")
+        with pytest.raises(ValueError, match=r"cells: `name` must be among .*'final_error'.*, got 'rmsd'"):
+            search.judge(synthetic(), "popart", by="rmsd")
+
+    def test_an_unfinished_sweep_is_not_judged(self):
+        """What was not run would count as diverged."""
+        dataset = synthetic()
+        dataset["diverged_at"][0, 0, 0, :5] = -2
+        with pytest.raises(
+            ValueError, match=r"of a finished sweep, got 5 of 300 lanes of 'popart' that have not been run"
+        ):
+            search.judge(dataset, "popart")
+
     def test_the_table(self):
         from rich.console import Console
 
@@ -139,6 +169,25 @@ class TestJudge:
         rows = [line.split() for line in lines if "best" in line or "paper's" in line]
         assert rows[0][:4] == ["Pop-Art", "best", "10^-1", "10^-0.5"]
         assert rows[1][:3] == ["paper's", "10^-2.5", "10^-0.5"]
+
+
+class TestSpeed:
+    @staticmethod
+    def said(lane_steps: int) -> str | None:
+        dataset = xarray.Dataset(attrs={"lane_steps": lane_steps, "all_lane_steps": 1_500_000, "seconds": 2.0})
+        return search_report.speed(dataset, lambda: 3e-3)
+
+    def test_of_a_whole_sweep(self):
+        assert self.said(1_500_000) == (
+            "1.5 million lane-steps in 2.0 s, 0.75 million/s, all included\n"
+            "one module per seed: 3000 us a lane-step, 1.2 hours, 2,250 times as long"
+        )
+
+    def test_of_a_part_there_is_no_ratio(self):
+        assert self.said(500_000) == "run now: 0.5 of 1.5 million lane-steps, in 2.0 s; the others were there"
+
+    def test_of_nothing(self):
+        assert self.said(0) is None
 
 
 class TestCommand:
@@ -163,6 +212,15 @@ class TestCommand:
         assert max(map(len, out.splitlines())) <= 80
         assert err == "2 of 2 chunks are done and whole.\n"
         assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"} == before
+
+    @pytest.mark.usefixtures("never_run")
+    def test_what_is_named_twice_counts_once(self, finished, capsys):
+        """As the help says."""
+        assert main(["sweep", *WORDS, "--step-sizes", "1", "--learning-rates", "1", "--out", str(finished)]) == 0
+        assert main(["sweep", "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "What is named twice counts once, here and below." in told
+        assert "How many seeds, from 2 on, for intervals are over seeds." in told
 
     @pytest.mark.usefixtures("never_run")
     def test_another_grid_is_refused(self, finished, capsys):
@@ -196,7 +254,8 @@ class TestCommand:
         )
         assert main(words) == 0
         out, err = capsys.readouterr()
-        assert "million lane-steps in" in out
+        assert "run now: 0.1 of 0.2 million lane-steps, in " in out
+        assert "times as long" not in out, "of a part it would say nothing"
         assert f"wrote {tmp_path / 'sweep' / 'summary.json'}" in out
         assert (tmp_path / "sweep" / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
         assert load(tmp_path / "sweep").identical(load(finished))
@@ -209,6 +268,7 @@ class TestCommand:
             (["--chunk", "1.5"], 'Invalid value for --chunk: unable to convert "1.5" into int.'),
             (["--workers", "0"], "Choose a number of processes, at least 1, or ray, or ray://host:port."),
             (["--workers", "horses"], 'Invalid value "horses" for --workers.'),
+            (["--workers", "ray://"], 'Invalid value "ray://" for --workers.'),
             (["--step-sizes", "2"], "Must be <= 1."),
             (["--learning-rates", "0"], "Must be > 0."),
             (["--learning-rates", "fast"], 'unable to convert "fast" into float.'),

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import xarray
 
-from popart_func.experiments import statistics
+from popart_func.experiments import _resampling
 from popart_func.experiments.statistics import (
     best_setting,
     bootstrap_interval,
@@ -175,7 +175,7 @@ def test_the_interval_keeps_the_other_dimensions_in_order() -> None:
 def test_the_interval_does_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = xarray.DataArray(np.random.default_rng(2).normal(size=(7, 12)), dims=("sample", "seed"))
     whole = bootstrap_interval(values, resamples=100)
-    monkeypatch.setattr(statistics, "_CHUNK", 2400)
+    monkeypatch.setattr(_resampling, "_CHUNK", 2400)
     xarray.testing.assert_identical(bootstrap_interval(values, resamples=100), whole)
 
 
@@ -254,6 +254,20 @@ def test_many_are_compared_with_one() -> None:
     assert (found["estimate"].sel(algorithm="b") == 0).all()
     alone = probability_of_improvement(many.sel(algorithm="a"), y, resamples=20)
     xarray.testing.assert_allclose(found.sel(algorithm="a"), alone)
+
+
+def test_a_diverged_run_is_infinitely_bad_beside_minus_infinity_and_there_is_no_warning() -> None:
+    """Minus infinity is what a score is that diverged, and no error can outweigh divergence."""
+    mixed = xarray.DataArray([np.nan, -np.inf], dims="seed")
+    assert float(interquartile_mean(mixed)) == np.inf
+    assert float(median(mixed)) == np.inf
+    assert float(interquartile_mean(xarray.DataArray([-np.inf, 1.0, 2.0], dims="seed"))) == -np.inf
+    interval = bootstrap_interval(mixed, resamples=50)
+    assert (float(interval["low"]), float(interval["estimate"]), float(interval["high"])) == (-np.inf, np.inf, np.inf)
+
+
+def test_a_mean_beyond_float64_is_infinite() -> None:
+    assert float(interquartile_mean(xarray.DataArray([1e308, 1.5e308], dims="seed"))) == np.inf
 
 
 # -------------------- errors

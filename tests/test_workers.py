@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import select
+import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,10 +55,37 @@ class TestProcesses:
         with pytest.raises(ArithmeticError, match="seed 2 is broken"):
             sweep.run(**{**arguments, "init": broken})
 
+    def test_end_with_a_caller_that_is_killed(self, tmp_path):
+        """Each of two holds a pipe open in the middle of a chunk: no writers are left when both are gone."""
+        os.mkfifo(tmp_path / "alive")
+        pipe = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
+        caller = subprocess.Popen([sys.executable, Path(__file__).with_name("stuck_sweep.py"), tmp_path / "alive"])
+        try:
+            begun = b""
+            while begun != b"..":
+                assert select.select([pipe], [], [], 60)[0], "they do not begin"
+                begun += os.read(pipe, 1)
+            assert not select.select([pipe], [], [], 0)[0], "they are at it"
+            caller.send_signal(signal.SIGKILL)
+            caller.wait()
+            assert select.select([pipe], [], [], 60)[0], "they live on"
+            assert os.read(pipe, 1) == b"", "the end of the file"
+        finally:
+            caller.kill()
+            caller.wait()
+            os.close(pipe)
+
 
 def test_a_missing_ray_says_which_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'popart-func\[ray\]'"):
+        sweep.run(**small_sweep.arguments(workers="ray"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
+def test_an_address_of_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConnectionError, match="run: `workers` 'ray' can't connect to nonsense: Invalid address format"):
         sweep.run(**small_sweep.arguments(workers="ray"))
 
 
@@ -62,7 +95,13 @@ def test_a_missing_ray_says_which_extra(monkeypatch):
 class TestRay:
     @pytest.fixture(scope="class")
     @classmethod
-    def cluster(cls) -> Iterator[Any]:
+    def client_port(cls) -> int:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return free.getsockname()[1]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls, client_port: int) -> Iterator[Any]:
         """Two nodes of one processor each, on this machine."""
         import ray
         from ray.cluster_utils import Cluster
@@ -70,7 +109,8 @@ class TestRay:
         environment = pytest.MonkeyPatch()
         environment.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20})
+        head = {"num_cpus": 1, "object_store_memory": 100 << 20, "ray_client_server_port": client_port}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
         ray.init(address=nodes.address, log_to_driver=False)
         yield nodes
@@ -86,6 +126,19 @@ class TestRay:
         arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
         assert sweep.run(**arguments).equals(alone)
         assert (tmp_path / "killed").exists()
+        assert load(tmp_path / "store").equals(alone)
+
+    @pytest.mark.usefixtures("cluster")
+    def test_a_client_gives_the_same_to_the_bit(self, client_port, alone, tmp_path):
+        """From a process of its own, for this one is connected already."""
+        code = (
+            "import sys, small_sweep; from popart_func.experiments import sweep; "
+            "sweep.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
+        )
+        words = [sys.executable, "-c", code, tmp_path / "store", f"ray://127.0.0.1:{client_port}"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        found = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert found.returncode == 0, found.stderr
         assert load(tmp_path / "store").equals(alone)
 
     def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):

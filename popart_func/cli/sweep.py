@@ -17,9 +17,17 @@ HALF_DECADES = tuple(10 ** (power / 2) for power in range(-10, 1))
 """The values of `experiments.search`, which takes long to import."""
 
 
-def _check_workers(_: Any, workers: str | None) -> None:
-    if workers and not ((workers.isdigit() and int(workers) > 0) or workers == "ray" or workers.startswith("ray://")):
-        raise ValueError("Choose a number of processes, at least 1, or ray, or ray://host:port.")
+def _as_workers(text: str | None) -> int | str | None:
+    return int(text) if text and text.isdecimal() else text
+
+
+def _check_workers(_: Any, text: str | None) -> None:
+    from popart_func.experiments.asked import check_workers
+
+    try:
+        check_workers(_as_workers(text))
+    except ValueError:
+        raise ValueError("Choose a number of processes, at least 1, or ray, or ray://host:port.") from None
 
 
 def _powers(values: tuple[float, ...]) -> str:
@@ -51,7 +59,7 @@ def sweep(
     interquartile mean of its seeds' final error and a 95 % interval, beside the paper's setting. Killed at any
     moment, the same command goes on from where it was; on a finished directory it only prints. Writes:
 
-    * **lanes.zarr**: the results of every lane, for xarray.open_zarr.
+    * **lanes.zarr**: the results of every lane, for xarray.open_zarr with group="sgd", "art" and so on.
     * **heat_map.png**: the final error over the grid.
     * **summary.json**: what is printed, and more.
 
@@ -60,13 +68,13 @@ def sweep(
     Parameters
     ----------
     algorithms
-        Which algorithms, one or more words. SGD has no step size.
+        Which algorithms, one or more words. SGD has no step size. What is named twice counts once, here and below.
     learning_rates
         Which learning rates.
     step_sizes
         Which step sizes of the statistics.
     seeds
-        How many seeds, 0 and up.
+        How many seeds, from 2 on, for intervals are over seeds. They are numbered from 0.
     chunk
         How many lanes run at once, and are written at once.
     workers
@@ -94,14 +102,14 @@ def sweep(
             engine=engine,
             device=device,
             store=out,
-            workers=int(workers) if workers and workers.isdigit() else workers,
+            workers=_as_workers(workers),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = search_report.write(dataset, out)
     Console().print(search_report.table(summary), highlight=False)
-    if dataset.attrs["lane_steps"]:
-        lane_steps, seconds = dataset.attrs["lane_steps"], dataset.attrs["seconds"]
-        print(search_report.speed(lane_steps, seconds, search.reference_seconds()))
+    speed = search_report.speed(dataset)
+    if speed:
+        print(speed)
     for path in written:
         print(f"wrote {path}")

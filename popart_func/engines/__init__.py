@@ -132,7 +132,7 @@ PAYS_OFF = {"native": 500, "inductor": 2000, "eager": 0}
 """
 
 
-def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
+def resolve_engine(engine: str, device: torch.device | str, steps: int, *, caller: str = "scan") -> str:
     """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
 
     Raises:
@@ -151,10 +151,10 @@ def resolve_engine(engine: str, device: torch.device | str, steps: int) -> str:
             _say_once(f"engine 'auto': {name} can't run on {device}: {reasons[name]} Going on with {chosen}.")
         return chosen
     if engine not in ENGINES:
-        raise ValueError(f"scan: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
+        raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
     reason = _module(engine).why_not(device)
     if reason is not None:
-        raise EngineUnavailableError(f"scan: the engine {engine!r} can't run on {device}: {reason}")
+        raise EngineUnavailableError(f"{caller}: the engine {engine!r} can't run on {device}: {reason}")
     return engine
 
 

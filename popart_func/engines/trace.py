@@ -24,6 +24,7 @@ from torch.func import functionalize
 from popart_func.engines import lines
 from popart_func.engines.lines import TraceError
 from popart_func.engines.mutations import is_mutable, without_mutations
+from popart_func.engines.one_hot import OneHot
 from popart_func.engines.pauses import without_collector, without_dynamo
 from popart_func.engines.recorder import Recorder, TensorSpec
 from popart_func.engines.zero_d_indices import ZeroDIndices
@@ -149,7 +150,7 @@ def _trace(
     out_structure: list[optree.PyTreeSpec] = []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        with ZeroDIndices():
+        with ZeroDIndices(), OneHot():
             result = function(*optree.tree_unflatten(structure, leaves))
         check(result)
         out_leaves, spec = optree.tree_flatten(result)

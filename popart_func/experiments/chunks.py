@@ -4,7 +4,8 @@
     What was asked, and a hash of it: only the same sweep is ever continued.
 ``lanes.zarr``
     The results, one lane after the other, with each lane's hyper-parameters and seed as coordinates: for
-    `xarray.open_zarr`. A sweep of several learners has a group for each.
+    `xarray.open_zarr`. A sweep of several learners has a group for each, ``open_zarr(path, group="sgd")``, and nothing
+    at the root but its attributes, which name them.
 ``done``
     One small file for each chunk of lanes, with the checksums of its files in ``lanes.zarr``.
 
@@ -33,6 +34,7 @@ import zarr
 from popart_func.experiments.files import (
     PARTIAL,
     canonical,
+    check_directory,
     differences,
     digest,
     flush,
@@ -72,7 +74,7 @@ class ChunkStore:
         configuration: Mapping[str, Any],
         provenance: Mapping[str, Any],
     ) -> None:
-        self.path = Path(path).expanduser().resolve()
+        self.path = check_directory("ChunkStore", "path", path)
         self.done: set[Chunk] = set()
         self.found: list[str] = []
         self._plan = plan
@@ -88,13 +90,20 @@ class ChunkStore:
         Raises:
             StoreError: another process is at it, or it holds another sweep, or something else.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_ours()
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise StoreError(
                 f"{self.path} is in use by another process: wait until it ends, or name another directory."
             ) from None
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} can't be a sweep's directory: {error.strerror or error}. Name another one."
+            ) from error
         try:
             self._open()
         except BaseException:
@@ -127,11 +136,15 @@ class ChunkStore:
             ) from error
         self.done.add(chunk)
 
+    def _check_ours(self) -> None:
+        """Raises if the directory holds something else: nothing is put beside it, not even a lock."""
+        names = sorted(os.listdir(self.path))
+        foreign = [name for name in names if name != LOCK and not name.startswith(PARTIAL)]
+        if foreign and CONFIGURATION not in names:
+            raise StoreError(f"{self.path} holds {foreign[0]!r} and no sweep: name another directory.")
+
     def _open(self) -> None:
         if not (self.path / CONFIGURATION).exists():
-            foreign = [name for name in sorted(os.listdir(self.path)) if name != LOCK and not name.startswith(PARTIAL)]
-            if foreign:
-                raise StoreError(f"{self.path} holds {foreign[0]!r} and no sweep: name another directory.")
             content = {"configuration": self._configuration, "provenance": self._provenance}
             write_sealed(self.path / CONFIGURATION, content)
             flush(self.path.parent)
@@ -180,6 +193,9 @@ class ChunkStore:
         aside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=self.path))
         said = attributes(self._configuration, self._provenance)
         root = zarr.create_group(aside, zarr_format=3, attributes=said)
+        learners = [learner for learner in self._plan.grid.takes if learner]
+        if learners:
+            root.attrs["groups"] = learners
         for learner in self._plan.grid.takes:
             self._write_group(learner, root.create_group(learner, attributes=said) if learner else root)
         with warnings.catch_warnings():
@@ -231,13 +247,16 @@ def load(path: str | Path) -> xarray.Dataset:
         path: as given to `sweep.run`.
 
     Returns:
-        As `sweep.run` returns it. Lanes that are missing or damaged are NaN, and -2 in ``diverged_at``; the attribute
-        ``complete`` is 1 where there are none.
+        As `sweep.run` returns it. In ``done``, lanes that are missing or damaged are False: then there is -2 in
+        ``diverged_at`` (not -1, as of a lane that did not diverge), NaN in floats and complex numbers, which is no sign
+        of divergence, and 0 in integers and booleans, which is no result. The attribute ``complete`` is 1 where all are
+        done. Statistics take NaN for a lane that diverged: give them what is done alone.
 
     Raises:
+        TypeError: the path is none.
         StoreError: there is no sweep, or what it says of itself is damaged.
     """
-    path = Path(path).expanduser().resolve()
+    path = check_directory("load", "path", path)
     content = read_configuration(path)
     if not _has_labels(path):
         raise StoreError(f"{path}: the labels are not there or damaged: run the same sweep again, which mends them.")
@@ -270,6 +289,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """
     content = read_sealed(path / CONFIGURATION)
     if content is None:
+        if not path.is_dir():
+            raise StoreError(f"{path} is {'a file' if path.exists() else 'not there'}: no sweep.")
         reason = "is damaged: move the directory away" if (path / CONFIGURATION).exists() else "is not there: no sweep"
         raise StoreError(f"{path / CONFIGURATION} {reason}.")
     if content["configuration"]["format"] != FORMAT:

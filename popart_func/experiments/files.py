@@ -8,15 +8,41 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTIAL", "canonical", "differences", "digest", "flush", "read_sealed", "write_atomically", "write_sealed"]
+__all__ = [
+    "PARTIAL",
+    "canonical",
+    "check_directory",
+    "differences",
+    "digest",
+    "flush",
+    "read_sealed",
+    "write_atomically",
+    "write_sealed",
+]
 
 PARTIAL = ".partial-"
 """How the names of files begin that are still being written."""
 
 _SEAL = "sha256"
+
+_LONG, _SHOWN = 60, 5  # Longer texts are not shown whole; then so many values of a list are.
+
+
+def check_directory(caller: str, name: str, path: str | Path) -> Path:
+    """The absolute path of a local directory, there or not.
+
+    Raises:
+        TypeError, ValueError: it can't be one.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{caller}: `{name}` must be the path of a directory, got {type(path).__name__}.")
+    if "://" in str(path) or "\0" in str(path):
+        raise ValueError(f"{caller}: `{name}` must be the path of a local directory, got {str(path)!r}.")
+    return Path(path).expanduser().resolve()
 
 
 def canonical(value: Any) -> str:
@@ -65,7 +91,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """What `write_sealed` wrote, or None if there is no such file or it is not what was written."""
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
         return None
     if not isinstance(content, dict):
         return None
@@ -74,7 +100,11 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Where two trees of plain data differ, one line each."""
+    """Where two trees of plain data differ, one line each: what is long is cut down to what differs.
+
+    >>> differences({"seeds": list(range(50)), "chunk_size": 4}, {"seeds": list(range(52)), "chunk_size": 5})
+    ['chunk_size: 4 there, 5 here', 'seeds: 50 values there, 52 here, only here: 50, 51']
+    """
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted(there.keys() | here.keys())
         return [
@@ -82,14 +112,39 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
             for key in keys
             for line in differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if there == here else [f"{name}: {_short(there)} there, {_short(here)} here"]
+    if there == here:
+        return []
+    texts = ["nothing" if value is None else json.dumps(value) for value in (there, here)]
+    if max(map(len, texts)) > _LONG and isinstance(there, list) and isinstance(here, list):
+        return [f"{name}: {_difference_of_lists(there, here)}"]
+    if max(map(len, texts)) > _LONG:
+        texts = _around_difference(*texts)
+    return [f"{name}: {texts[0]} there, {texts[1]} here"]
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value)
-    if isinstance(value, list) and len(text) > 60:
-        text = f"{len(value)} values {text[:40]}...{text[-12:]}"
-    return text
+def _difference_of_lists(there: list[Any], here: list[Any]) -> str:
+    """How long they are, and what only one of them has; else where their orders part."""
+    texts = [list(map(canonical, values)) for values in (there, here)]
+    found = [f"{len(there)} values there, {len(here)} here"]
+    for where, own, others in (("there", texts[0], set(texts[1])), ("here", texts[1], set(texts[0]))):
+        only = [text for text in own if text not in others]
+        if only:
+            more = f" and {len(only) - _SHOWN} more" if len(only) > _SHOWN else ""
+            found.append(f"only {where}: {', '.join(only[:_SHOWN])}{more}")
+    if len(found) == 1:
+        one, other = next(pair for pair in zip_longest(*texts, fillvalue="nothing") if pair[0] != pair[1])
+        found.append(f"the first that differs: {one} there, {other} here")
+    return ", ".join(found)
+
+
+def _around_difference(*texts: str) -> list[str]:
+    """The texts from shortly before their first difference to shortly after it."""
+    same = next(i for i, (one, other) in enumerate(zip_longest(*texts)) if one != other)
+    start = max(0, same - _LONG // 3)
+    return [
+        ("..." if start else "") + text[start : start + _LONG] + ("..." if len(text) > start + _LONG else "")
+        for text in texts
+    ]
 
 
 def _umask() -> int:

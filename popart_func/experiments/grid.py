@@ -13,10 +13,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray
 
-__all__ = ["DIVERGED", "NEVER", "NOT_RUN", "Chunk", "Grid", "Plan", "Values", "Variable", "dimensions", "missing"]
+__all__ = [
+    "DIVERGED",
+    "DONE",
+    "NEVER",
+    "NOT_RUN",
+    "Chunk",
+    "Grid",
+    "Plan",
+    "Values",
+    "Variable",
+    "dimensions",
+    "missing",
+]
 
 DIVERGED, NEVER, NOT_RUN = "diverged_at", -1, -2
 """The variable that says at which sample a lane diverged, and its two other values."""
+
+DONE = "done"
+"""The variable that says whether a lane has been run. In files it is `DIVERGED` alone that says so."""
 
 Values = dict[str, np.ndarray]
 """Arrays by name, with lanes as the leading axis."""
@@ -130,6 +145,8 @@ class Plan(NamedTuple):
             data[name] = ((*learners, *axes, *named[name]), whole, {"long_name": variable.description})
             if variable.samples is not None:
                 coordinates[named[name][0]] = np.array(variable.samples, dtype=np.int64)
+        dims, diverged, _ = data[DIVERGED]
+        data[DONE] = (dims, diverged != NOT_RUN, {"long_name": "whether the lane has been run"})
         return xarray.Dataset(data, coordinates)
 
     def _spread(self, learner: str, values: np.ndarray) -> np.ndarray:
@@ -161,8 +178,8 @@ class Plan(NamedTuple):
 
 
 def missing(name: str, variable: Variable) -> int | float:
-    """What stands in the place of a lane that was not run."""
-    return NOT_RUN if name == DIVERGED else float("nan") if variable.dtype.kind == "f" else 0
+    """What stands in the place of a lane that was not run: NaN, or 0 where the dtype has none."""
+    return NOT_RUN if name == DIVERGED else float("nan") if variable.dtype.kind in "fc" else 0
 
 
 def dimensions(variables: Mapping[str, Variable]) -> dict[str, tuple[str, ...]]:

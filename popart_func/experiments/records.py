@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from popart_func._checks import check_count
 from popart_func._typing import Float, Num, Shaped
+from popart_func.experiments._checks import check_function
 
 __all__ = ["Record", "as_record", "error", "every", "last", "mean", "smoothed"]
 
@@ -23,8 +25,20 @@ Measure = Callable[[Any, Any], Tensor]
 
 
 def error(state: Any, info: Any) -> Float[Tensor, ""]:
-    """The mean of ``info.error``, which is ``|f(x) − y|`` before the gradient step, over outputs and batch."""
-    return info.error.mean()
+    """The mean of ``info.error``, which is ``|f(x) − y|`` before the gradient step, over outputs and batch.
+
+    Raises:
+        TypeError: a learner's info has no such tensor of floats.
+    """
+    found = getattr(info, "error", None)
+    if isinstance(found, Tensor) and found.is_floating_point() and found.numel():
+        return found.mean()
+    got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    got = got if hasattr(info, "error") else f"none in {type(info).__name__}"
+    raise TypeError(
+        f"records.error: a learner's `info.error` must be a tensor of floats, and not empty, got {got}. Say what to "
+        f"record of this learner instead, such as every(of=lambda state, info: info)."
+    )
 
 
 class Record(NamedTuple):
@@ -50,7 +64,7 @@ def every(n: int = 1, *, of: Measure = error) -> Record:
     >>> record.keep(torch.arange(7.0)), list(record.samples(7))
     (tensor([0., 3., 6.]), [0, 3, 6])
     """
-    _check("every", "n", n)
+    check_count("every", "n", n)
     description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of every {n}th sample"
     return Record(of, partial(_every, n), partial(_samples, n, 1), description)
 
@@ -62,8 +76,8 @@ def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
     >>> record.keep(torch.tensor([1.0, 2.0, 3.0, 7.0])), list(record.samples(4))
     (tensor([1.5000, 2.5000, 5.0000]), [0, 1, 2])
     """
-    _check("smoothed", "window", window)
-    _check("smoothed", "n", n)
+    check_count("smoothed", "window", window)
+    check_count("smoothed", "n", n)
     description = f"{_name(of)}, averaged over {window} samples from this one on"
     return Record(of, partial(_smoothed, window, n), partial(_samples, n, window), description)
 
@@ -74,7 +88,7 @@ def last(n: int, *, of: Measure = error) -> Record:
     >>> last(2).keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(1.5000)
     """
-    _check("last", "n", n)
+    check_count("last", "n", n)
     return Record(of, partial(_mean_of_last, n), None, f"{_name(of)}, mean over the last {n} samples")
 
 
@@ -89,14 +103,17 @@ def mean(*, of: Measure = error) -> Record:
 
 def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
     """A record as it is; any other function is what to keep of the error's series."""
-    if isinstance(record, Record):
-        return record
-    if not callable(record):
+    if not callable(record) and not isinstance(record, Record):
         raise TypeError(
             f"run: `record` must map names to records, such as every(10), or to functions of a series, "
             f"got {type(record).__name__} for {name!r}."
         )
-    return Record(error, record, None, f"error, {_name(record)}")
+    found = record if isinstance(record, Record) else Record(error, record, None, f"error, {_name(record)}")
+    check_function("run", f"record[{name!r}].of", found.of, "state", "info")
+    check_function("run", f"record[{name!r}].keep", found.keep, "series")
+    if found.samples is not None:
+        check_function("run", f"record[{name!r}].samples", found.samples, "steps")
+    return found
 
 
 def _every(n: int, series: Shaped[Tensor, "time ..."]) -> Shaped[Tensor, "kept ..."]:
@@ -125,11 +142,6 @@ def _samples(n: int, window: int, steps: int) -> range:
 
 def _floating(series: Tensor) -> torch.dtype:
     return series.dtype if series.is_floating_point() else torch.get_default_dtype()
-
-
-def _check(caller: str, name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{caller}: `{name}` must be at least 1, got {value}.")
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -225,7 +225,7 @@ def reproduce(
     seeds = check_seeds("reproduce", seeds)
     algorithms = check_names("reproduce", "algorithms", algorithms, ALGORITHMS)
     device = check_device("reproduce", device)
-    engine = resolve_engine(engine, device, STEPS)
+    engine = resolve_engine(engine, device, STEPS, caller="reproduce")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"reproduce: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
 

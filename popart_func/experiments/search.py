@@ -26,9 +26,12 @@ import torch
 import xarray
 from torch import Tensor
 
+from popart_func._checks import check_scalar
 from popart_func._typing import Float, Integer
 from popart_func.experiments import peers, regression, sweep
-from popart_func.experiments.grid import DIVERGED, NEVER
+from popart_func.experiments._checks import check_names
+from popart_func.experiments.asked import check_values
+from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN
 from popart_func.experiments.records import last, mean, smoothed
 from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
 from popart_func.experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
@@ -103,11 +106,17 @@ def sweep_grid(
 
     Returns:
         What `RECORD` says, and ``diverged_at``, over learner, learning_rate, step_size and seed.
+
+    Raises:
+        TypeError, ValueError: as `sweep.run`; or learning rates that are not positive, step sizes not in (0, 1].
     """
-    names = list(algorithms)
-    axes: dict[str, Iterable[SupportsFloat]] = {"learning_rate": learning_rates}
+    names = check_names("sweep_grid", "algorithms", algorithms, ALGORITHMS)
+    axes = {"learning_rate": check_values("sweep_grid", "learning_rates", learning_rates)}
     if any(name != "sgd" for name in names):
-        axes["step_size"] = step_sizes
+        axes["step_size"] = check_values("sweep_grid", "step_sizes", step_sizes)
+    for name, values in axes.items():
+        for value in values:
+            check_scalar("sweep_grid", f"{name}s", value, above=0, most=1 if name == "step_size" else None)
     return sweep.run(
         make_learners(names),
         lambda seed: regression.streams([seed])[:, 0],
@@ -171,8 +180,21 @@ def reference_seconds(samples: int = 500) -> float:
 
 
 def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:
-    """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged."""
+    """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged.
+
+    Raises:
+        ValueError: no such algorithm or error; or there are lanes that have not been run: whether they diverge, nobody
+            knows.
+    """
+    check_names("cells", "algorithm", algorithm, dataset["learner"].values.tolist())
+    check_names("cells", "name", name, [str(variable) for variable in dataset.data_vars])
     one = dataset.sel(learner=algorithm, drop=True)
+    not_run = int((one[DIVERGED] == NOT_RUN).sum())
+    if not_run:
+        raise ValueError(
+            f"cells: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
+            f"{algorithm!r} that have not been run."
+        )
     errors = one[name].where(one[DIVERGED] == NEVER)
     if algorithm == "sgd" and "step_size" in errors.dims:
         errors = errors.isel(step_size=0, drop=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray
 
+from popart_func.experiments import search
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
 from popart_func.experiments.files import PARTIAL, write_atomically
 from popart_func.experiments.plot import heat_map
@@ -111,18 +113,23 @@ def table(found: dict[str, Any]) -> Group:
     )
 
 
-def speed(lane_steps: int, seconds: float, reference: float) -> str:
-    """How fast a sweep was, and how long one module per seed would take.
+def speed(dataset: xarray.Dataset, measure: Callable[[], float] = search.reference_seconds) -> str | None:
+    """What this run did, and, where that was the whole sweep, how long one module per seed would take.
+
+    Of a part, nobody knows how long the whole takes: the start takes as long for one chunk as for all. None where
+    nothing was run.
 
     Args:
-        lane_steps: how many steps were run, in all lanes.
-        seconds: how long that took.
-        reference: seconds that a lane-step takes in the reference style.
-
-    >>> print(speed(94_000_000, 10.0, 3e-4))
-    94.0 million lane-steps in 10.0 s, 9.4 million/s, all included
-    one module per seed: 300 us a lane-step, 7.8 hours, 2,820 times as long
+        dataset: as `search.sweep_grid` returns it.
+        measure: gives the seconds that a lane-step takes in the reference style.
     """
+    lane_steps, whole, seconds = (dataset.attrs[name] for name in ("lane_steps", "all_lane_steps", "seconds"))
+    if not lane_steps:
+        return None
+    if lane_steps < whole:
+        part = f"{lane_steps / 1e6:.1f} of {whole / 1e6:.1f} million lane-steps"
+        return f"run now: {part}, in {seconds:.1f} s; the others were there"
+    reference = measure()
     there = lane_steps * reference
     took = f"{there / 3600:.1f} hours" if there >= 3600 else f"{there / 60:.1f} minutes"
     return (

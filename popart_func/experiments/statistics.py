@@ -11,18 +11,15 @@ rliable: the interquartile mean, the stratified bootstrap and the probability of
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import numpy as np
-import scipy.stats
 import xarray
 
-from popart_func._checks import check_count, check_scalar
 from popart_func.experiments._checks import check_names
 from popart_func.experiments._labelled import check_dims, check_runs
+from popart_func.experiments._resampling import as_runs, bootstrap, percentiles_of
 
 __all__ = [
     "PERCENTILES",
@@ -36,8 +33,6 @@ __all__ = [
 
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90}
 """The names of the percentiles."""
-
-_CHUNK = 2**23  # How many resampled numbers are held at once: 64 MiB of them.
 
 
 def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
@@ -60,8 +55,8 @@ def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
     (5.0, 1.0, 9.0)
     """
     check_runs("percentiles", "values", values, check_dims("percentiles", "dim", values, dim), least=1)
-    runs = _runs(values).transpose(..., dim)
-    found = _percentiles(runs.values, list(PERCENTILES.values()))
+    runs = as_runs(values).transpose(..., dim)
+    found = percentiles_of(runs.values, list(PERCENTILES.values()))
     template = runs.isel({dim: 0}, drop=True)
     return xarray.Dataset({name: template.copy(data=data) for name, data in zip(PERCENTILES, found, strict=True)})
 
@@ -82,14 +77,14 @@ def median(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarr
     >>> float(median(xarray.DataArray([1.0, 2.0, np.nan], dims="seed")))
     2.0
     """
-    return _aggregate("median", values, over, lambda runs: _percentiles(runs, [50])[0])
+    return _aggregate("median", values, over, lambda runs: percentiles_of(runs, [50])[0])
 
 
 def interquartile_mean(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarray.DataArray:
     """The mean of the middle half of all runs: of what is left when a quarter is cut off at either end.
 
     Of n runs ``⌊n/4⌋`` are cut off at either end, so that fewer than four are averaged as they are. It is finite while
-    no more runs than these have diverged, and else infinite.
+    no more runs than these have diverged, and else infinite, even beside runs of minus infinity.
 
     Args:
         values: a labelled array.
@@ -162,7 +157,7 @@ def bootstrap_interval(
             )
         return np.asarray(aggregated.transpose("_value", "_draw"))
 
-    return _bootstrap(caller, [values], [*strata, over], aggregate, confidence, resamples, seed)
+    return bootstrap(caller, [values], [*strata, over], aggregate, confidence, resamples, seed)
 
 
 def best_setting(
@@ -253,79 +248,7 @@ def probability_of_improvement(
         x, y = x[..., :, None], y[..., None, :]
         return ((x < y).mean((-2, -1)) + (x == y).mean((-2, -1)) / 2).mean(-1)
 
-    return _bootstrap(caller, [sign * x, sign * y], [*strata, over], share_of_wins, confidence, resamples, seed)
-
-
-def _bootstrap(
-    caller: str,
-    samples: Sequence[xarray.DataArray],
-    core: list[str],
-    aggregate: Callable[..., np.ndarray],
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> xarray.Dataset:
-    """Estimate and interval of a statistic of one sample, or of several that are drawn from independently.
-
-    ``core`` are the dimensions to aggregate, the strata's and at last the runs'; ``aggregate`` does so to arrays
-    ``[value, draw, stratum, run]``, one for each sample.
-    """
-    check_scalar(caller, "confidence", confidence, above=0, below=1)
-    check_count(caller, "resamples", resamples)
-
-    def intervals(*arrays: np.ndarray) -> np.ndarray:
-        """From ``[..., *strata, run]`` to ``[..., end]``."""
-        lead = np.broadcast_shapes(*(array.shape[: -len(core)] for array in arrays))
-        tails = [array.shape[-len(core) :] for array in arrays]
-        flat = [
-            np.broadcast_to(array, lead + tail).reshape(-1, math.prod(tail[:-1]), tail[-1])
-            for array, tail in zip(arrays, tails, strict=True)
-        ]
-        # Every chunk meets the same draws: a value does not depend on how many others there are.
-        numbers = resamples * flat[0].shape[1] * math.prod(tail[-1] for tail in tails)
-        size = max(1, _CHUNK // numbers)
-        chunks = [[array[start : start + size] for array in flat] for start in range(0, len(flat[0]), size)]
-        ends = [_estimate_and_interval(chunk, aggregate, confidence, resamples, seed) for chunk in chunks]
-        return np.concatenate(ends).reshape(*lead, 3)
-
-    ends = xarray.apply_ufunc(
-        intervals,
-        *(_runs(sample) for sample in samples),
-        input_core_dims=[core] * len(samples),
-        output_core_dims=[["_end"]],
-        exclude_dims={core[-1]},
-        join="exact",
-    )
-    names = ("estimate", "low", "high")
-    attributes = {"confidence": confidence, "resamples": resamples}
-    return xarray.Dataset({name: ends.isel(_end=end) for end, name in enumerate(names)}, attrs=attributes)
-
-
-def _estimate_and_interval(
-    samples: list[np.ndarray], aggregate: Callable[..., np.ndarray], confidence: float, resamples: int, seed: int
-) -> np.ndarray:
-    """From ``[value, stratum, run]`` to ``[value, end]``."""
-    strata = samples[0].shape[1]
-
-    def aggregate_drawn(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        by_sample = [drawn[first : first + strata] for first in range(0, len(drawn), strata)]
-        return aggregate(*(np.stack(of_strata, axis=-2) for of_strata in by_sample))
-
-    # scipy's own summary of the distribution takes differences of infinities; it is not used.
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        distribution = scipy.stats.bootstrap(
-            [sample[:, stratum] for sample in samples for stratum in range(strata)],
-            aggregate_drawn,
-            n_resamples=resamples,
-            vectorized=True,
-            axis=-1,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    estimate = aggregate(*(sample[:, None] for sample in samples))[:, 0]
-    ends = _percentiles(distribution, [50 * (1 - confidence), 50 * (1 + confidence)])
-    return np.stack([estimate, *ends], axis=-1)
+    return bootstrap(caller, [sign * x, sign * y], [*strata, over], share_of_wins, confidence, resamples, seed)
 
 
 def _aggregate(
@@ -335,31 +258,16 @@ def _aggregate(
     dims = check_dims(caller, "over", values, over)
     check_runs(caller, "values", values, dims, least=1)
     return xarray.apply_ufunc(
-        lambda runs: statistic(runs.reshape(*runs.shape[: -len(dims)], -1)), _runs(values), input_core_dims=[dims]
+        lambda runs: statistic(runs.reshape(*runs.shape[: -len(dims)], -1)), as_runs(values), input_core_dims=[dims]
     )
 
 
 def _middle_mean(runs: np.ndarray) -> np.ndarray:
     # As scipy.stats.trim_mean(runs, 0.25, axis=-1), ten times as fast on many short rows.
     cut = runs.shape[-1] // 4
-    return np.asarray(np.sort(runs, axis=-1)[..., cut : runs.shape[-1] - cut].mean(-1))
-
-
-def _percentiles(runs: np.ndarray, ranks: Sequence[int | float]) -> np.ndarray:
-    """Percentiles of the last axis, interpolated, ``[rank, ...]``."""
-    ordered = np.sort(runs, axis=-1)
-    positions = np.array(ranks) / 100 * (runs.shape[-1] - 1)
-    below, above = (np.moveaxis(ordered[..., end(positions).astype(int)], -1, 0) for end in (np.floor, np.ceil))
-    weight = (positions % 1).reshape(-1, *[1] * (runs.ndim - 1))
-    with np.errstate(invalid="ignore"):
-        step = above - below
-        between = np.where(weight < 0.5, below + step * weight, above - step * (1 - weight))
-    # numpy.percentile gives `between`, which is NaN next to infinity even where a percentile falls on a finite value.
-    return np.where(below == above, below, np.where(np.isinf(above), above, between))
-
-
-def _runs(values: xarray.DataArray) -> xarray.DataArray:
-    return values.astype(np.float64).fillna(np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        means = np.sort(runs, axis=-1)[..., cut : runs.shape[-1] - cut].mean(-1)
+    return np.where(np.isnan(means), np.inf, means)  # of minus infinity and infinity
 
 
 def _strata(caller: str, values: xarray.DataArray, over: str, stratify: str | Iterable[str]) -> list[str]:

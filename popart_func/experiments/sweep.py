@@ -8,7 +8,6 @@ store are the same. What is kept is chosen by `records`.
 
 from __future__ import annotations
 
-import inspect
 import socket
 import subprocess
 import time
@@ -24,25 +23,33 @@ import torch
 import xarray
 from torch import Tensor
 
-from popart_func._checks import check_count
 from popart_func.engines import ENGINES, PAYS_OFF, UnsupportedError, resolve_engine
-from popart_func.experiments._checks import check_device, check_names, check_seeds
+from popart_func.experiments._checks import check_count_of, check_device, check_function, check_seeds
+from popart_func.experiments.asked import (
+    MakeLearner,
+    check_axis,
+    check_dimensions,
+    check_dtype,
+    check_learner_names,
+    check_values,
+    check_workers,
+    checked_records,
+    learners_and_grid,
+)
 from popart_func.experiments.chunks import CONFIGURATION, ChunkStore, attributes, load, read_configuration
-from popart_func.experiments.grid import DIVERGED, Chunk, Grid, Plan, Values
+from popart_func.experiments.files import check_directory
+from popart_func.experiments.grid import Chunk, Plan, Values
 from popart_func.experiments.progress import reporting
-from popart_func.experiments.records import Record, as_record, every
+from popart_func.experiments.records import Record
+from popart_func.experiments.starts import Starts
 from popart_func.experiments.work import Work
 from popart_func.experiments.workers import Workers, completed
-from popart_func.learners import Learner
 from popart_func.tree import PyTree
 
 __all__ = ["CHUNK_SIZE", "lanes", "run"]
 
 CHUNK_SIZE = 1024
 """How many lanes run together by default: 64 blocks of a vector register's 16."""
-
-MakeLearner = Callable[..., Learner]
-RESERVED = ("learner", "seed", "lane", "sample", DIVERGED)
 
 
 def lanes(
@@ -66,12 +73,10 @@ def lanes(
     """
     coordinates: dict[str, Any] = {}
     if learner is not None:
-        names = [learner] if isinstance(learner, str) else list(learner)
-        coordinates["learner"] = np.array(check_names("lanes", "learner", names, names), dtype=object)
+        coordinates["learner"] = np.array(check_learner_names("lanes", "learner", learner), dtype=object)
     for name, values in hyper_parameters.items():
-        if name in RESERVED:
-            raise ValueError(f"lanes: a hyper-parameter can't be called {name!r}, which is the sweep's own word.")
-        coordinates[name] = np.array(_checked_values(name, values), dtype=np.float64)
+        check_axis(name)
+        coordinates[name] = np.array(check_values("lanes", name, values), dtype=np.float64)
     coordinates["seed"] = np.array(check_seeds("lanes", seeds), dtype=np.int64)
     return xarray.Dataset(coords=coordinates)
 
@@ -109,39 +114,45 @@ def run(
         engine: one of `popart_func.engines.ENGINES`, or ``"auto"``, which is settled once for a store.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
-        store: a directory. If it holds a part of this sweep, the rest is run; if all, nothing is.
+        store: a directory. If it holds a part of this sweep, the rest is run; if all, nothing is. Whether it is this
+            sweep is told by its arguments and, for functions, by what they compute: each seed's data and parameters,
+            each learner's first three steps in up to 64 lanes of the grid, what a record keeps of one series. A change
+            that shows nowhere there, such as in a learner's fourth step, is not noticed: name another directory.
         workers: None for this process, a number of processes beside it, or ``"ray"``: the cluster that this process is
             connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it); ``"ray://host:port"`` connects
             as Ray's client.
         quiet: no progress bar (which is drawn on a terminal only) and no word on what a store held.
 
     Returns:
-        A dataset with the dimensions of ``lanes`` (and ``sample``, for curves): what ``record`` asked for, and
-        ``diverged_at``, the first sample at which something recorded is not finite, -1 if there is none. The attributes
-        ``lane_steps`` and ``seconds`` say how many steps this call ran, in all lanes, and how long it took.
+        A dataset with the dimensions of ``lanes`` (and ``sample``, for curves): what ``record`` asked for,
+        ``diverged_at``, the first sample at which something recorded is not finite, -1 if there is none, and ``done``,
+        which is False only for lanes that `load` finds missing. The attributes ``lane_steps`` and ``seconds`` say how
+        many steps this call ran, in all its lanes, and how long it took; ``all_lane_steps``, how many the sweep has.
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other.
         EngineUnavailableError, UnsupportedError: the engine can't run here, or not this learner.
+        ConnectionError: there is no such Ray cluster.
+        ChildProcessError: worker processes keep dying.
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
             or the disk is full.
     """
     started = time.perf_counter()
     device = check_device("run", device)
-    _check_workers(workers)
-    check_count("run", "chunk_size", chunk_size)
-    learners, grid = _learners_and_grid(make_learner, lanes)
-    if record is not None and (not isinstance(record, Mapping) or not record):
-        got = "none" if isinstance(record, Mapping) else type(record).__name__
-        raise TypeError(f"run: `record` must be a mapping from at least one name to what is kept, got {got}.")
-    records = {name: as_record(name, one) for name, one in ({"error": every()} if record is None else record).items()}
-    for name in records:
-        if name in (*RESERVED, *grid.axes) or not name.isidentifier():
-            raise ValueError(f"run: `record` can't use the name {name!r}.")
+    check_dtype(dtype)
+    check_function("run", "init", init, "seed")
+    if callable(data):
+        check_function("run", "data", data, "seed")
+    workers, chunk_size = check_workers(workers), check_count_of("run", "chunk_size", chunk_size)
+    store = None if store is None else check_directory("run", "store", store)
+    learners, grid = learners_and_grid(make_learner, lanes, dtype)
+    records = checked_records(record, grid)
     chunk_size = min(chunk_size, max(grid.lanes(name) for name in learners))
-    work = Work(learners, data, init, grid, records, chunk_size, engine, device, dtype)
+    work = Work(learners, Starts(init, data, device, dtype), grid, records, chunk_size, engine)
+    variables = work.variables()
+    check_dimensions(variables, grid)
     work = _with_engine(work, store)
-    plan = Plan(grid, chunk_size, work.variables())
+    plan = Plan(grid, chunk_size, variables)
     configuration: dict[str, Any] = {
         "steps": work.steps(),
         "engine": work.engine,
@@ -160,7 +171,9 @@ def run(
         with ChunkStore(store, plan, configuration, provenance) as on_disk:
             lane_steps = _run_missing(work, on_disk, plan, configuration["steps"], workers, quiet)
         dataset = load(store)
-    return dataset.assign_attrs(lane_steps=lane_steps, seconds=time.perf_counter() - started)
+    all_lane_steps = configuration["steps"] * sum(map(grid.lanes, learners))
+    seconds = time.perf_counter() - started
+    return dataset.assign_attrs(lane_steps=lane_steps, all_lane_steps=all_lane_steps, seconds=seconds)
 
 
 class _Memory:
@@ -185,106 +198,28 @@ def _run_missing(work: Work, kept: _Memory | ChunkStore, plan: Plan, steps: int,
         for sentence in kept.found:
             report.say(sentence)
         for chunk, values in completed(work, missing, workers):
-            _check_fits(plan, chunk, values)
             kept.write(chunk, values)
             report.advance(steps * (chunk.stop - chunk.start))
     return lane_steps
 
 
-def _check_fits(plan: Plan, chunk: Chunk, values: Values) -> None:
-    """Learners are asked for what they keep one by one: here they must agree."""
-    for name, variable in plan.variables.items():
-        shape, dtype = values[name].shape[1:], values[name].dtype
-        if (shape, dtype) != (variable.shape, variable.dtype):
-            raise ValueError(
-                f"run: all learners must keep the same under one name: {name!r} is {variable.dtype} {variable.shape}, "
-                f"but {dtype} {shape} for {chunk.learner!r}."
-            )
-
-
-def _with_engine(work: Work, store: str | Path | None) -> Work:
+def _with_engine(work: Work, store: Path | None) -> Work:
     """Settles what ``"auto"`` means: what the store was begun with, else the first engine that can do it."""
     steps = work.steps()
     if work.engine != "auto":
-        return replace(work, engine=resolve_engine(work.engine, work.device, steps))
-    if store is not None and (Path(store).expanduser() / CONFIGURATION).exists():
-        there = read_configuration(Path(store).expanduser())["configuration"]["engine"]
-        return replace(work, engine=resolve_engine(there, work.device, steps))
-    work = replace(work, engine=resolve_engine("auto", work.device, steps))
+        return replace(work, engine=resolve_engine(work.engine, work.device, steps, caller="run"))
+    if store is not None and (store / CONFIGURATION).exists():
+        there = read_configuration(store)["configuration"]["engine"]
+        return replace(work, engine=resolve_engine(there, work.device, steps, caller="run"))
+    work = replace(work, engine=resolve_engine("auto", work.device, steps, caller="run"))
     if work.engine == "native":
         try:
             work.try_engine()
         except UnsupportedError as error:
             other = next(name for name in ENGINES if name != "native" and steps >= PAYS_OFF[name])
             warnings.warn(f"engine 'auto': {error} Going on with {other}.", stacklevel=3)
-            work = replace(work, engine=resolve_engine(other, work.device, steps))
+            work = replace(work, engine=resolve_engine(other, work.device, steps, caller="run"))
     return work
-
-
-def _learners_and_grid(
-    make_learner: MakeLearner | Mapping[str, MakeLearner], lanes: xarray.Dataset
-) -> tuple[dict[str, MakeLearner], Grid]:
-    if "seed" not in lanes.coords:
-        raise ValueError("run: `lanes` must be a grid that `lanes` has built, with a coordinate 'seed'.")
-    values = {str(name): tuple(np.atleast_1d(lanes[name].values).tolist()) for name in lanes.coords}
-    seeds = values.pop("seed")
-    axes = {name: values[name] for name in values if name != "learner"}
-    if isinstance(make_learner, Mapping):
-        known = list(make_learner)
-        names = check_names("run", "lanes", values["learner"], known) if "learner" in values else known
-        learners = {name: make_learner[name] for name in names}
-    elif "learner" in values:
-        raise ValueError("run: `lanes` name learners, so `make_learner` must be a mapping from these names.")
-    else:
-        learners = {"": make_learner}
-    takes = {name: _takes(name, make, axes) for name, make in learners.items()}
-    for axis in axes:
-        if not any(axis in names for names in takes.values()):
-            raise ValueError(f"run: `lanes` vary {axis!r}, which `make_learner` does not take.")
-    return learners, Grid(axes, seeds, takes)
-
-
-def _takes(name: str, make: MakeLearner, axes: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
-    """The hyper-parameters that a learner's signature names."""
-    if name and not name.isidentifier():
-        raise ValueError(f"run: the names in `make_learner` must be identifiers, got {name!r}.")
-    if not callable(make):
-        raise TypeError(f"run: `make_learner` must be a function, got {type(make).__name__}.")
-    parameters = inspect.signature(make).parameters.values()
-    for parameter in parameters:
-        optional = parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        )
-        if not optional and parameter.name not in axes:
-            raise ValueError(f"run: `make_learner` takes {parameter.name!r}, of which `lanes` have no values.")
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return tuple(axes)
-    named = {parameter.name for parameter in parameters}
-    return tuple(axis for axis in axes if axis in named)
-
-
-def _checked_values(name: str, values: Iterable[SupportsFloat]) -> list[float]:
-    try:
-        checked = [float(value) for value in values]
-    except TypeError:
-        raise TypeError(f"lanes: `{name}` must be an iterable of numbers, got {values!r}.") from None
-    if not checked:
-        raise ValueError(f"lanes: `{name}` must hold at least one value, got none.")
-    for value in checked:
-        if not np.isfinite(value):
-            raise ValueError(f"lanes: `{name}` must be finite, got {value}.")
-        if checked.count(value) > 1:
-            raise ValueError(f"lanes: `{name}` must be distinct, got {value} more than once.")
-    return checked
-
-
-def _check_workers(workers: Workers) -> None:
-    if isinstance(workers, str):
-        if workers != "ray" and not workers.startswith("ray://"):
-            raise ValueError(f"run: `workers` must be None, a number, 'ray' or 'ray://host:port', got {workers!r}.")
-    elif workers is not None:
-        check_count("run", "workers", workers)
 
 
 def _provenance() -> dict[str, Any]:

@@ -22,9 +22,10 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func.engines import scan_lanes
-from popart_func.engines.lane_scan import check_tensors
 from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN, Chunk, Grid, Values, Variable
 from popart_func.experiments.records import Record
+from popart_func.experiments.starts import Start, Starts
+from popart_func.experiments.trial import measured, variable
 from popart_func.learners import Learner
 from popart_func.tree import PyTree, stack
 
@@ -39,49 +40,51 @@ class Work:
 
     Attributes:
         learners: name to ``make_learner(**hparams)``; the one name is empty where the sweep has but one learner.
-        data: a tree of tensors ``[time, ...]``, or a function from a seed to such a tree.
-        init: from a seed to parameters, a tree of tensors.
+        starts: parameters and stream of each seed.
         grid: the lanes.
         record: name to what is kept.
         chunk_size: lanes in a chunk.
         engine: one of `popart_func.engines.ENGINES`.
-        device: where to run.
-        dtype: of parameters and hyper-parameters.
     """
 
     learners: Mapping[str, Callable[..., Learner]]
-    data: PyTree
-    init: Callable[[int], PyTree]
+    starts: Starts
     grid: Grid
     record: Mapping[str, Record]
     chunk_size: int
     engine: str
-    device: torch.device
-    dtype: torch.dtype
     _steps: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    _starts: dict[int, tuple[PyTree, PyTree]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_steps": {}, "_starts": {}}
+        return {**self.__dict__, "_steps": {}}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.starts.device
 
     def steps(self) -> int:
         """How many samples a lane learns from."""
         return int(optree.tree_leaves(self._start(self.grid.seeds[0])[1])[0].shape[0])
 
     def variables(self) -> dict[str, Variable]:
-        """What `run` gives for each lane."""
-        _, series = self._scan(next(iter(self.learners)), slice(0, 1), "eager", steps=1)
-        steps = self.steps()
+        """What `run` gives for each lane, the same for all learners; their functions are tried in one lane."""
         description = f"first sample at which what is recorded is not finite; {NEVER}: never, {NOT_RUN}: not run yet"
         variables = {DIVERGED: Variable((), np.dtype(np.int32), None, description)}
-        for name, record in self.record.items():
-            one = series[name].new_zeros(steps, *series[name].shape[2:])
-            kept = record.keep(one)
-            if not isinstance(kept, Tensor):
-                raise TypeError(f"run: a record must keep a tensor, got {type(kept).__name__} for {name!r}.")
-            samples = None if record.samples is None else record.samples(steps)
-            dtype = torch.empty(0, dtype=kept.dtype).numpy().dtype
-            variables[name] = Variable(tuple(kept.shape), dtype, samples, record.description)
+        params, stream = self._start(self.grid.seeds[0])
+        one_lane = optree.tree_map(lambda leaf: leaf[None], params), optree.tree_map(lambda leaf: leaf[:1], stream)
+        for learner, make in self.learners.items():
+            hparams = self._hparams(self._coordinates(learner, slice(0, 1)))
+            with torch.no_grad():
+                found = measured(learner, make, self.record, *one_lane, hparams)
+                kept = {name: variable(name, one, found[name], self.steps()) for name, one in self.record.items()}
+            for name, one in kept.items():
+                first = variables.setdefault(name, one)
+                if (one.shape, one.dtype) != (first.shape, first.dtype):
+                    raise ValueError(
+                        f"run: all learners must keep the same under one name: {name!r} is {first.dtype} "
+                        f"{first.shape}, but {one.dtype} {one.shape} for {learner!r}."
+                    )
         return variables
 
     def run(self, chunk: Chunk) -> Values:
@@ -102,8 +105,13 @@ class Work:
         record keeps of one series.
         """
         with torch.no_grad(), _threads(1):
-            starts = [tuple(map(_digest, self._start(seed))) for seed in self.grid.seeds]
-            found = dict(zip(("init", "data"), map(_joined, zip(*starts, strict=True)), strict=True))
+            init, data = list[str](), list[str]()
+            for seed in self.grid.seeds:
+                params, stream = self._start(seed)
+                init.append(_digest(params))
+                if not (self.starts.shared and data):
+                    data.append(_digest(stream))
+            found = {"init": _joined(init), "data": _joined(data)}
             for name in self.learners:
                 lanes = len(self.grid.coordinates(name)["seed"])
                 some = slice(0, lanes, -(-lanes // _PROBED_LANES))
@@ -132,25 +140,19 @@ class Work:
         self, learner: str, lanes: slice, engine: str, *, steps: int | None = None, padded: bool = False
     ) -> tuple[PyTree, dict[str, Tensor]]:
         """The last states and, by record, the series ``[time, lanes, ...]`` of some lanes."""
-        coordinates = {name: values[lanes] for name, values in self.grid.coordinates(learner).items()}
+        coordinates = self._coordinates(learner, lanes)
         if padded:
             missing = self.chunk_size - len(coordinates["seed"])
             coordinates = {name: np.pad(values, (0, missing), mode="edge") for name, values in coordinates.items()}
-        seeds = coordinates.pop("seed").tolist()
-        hparams = {
-            name: torch.tensor(values, dtype=self.dtype, device=self.device) for name, values in coordinates.items()
-        }
-        distinct, which = np.unique(seeds, return_inverse=True)
-        starts = self._starts_of(distinct.tolist())
+        hparams = self._hparams(coordinates)
+        distinct, which = np.unique(coordinates["seed"], return_inverse=True)
+        starts = list(self.starts.of(distinct.tolist()).values())
         place = torch.from_numpy(which).to(self.device)
-        params = optree.tree_map(lambda leaf: leaf[place], stack([starts[seed][0] for seed in distinct.tolist()]))
-        shared = not callable(self.data)
-        if shared:
-            xs = starts[seeds[0]][1]
+        params = optree.tree_map(lambda leaf: leaf[place], stack([params for params, _ in starts]))
+        if self.starts.shared:
+            xs = starts[0][1]
         else:
-            streams = [starts[seed][1] for seed in distinct.tolist()]
-            _check_lengths(distinct.tolist(), streams)
-            xs = optree.tree_map(lambda *leaves: torch.stack(leaves, 1)[:, place], *streams)
+            xs = optree.tree_map(lambda *leaves: torch.stack(leaves, 1)[:, place], *(stream for _, stream in starts))
         if steps is not None:
             xs = optree.tree_map(lambda leaf: leaf[:steps], xs)
         make = self.learners[learner]
@@ -159,7 +161,9 @@ class Work:
             return make(**hparams).init(params)
 
         state = vmap(initial, in_dims=(0, 0 if hparams else None))(params, hparams)
-        state, found = scan_lanes(self._step(learner), state, xs, hparams=hparams, shared=shared, engine=engine)
+        state, found = scan_lanes(
+            self._step(learner), state, xs, hparams=hparams, shared=self.starts.shared, engine=engine
+        )
         measures = dict.fromkeys(record.of for record in self.record.values())
         series = dict(zip(measures, found, strict=True))
         return state, {name: series[record.of] for name, record in self.record.items()}
@@ -176,40 +180,18 @@ class Work:
             self._steps[learner] = step
         return self._steps[learner]
 
-    def _start(self, seed: int) -> tuple[PyTree, PyTree]:
-        return self._starts_of([seed])[seed]
+    def _start(self, seed: int) -> Start:
+        return self.starts.of([seed])[seed]
 
-    def _starts_of(self, seeds: list[int]) -> dict[int, tuple[PyTree, PyTree]]:
-        """Each seed's parameters and stream; those of the chunk before are kept, since chunks share seeds."""
-        shared = None if callable(self.data) else self._placed("data", self.data)
-        starts = {}
-        for seed in seeds:
-            if seed in self._starts:
-                starts[seed] = self._starts[seed]
-                continue
-            params = optree.tree_map(
-                lambda leaf: leaf.to(self.dtype) if leaf.is_floating_point() else leaf,
-                self._placed("init", self.init(seed)),
-            )
-            starts[seed] = params, self._placed("data", self.data(seed)) if shared is None else shared
-        if len(seeds) >= len(self._starts):
-            self._starts.clear()
-            self._starts.update(starts)
-        return starts
+    def _coordinates(self, learner: str, lanes: slice) -> Values:
+        return {name: values[lanes] for name, values in self.grid.coordinates(learner).items()}
 
-    def _placed(self, name: str, tree: PyTree) -> PyTree:
-        check_tensors("run", name, tree)
-        return optree.tree_map(lambda leaf: leaf.to(self.device), tree)
-
-
-def _check_lengths(seeds: list[int], streams: list[PyTree]) -> None:
-    first, *others = [int(optree.tree_leaves(stream)[0].shape[0]) for stream in streams]
-    for seed, length in zip(seeds[1:], others, strict=True):
-        if length != first:
-            raise ValueError(
-                f"run: `data` must give streams of one length, got {first} samples for seed {seeds[0]} and "
-                f"{length} for seed {seed}."
-            )
+    def _hparams(self, coordinates: Values) -> dict[str, Tensor]:
+        return {
+            name: torch.tensor(values, dtype=self.starts.dtype, device=self.device)
+            for name, values in coordinates.items()
+            if name != "seed"
+        }
 
 
 def _first_not_finite(series: Iterable[Tensor]) -> Tensor:

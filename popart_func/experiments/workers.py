@@ -1,12 +1,16 @@
 """Who runs the chunks: this process, processes beside it, or a Ray cluster. Results come as they are done.
 
-Functions travel to workers by cloudpickle, results come back as arrays; only the caller writes files.
+Functions travel to workers by cloudpickle, results come back as arrays; only the caller writes files. However the
+caller ends, its workers end too: processes beside it look for it every second, Ray's are ended by Ray.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import contextmanager
@@ -26,7 +30,7 @@ Workers = int | str | None
 RETRIES = 3
 """How often a chunk is given to another worker where its worker died."""
 
-_QUEUED = 2
+_QUEUED, _SECONDS = 2, 1.0
 
 
 def completed(work: Work, chunks: list[Chunk], workers: Workers) -> Iterator[tuple[Chunk, Values]]:
@@ -39,6 +43,7 @@ def completed(work: Work, chunks: list[Chunk], workers: Workers) -> Iterator[tup
 
     Raises:
         ModuleNotFoundError: ``workers="ray"``, and no ray.
+        ConnectionError: there is no such Ray cluster.
         ChildProcessError: workers keep dying.
     """
     if workers is None or not chunks:
@@ -55,7 +60,7 @@ def _local(work: Work, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chun
     threads = max(1, torch.get_num_threads() // workers)
     left, deaths = list(chunks), 0
     while left:
-        executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(work, threads))
+        executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(work, threads, os.getpid()))
         try:
             for chunk, values in _streamed(executor.submit, left[:], _QUEUED * workers):
                 yield chunk, values
@@ -85,12 +90,20 @@ def _streamed(submit: Callable[..., Any], chunks: list[Chunk], at_once: int) -> 
 _work: Work | None = None
 
 
-def _begin(work: Work, threads: int) -> None:
+def _begin(work: Work, threads: int, caller: int) -> None:
     """Gets a worker process ready. An interrupt from the keyboard is the caller's business."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
     torch.set_num_threads(threads)
     _work = work
+
+
+def _end_with(caller: int) -> None:
+    """Ends this process once its caller is gone, which a kill gives no time to say: an orphan has another parent."""
+    while os.getppid() == caller:
+        time.sleep(_SECONDS)
+    os._exit(1)
 
 
 def _run_here(chunk: Chunk) -> Values:
@@ -159,7 +172,11 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+        raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
     try:
         yield
     finally:

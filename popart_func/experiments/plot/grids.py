@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from popart_func.experiments._labelled import check_runs
 from popart_func.experiments.plot.canvas import (
@@ -80,7 +80,7 @@ def heat_map(
     given = _panels(error, over, x, y)
     panels = {name: _grid(panel, over, x, y) for name, panel in given.items()}
     means = {name: interquartile_mean(panel, over) for name, panel in panels.items()}
-    norm, extend = _colors(means.values())
+    norm, ticks, extend = _colors(means.values())
     # A single column is drawn broader, so that there is room for what stands above it.
     columns = [max(mean.sizes[x], 4) for mean in means.values()]
     rows = max(mean.sizes[y] for mean in means.values())
@@ -93,11 +93,14 @@ def heat_map(
         axes.set_title(_title(name, panels[name], over), fontsize="small", loc="left")
     all_axes[0].set_ylabel(name_of(y))
     some = next(iter(given.values()))
-    label = label or str(some.attrs.get("long_name", some.name or "error"))
-    bar = canvas.colorbar(ScalarMappable(norm, _COLORS), ax=all_axes.tolist(), extend=extend, pad=0.01, aspect=25)
-    bar.set_label(f"{label}\n(interquartile mean over {plural(some.sizes[over], name_of(over))})", fontsize="small")
-    bar.ax.yaxis.set_major_formatter(PLAIN_NUMBERS)
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    label = label or str(some.attrs.get("long_name") or name_of(str(some.name or "error")))
+    if any(bool(np.isfinite(mean).any()) for mean in means.values()):
+        colors = ScalarMappable(norm, _COLORS)
+        bar = canvas.colorbar(
+            colors, ax=all_axes.tolist(), extend=extend, pad=0.01, aspect=25, ticks=ticks, format=PLAIN_NUMBERS
+        )
+        bar.set_label(f"{label}\n(interquartile mean over {plural(some.sizes[over], name_of(over))})", fontsize="small")
+        bar.ax.minorticks_off()
     handles = {text: Patch(**style) for text, style in _MARKS.items() if text in marks}
     for patch in handles.values():
         if patch.get_hatch() == "////":
@@ -152,13 +155,22 @@ def _grid(panel: xarray.DataArray, over: str, x: str, y: str) -> xarray.DataArra
     return panel.transpose(over, y, x)
 
 
-def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, str]:
-    """The colours of all panels, and whether some mean is beyond them."""
+def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, Locator, str]:
+    """The colours of all panels, where their numbers stand, and whether some mean is beyond them."""
     values = np.concatenate([mean.values.ravel() for mean in means])
     values = values[np.isfinite(values) & (values > 0)]
     least, most = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
     top = min(most, least * 10**_DECADES)
-    return LogNorm(least, top if top > least else 10 * least), "max" if top < most else "neither"
+    top = top if top > least else 10 * least
+    return LogNorm(least, top), _ticks(least, top), "max" if top < most else "neither"
+
+
+def _ticks(least: float, most: float) -> Locator:
+    """Where the colours' numbers stand: at two or more, however narrow or broad their range."""
+    decades = np.log10(most / least)
+    if decades < 0.7:
+        return MaxNLocator(6, steps=[1, 2, 5, 10])
+    return LogLocator(subs=(1, 2, 3, 5) if decades < 1.5 else (1, 2, 5) if decades < 2.5 else (1,))
 
 
 def _draw_cells(axes: Axes, panel: xarray.DataArray, mean: xarray.DataArray, norm: LogNorm, over: str) -> set[str]:

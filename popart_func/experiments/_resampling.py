@@ -1,0 +1,107 @@
+"""Arrays of runs, their percentiles, and the bootstrap: draws with replacement, and a statistic of each."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.stats
+import xarray
+
+from popart_func._checks import check_count, check_scalar
+
+__all__ = ["as_runs", "bootstrap", "percentiles_of"]
+
+_CHUNK = 2**23  # How many resampled numbers are held at once: 64 MiB of them.
+
+
+def as_runs(values: xarray.DataArray) -> xarray.DataArray:
+    """The values in float64; those that have diverged are infinitely bad."""
+    return values.astype(np.float64).fillna(np.inf)
+
+
+def percentiles_of(runs: np.ndarray, ranks: Sequence[int | float]) -> np.ndarray:
+    """Percentiles of the last axis, interpolated, ``[rank, ...]``."""
+    ordered = np.sort(runs, axis=-1)
+    positions = np.array(ranks) / 100 * (runs.shape[-1] - 1)
+    below, above = (np.moveaxis(ordered[..., end(positions).astype(int)], -1, 0) for end in (np.floor, np.ceil))
+    weight = (positions % 1).reshape(-1, *[1] * (runs.ndim - 1))
+    with np.errstate(invalid="ignore"):
+        step = above - below
+        between = np.where(weight < 0.5, below + step * weight, above - step * (1 - weight))
+    # numpy.percentile gives `between`, which is NaN next to infinity even where a percentile falls on a finite value.
+    return np.where(below == above, below, np.where(np.isinf(above), above, between))
+
+
+def bootstrap(
+    caller: str,
+    samples: Sequence[xarray.DataArray],
+    core: list[str],
+    aggregate: Callable[..., np.ndarray],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> xarray.Dataset:
+    """Estimate and interval of a statistic of one sample, or of several that are drawn from independently.
+
+    ``core`` are the dimensions to aggregate, the strata's and at last the runs'; ``aggregate`` does so to arrays
+    ``[value, draw, stratum, run]``, one for each sample.
+    """
+    check_scalar(caller, "confidence", confidence, above=0, below=1)
+    check_count(caller, "resamples", resamples)
+
+    def intervals(*arrays: np.ndarray) -> np.ndarray:
+        """From ``[..., *strata, run]`` to ``[..., end]``."""
+        lead = np.broadcast_shapes(*(array.shape[: -len(core)] for array in arrays))
+        tails = [array.shape[-len(core) :] for array in arrays]
+        flat = [
+            np.broadcast_to(array, lead + tail).reshape(-1, math.prod(tail[:-1]), tail[-1])
+            for array, tail in zip(arrays, tails, strict=True)
+        ]
+        # Every chunk meets the same draws: a value does not depend on how many others there are.
+        numbers = resamples * flat[0].shape[1] * math.prod(tail[-1] for tail in tails)
+        size = max(1, _CHUNK // numbers)
+        chunks = [[array[start : start + size] for array in flat] for start in range(0, len(flat[0]), size)]
+        ends = [_estimate_and_interval(chunk, aggregate, confidence, resamples, seed) for chunk in chunks]
+        return np.concatenate(ends).reshape(*lead, 3)
+
+    ends = xarray.apply_ufunc(
+        intervals,
+        *(as_runs(sample) for sample in samples),
+        input_core_dims=[core] * len(samples),
+        output_core_dims=[["_end"]],
+        exclude_dims={core[-1]},
+        join="exact",
+    )
+    names = ("estimate", "low", "high")
+    attributes = {"confidence": confidence, "resamples": resamples}
+    return xarray.Dataset({name: ends.isel(_end=end) for end, name in enumerate(names)}, attrs=attributes)
+
+
+def _estimate_and_interval(
+    samples: list[np.ndarray], aggregate: Callable[..., np.ndarray], confidence: float, resamples: int, seed: int
+) -> np.ndarray:
+    """From ``[value, stratum, run]`` to ``[value, end]``."""
+    strata = samples[0].shape[1]
+
+    def aggregate_drawn(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        by_sample = [drawn[first : first + strata] for first in range(0, len(drawn), strata)]
+        return aggregate(*(np.stack(of_strata, axis=-2) for of_strata in by_sample))
+
+    # scipy's own summary of the distribution takes differences of infinities; it is not used.
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        distribution = scipy.stats.bootstrap(
+            [sample[:, stratum] for sample in samples for stratum in range(strata)],
+            aggregate_drawn,
+            n_resamples=resamples,
+            vectorized=True,
+            axis=-1,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    estimate = aggregate(*(sample[:, None] for sample in samples))[:, 0]
+    ends = percentiles_of(distribution, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return np.stack([estimate, *ends], axis=-1)
