@@ -16,6 +16,7 @@ from popart_func._typing import Scalar
 __all__ = [
     "Reduction",
     "check_count",
+    "check_factors",
     "check_head",
     "check_hyper_parameters",
     "check_indices",
@@ -98,6 +99,13 @@ def check_scalar(
         high = "" if below is None and most is None else f"< {below}" if most is None else f"<= {most}"
         expected = " and ".join(part for part in (low, high) if part)
         raise ValueError(f"{caller}: `{name}` must be {expected}, got {value}.")
+
+
+def check_factors(caller: str, factors: Mapping[str, Tensor]) -> None:
+    """Raises where a factor is known to be infinite, as a ratio of scales is whose second is zero."""
+    for name, factor in factors.items():
+        if is_known(factor) and factor.isinf().any():
+            raise ValueError(f"{caller}: `factors` must be finite, got {factor.tolist()} for {name!r}.")
 
 
 def check_hyper_parameters(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub: Scalar, reduction: str) -> None:

@@ -20,7 +20,7 @@ import optree
 import torch
 from torch import Tensor
 
-from popart_func._checks import check_scalar
+from popart_func._checks import check_factors, check_scalar
 from popart_func._typing import Scalar
 from popart_func.tree import PyTree
 
@@ -231,13 +231,15 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
         The state, with the named parameters' moments rescaled.
 
     Raises:
-        ValueError: a name that the moments do not have.
+        ValueError: a name that the moments do not have; or (on the CPU, outside of transforms) an infinite factor, as
+            σ/σ' is for σ' = 0, which would make NaN of a moment of zero. A factor that is NaN makes its moments NaN.
 
     >>> state = trace(0.9).init({"w": torch.ones(1), "b": torch.ones(1)})
     >>> state.trace["b"] += 3
     >>> rescale_moments(state, {"b": torch.tensor(2.0)})
     MomentumState(trace={'w': tensor([0.]), 'b': tensor([6.])})
     """
+    check_factors("rescale_moments", factors)
 
     def scaled(moments: Mapping[str, Tensor], power: int) -> dict[str, Tensor]:
         missing = sorted(factors.keys() - moments.keys())
@@ -280,7 +282,8 @@ def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] =
         What `rescale_moments` takes as factors.
 
     Raises:
-        ValueError: ``lower`` with several statistics.
+        ValueError: ``lower`` with several statistics: known by the ratio's shape, so when this is called, in transforms
+            too. A `learners.popart_learner` with ``rescale_moments="all"`` calls it in each update.
 
     Source: derived for this library.
 

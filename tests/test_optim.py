@@ -227,3 +227,16 @@ def test_moments_are_rescaled_by_ratios_whose_square_is_out_of_range():
     state = optim.AdamState(torch.tensor(0), {"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 1e-30])})
     moved = optim.rescale_moments(state, {"w": torch.tensor(1e20)})
     assert moved.nu["w"].tolist() == [0.0, pytest.approx(1e10)]
+
+
+def test_an_infinite_factor_is_refused_where_it_is_known():
+    """σ/σ' with σ' = 0: times a moment of zero it would be NaN, and NaN is what a NaN target leaves."""
+    state = optim.trace(0.9).init(PARAMS)
+    for infinite in (torch.tensor(1.0) / 0, torch.tensor([[1.0], [-torch.inf]])):
+        with pytest.raises(ValueError, match=r"rescale_moments: `factors` must be finite, got .*inf.* for 'w'"):
+            optim.rescale_moments(state, {"w": infinite})
+    inside = torch.vmap(lambda factor: optim.rescale_moments(state, {"w": factor}).trace["w"])(
+        torch.tensor([torch.inf])
+    )
+    assert inside.isnan().all()
+    assert optim.rescale_moments(state, {"w": torch.tensor(torch.nan)}).trace["w"].isnan().all()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import vmap
 
-from popart_func import pop_art, random, verify
+from popart_func import engines, pop_art, random, verify
 from popart_func.cli import main
-from popart_func.verify import CHECKS, Settings, by_hand, draw, report
+from popart_func.verify import CHECKS, Settings, by_hand, draw, report, running
 from popart_func.verify.discrepancy import Discrepancy, compare, exceed, ratio, worst
 from popart_func.verify.plot import errors
 
@@ -117,6 +117,13 @@ class TestDraws:
         assert tails.abs().max() > 50
         assert tails.median() == pytest.approx(0.3, abs=0.05)
 
+    def test_bounds_bind_at_both_ends_for_a_share_of_the_seeds(self) -> None:
+        uniform = draw.uniforms(random.key(4), F32, scale=(4000,), bounds=(2, 4000))
+        scale, bounds = draw.magnitude(uniform["scale"]), draw.bounds(uniform["bounds"])
+        assert (bounds["scale_lb"] <= bounds["scale_ub"]).all()
+        for share in (scale < bounds["scale_lb"], scale > bounds["scale_ub"]):
+            assert 0.1 < share.float().mean() < 0.15
+
     def test_networks_have_the_parameters_of_their_modules(self) -> None:
         for architecture in draw.ARCHITECTURES:
             params = draw.network(random.key(3), F32, architecture)
@@ -142,10 +149,57 @@ class TestByHand:
         assert torch.equal(value, x)
         assert terms == 4
 
+    def test_a_louder_disturbance_is_as_much_louder(self) -> None:
+        architecture, one = draw.ARCHITECTURES[1], torch.ones(3, dtype=F64)
+        roundings = by_hand.roundings(architecture)
+        for times, expected in ((1, 1.25), (3, 1.75)):
+            louder = by_hand.louder(lambda tensor: tensor * 1.25, times * roundings, architecture)
+            assert torch.equal(louder(one), expected * one)
+
+
+class TestRunning:
+    """A check is worth what its closed form is: here it is held against weights that can be written down."""
+
+    def test_a_corrected_step_forgets_the_start(self) -> None:
+        steps = _batches([[0], [0], [0]], bias_correction=True).steps[:, 0]
+        # 1 / (1 + (1−β) + ...), with β = ½: one over 1, 1.5 and 1.75.
+        torch.testing.assert_close(steps, torch.tensor([1, 1 / 1.5, 1 / 1.75], dtype=F64))
+
+    def test_only_updates_of_the_task_count(self) -> None:
+        batches = _batches([[0, 0], [1, 1], [0, 1]], step_size=0.25, summed=True, bias_correction=True)
+        torch.testing.assert_close(batches.steps[:2], torch.tensor([[1.0, 0], [0, 1]], dtype=F64))
+        # The second update of each has one target: ¼ / (1 − ¾²).
+        torch.testing.assert_close(batches.steps[2], torch.full((2,), 0.25 / (1 - 0.75**2), dtype=F64))
+        assert batches.step_roundings[0, 0] == 0
+        assert batches.step_roundings[2, 0] > running.CORRECTED
+
+    @pytest.mark.parametrize("dtype", [F32, F64])
+    def test_what_is_right_is_allowed_and_what_is_off_by_more_is_not(self, dtype: torch.dtype) -> None:
+        first = pop_art.init_state(2, dtype=dtype)
+        batches = _batches([[0, 0], [1, 1], [0, 1]], dtype=dtype)
+        state = first
+        for targets, indices in zip(batches.targets[..., 0].to(dtype), ([0, 0], [1, 1], [0, 1]), strict=True):
+            state = pop_art.art(state, targets, torch.tensor(indices), step_size=0.5)
+        bounds = {"scale_lb": torch.tensor(1e-4), "scale_ub": torch.tensor(1e6)}
+        right = running.compare_statistics(state, first, batches, bounds, dtype)
+        assert right.error <= right.allowed
+        for field in ("shift", "variance", "scale"):
+            value = getattr(state, field)
+            wrong = state._replace(**{field: value * (1 + 200 * torch.finfo(dtype).eps)})
+            found = running.compare_statistics(wrong, first, batches, bounds, dtype)
+            assert found.error > found.allowed, field
+
+
+def _batches(indices: list[list[int]], *, step_size: float = 0.5, dtype=F32, **rules: bool) -> running.Batches:
+    tasks = torch.tensor(indices)
+    targets = torch.arange(1, tasks.numel() + 1, dtype=dtype).reshape(tasks.shape)
+    belongs = running.belongs_to(tasks, 2)
+    return running.Batches.of(targets[..., None], belongs, torch.tensor(step_size, dtype=dtype), dtype, **rules)
+
 
 class TestRun:
     def test_vmap_of_a_check_is_the_experiment(self) -> None:
-        check, seeds = CHECKS["pop_preserves_outputs"], [1, 5, 9]
+        check, seeds = CHECKS["pop_preserves_outputs"], [1, 6, 11]
         settings = Settings(architecture=draw.ARCHITECTURES[1])
         found = vmap(lambda key: check.function(key, settings))(vmap(random.key)(torch.tensor(seeds)))
         (outcome,) = verify.run(check.name, seeds=seeds)
@@ -234,6 +288,8 @@ class TestCommand:
         assert max(map(len, process.stdout.splitlines()[:-2])) <= 100
         written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
         assert written["dtype"] == "float64"
+        assert written["engine"] in engines.ENGINES, "the one that ran, not 'auto'"
+        assert (written["first_seed"], written["last_seed"]) == (0, 23)
         assert [entry["name"] for entry in written["checks"]] == list(CHECKS)
         for entry in written["checks"]:
             assert entry["passed"] is True or entry["skipped"]
@@ -269,7 +325,8 @@ class TestCommand:
         ("words", "message"),
         [
             (["--seeds", "0"], 'Invalid value "0" for --seeds. Must be >= 1.'),
-            (["--check", "gravity"], "Choose from: split_sgd, "),
+            (["--check", "batches", "gravity"], 'Invalid value "gravity" for --check. Choose from: split_sgd, '),
+            (["--seeds", "1000", "--seed", "3"], "Give --seeds 1000 or --seed 3, not both."),
             (["--check"], "--check requires at least 1 element"),
             (["--dtype", "float16"], 'Invalid value "float16" for --dtype.'),
             (["--engine", "steam"], "Choose from: auto, "),

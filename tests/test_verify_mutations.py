@@ -9,17 +9,39 @@ from pathlib import Path
 
 import mutants
 import pytest
+from filelock import FileLock
 
 from popart_func import verify
 from popart_func.engines import available_engines
 
+PARTS = 2
+
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, list[str]]:
-    program = Path(__file__).with_name("mutants.py")
-    process = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+def found(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, list[str]]:
+    """What went red, by mutant; of several test processes one finds out, and the others read it."""
+    if worker_id == "master":
+        return run_mutants()
+    file = tmp_path_factory.getbasetemp().parent / "mutants.json"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(run_mutants()), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def run_mutants() -> dict[str, list[str]]:
+    """Of all mutants, a process for each part of them."""
+    command = [sys.executable, str(Path(__file__).with_name("mutants.py"))]
+    processes = [
+        subprocess.Popen([*command, str(part), str(PARTS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for part in range(PARTS)
+    ]
+    results: dict[str, list[str]] = {}
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        results |= json.loads(out)
+    return results
 
 
 def test_unbroken_every_check_is_green(found):

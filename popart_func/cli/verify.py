@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 
 from popart_func.cli.parameters import (
     ENGINE_NAMES,
@@ -22,17 +21,20 @@ from popart_func.engines import EngineUnavailableError, available_engines
 __all__ = ["verify"]
 
 
-def _check_checks(_: Any, names: Sequence[str] | None) -> None:
+SEEDS = 1000
+
+
+def _check_check(_: Any, name: str) -> None:
     from popart_func.verify import CHECKS
 
-    check_among(names, CHECKS)
+    check_among([name], CHECKS)
 
 
 def verify(
     *,
-    seeds: Annotated[int, whole_number(1, 2**32)] = 1000,
+    seeds: Annotated[int | None, whole_number(1, 2**32), Parameter(show_default=lambda _: f"{SEEDS}")] = None,
     seed: Annotated[int | None, whole_number(0, 2**32 - 1)] = None,
-    check: Annotated[tuple[str, ...] | None, words(validator=_check_checks)] = None,
+    check: Annotated[tuple[Annotated[str, Parameter(validator=_check_check)], ...] | None, words()] = None,
     dtype: Literal["float32", "float64"] = "float32",
     device: Device = "cpu",
     engine: Annotated[
@@ -52,9 +54,9 @@ def verify(
     Parameters
     ----------
     seeds
-        How many seeds, 0 and up.
+        How many seeds: 0, 1, ..., one less than this number.
     seed
-        This seed alone.
+        This seed alone, instead.
     check
         Which checks, one or more names as in the table; by default all.
     dtype
@@ -72,11 +74,14 @@ def verify(
     from rich.console import Console
 
     from popart_func.verify import CHECKS, report, run
+    from popart_func.verify.lanes import engine_on
 
+    if seeds is not None and seed is not None:
+        raise CycloptsError(msg=f"Give --seeds {seeds} or --seed {seed}, not both.")
     reason = None if engine == "auto" else available_engines(device)[engine]
     if reason is not None:
         raise EngineUnavailableError(f"the engine {engine!r} can't run on {device}: {reason}")
-    numbers = range(seeds) if seed is None else [seed]
+    numbers = range(seeds or SEEDS) if seed is None else [seed]
     with report.progress(check or list(CHECKS)) as on_progress:
         outcomes = run(
             check,
@@ -88,12 +93,19 @@ def verify(
         )
     Console(width=report.WIDTH).print(report.table(outcomes), highlight=False)
     if json is not None:
-        content = report.as_json(outcomes, dtype=dtype, device=device, engine=engine)
+        content = report.as_json(
+            outcomes,
+            dtype=dtype,
+            device=device,
+            engine=engine_on(torch.device(device), engine),
+            first_seed=numbers[0],
+            last_seed=numbers[-1],
+        )
         json.write_text(json_format.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"wrote {json}")
     if plot is not None and any(outcome.seeds for outcome in outcomes):
         from popart_func.verify.plot import errors
 
-        errors(outcomes, plot)
+        errors(outcomes, plot, setting=f"{dtype} on {device}")
         print(f"wrote {plot}")
     return int(any(outcome.passed is False or (check and outcome.skipped) for outcome in outcomes))

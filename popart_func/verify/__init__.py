@@ -11,11 +11,12 @@ ways, by the library and independently of it, and returns how far apart they are
 
 What is allowed comes from the dtype and the operations, and stands with its reason beside each check: a difference
 is measured relative to the terms that were added up, where one rounding costs half an eps, and their number is counted;
-what many steps of a network make of roundings is measured by disturbing it (`by_hand.measure`).
+of the running statistics each update's roundings are followed to the end (`running.follow`); what many steps of a
+network make of roundings is measured by disturbing it (`by_hand.measure`), which is no bound but an estimate.
 
 Checks: `networks` (split and unified), `heads` (Proposition 1), `statistics` (Proposition 2, the running moments),
-`algorithms` (Algorithms 1 and 2, Proposition 3), `gradients` (and an optimizer's moments), `lanes` (and engines),
-`peers` (JAX, rlax). `report` makes a table and JSON of outcomes, `plot` a figure.
+`algorithms` (Algorithms 1 and 2, Proposition 3), `optimizers`, `gradients` (and an optimizer's moments), `lanes` (and
+engines), `peers` (JAX, rlax). `report` makes a table and JSON of outcomes, `plot` a figure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor, vmap
 
 from popart_func import random
-from popart_func.verify import algorithms, gradients, heads, lanes, networks, peers, statistics
+from popart_func.verify import algorithms, gradients, heads, lanes, networks, optimizers, peers, statistics
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, ratio
 from popart_func.verify.draw import ARCHITECTURES
@@ -39,7 +40,7 @@ __all__ = ["CHECKS", "Check", "Discrepancy", "Outcome", "Settings", "run"]
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (networks, heads, statistics, algorithms, gradients, lanes, peers)
+    for module in (networks, heads, statistics, algorithms, optimizers, gradients, lanes, peers)
     for check in module.CHECKS
 }
 """Every check by name, in the order in which they are reported."""

@@ -1,286 +1,45 @@
-"""Algorithms 1 and 2: each against itself written by hand, against each other, and their gradients and moments."""
+"""Algorithms 1 and 2: each against itself written by hand, and against each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from popart_func import learners, models, optim, pop_art, random
-from popart_func.learners import Batch, Learner, LearnerState
+from popart_func import learners, models, optim, random
+from popart_func.learners import Batch, Info, Learner
 from popart_func.optim import GradientTransformation
-from popart_func.pop_art import PopArt, PopArtState
+from popart_func.pop_art import PopArtState
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.by_hand import Gradients, Noise, Statistics
 from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare
+from popart_func.verify.discrepancy import Discrepancy, compare, sides, unit_roundoff, worst
+from popart_func.verify.runs import HEAD, Make, Run, by_hand_run, draw_run, drawn_statistics, learner_of, sgd_of, train
 
-__all__ = [
-    "CHECKS",
-    "HEAD",
-    "Run",
-    "by_hand_run",
-    "data_of",
-    "draw_run",
-    "drawn_statistics",
-    "learner_of",
-    "result",
-    "train",
-]
+__all__ = ["CHECKS"]
 
-STEPS = 5
-HEAD = "output_linear"
+Statistics = Literal["running", "drawn", "fixed"]
 
 
-class Run(NamedTuple):
-    """A network, its data ``[steps, ...]``, and what it is trained with.
-
-    Attributes:
-        params: the head predicts numbers of the targets' magnitude if it is ``popped``, else of order 1.
-        x: ``[steps, (batch,) inputs]``.
-        y: ``[steps, (batch,) outputs]``, or with indices ``[steps, batch]``.
-        indices: the output of each target ``[steps, batch]``; read only where the architecture has indices.
-        magnitude: of each task's targets, ``[tasks]``.
-        learning_rate: small enough not to saturate the hidden layers.
-        step_size: of the statistics.
-        momentum: of an optimizer that has it.
-        shifts: ``[steps, tasks]``: statistics that come from nowhere,
-        scales: and are as far apart.
-    """
-
-    params: dict[str, Tensor]
-    x: Tensor
-    y: Tensor
-    indices: Tensor
-    magnitude: Tensor
-    learning_rate: Tensor
-    step_size: Tensor
-    momentum: Tensor
-    shifts: Tensor
-    scales: Tensor
-
-    def batch(self, time: int, settings: Settings) -> Batch:
-        """What a learner takes at a time."""
-        indices = (self.indices[time],) if settings.architecture.indexed else ()
-        return (self.x[time], self.y[time], *indices)
-
-
-def draw_run(key: Tensor, settings: Settings, steps: int = STEPS, *, popped: bool = True) -> Run:
-    """Draws a run. Outputs with statistics of their own have their own magnitude.
-
-    Without POP the head's first predictions are in units of statistics yet to come: far from 1, training diverges.
-    """
-    architecture, dtype = settings.architecture, settings.dtype
-    outputs, tasks = architecture.outputs, architecture.tasks
-    first, second = random.split(key).unbind()
-    numbers = draw.uniforms(
-        second,
-        dtype,
-        x=(steps, *architecture.batched(architecture.inputs)),
-        y=(steps, *architecture.batched(outputs)),
-        indices=(steps, *architecture.batched()),
-        rates=(3,),
-        magnitude=(tasks,),
-        offset=(tasks,),
-        shifts=(steps, tasks),
-        scales=(steps, tasks),
-    )
-    magnitude = draw.magnitude(numbers["magnitude"])
-    offset = 3 * draw.heavy_tailed(numbers["offset"])
-    y = magnitude * (offset + draw.normal(numbers["y"]))
-    indices = (numbers["indices"] * outputs).long().clamp(max=outputs - 1)
-    if architecture.indexed:
-        y = y.gather(-1, indices[..., None]).squeeze(-1)
-    params = draw.network(first, dtype, architecture)
-    if popped:
-        params[f"{HEAD}.weight"] = params[f"{HEAD}.weight"] * magnitude[:, None]
-        params[f"{HEAD}.bias"] = params[f"{HEAD}.bias"] * magnitude
-    x = draw.normal(numbers["x"]) + 0.2
-    a, b, c = numbers["rates"].unbind()
-    # An error is at most √(1/β) = 10 scales (Proposition 2), or what the drawn scales make of the drawn offsets.
-    error = 10 + offset.abs().amax()
-    return Run(
-        params,
-        x,
-        y,
-        indices,
-        magnitude,
-        learning_rate=draw.log_between(0.01, 0.2, a) / (error * (1 + x.square().sum(-1).amax())),
-        step_size=draw.log_between(0.01, 0.5, b),
-        momentum=draw.between(0.5, 0.9, c),
-        shifts=magnitude * (offset + 2 * draw.normal(numbers["shifts"])),
-        scales=magnitude * draw.log_between(0.3, 5, numbers["scales"]),
-    )
-
-
-def drawn_statistics(run: Run, time: int, settings: Settings) -> PopArt:
-    """Statistics that are what was drawn, whatever the targets: POP, without ART."""
-    shift, scale = run.shifts[time], run.scales[time]
-
-    def init(params: models.Params | None = None) -> PopArtState:
-        return pop_art.init_state(settings.architecture.tasks, dtype=shift.dtype, device=shift.device)
-
-    def update(
-        params: models.Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], PopArtState]:
-        new = draw.statistics(shift, scale, torch.zeros_like(shift))
-        return pop_art.pop(params, state, new), new
-
-    return PopArt(init, update)
-
-
-Make = Callable[[Run, int, Settings], Learner]
-"""The learner of a step."""
-
-
-def popart_of(run: Run, time: int, settings: Settings) -> PopArt:
-    """ART and POP with the drawn step size."""
-    return pop_art.popart(settings.architecture.tasks, run.step_size, **draw.BOUNDS)
-
-
-def sgd_of(run: Run) -> GradientTransformation:
-    """Plain SGD at the drawn rate."""
-    return optim.sgd(run.learning_rate)
-
-
-def learner_of(
-    name: str,
-    optimizer: Callable[[Run], GradientTransformation] = sgd_of,
-    statistics: Callable[[Run, int, Settings], PopArt] = popart_of,
-    **options: object,
-) -> Make:
-    """One of `learners` by name, on a drawn run."""
-
-    def make(run: Run, time: int, settings: Settings) -> Learner:
-        build: Callable[..., Learner] = getattr(learners, name)
-        apply = models.stateless(draw.modules(settings.architecture).unified)
-        return build(apply, optimizer(run), statistics(run, time, settings), **options)
-
-    return make
-
-
-def train(run: Run, settings: Settings, make: Make) -> tuple[LearnerState, dict[str, PyTree]]:
-    """The library's learner, step by step: its last state, and what `by_hand_run` returns."""
-    state = make(run, 0, settings).init(run.params)
-    predictions = []
-    for time in range(run.x.shape[0]):
-        state, info = make(run, time, settings).update(state, run.batch(time, settings))
-        predictions.append(info.prediction)
-    return state, result(run, state, torch.stack(predictions), settings)
-
-
-def result(run: Run, state: LearnerState, predictions: Tensor, settings: Settings) -> dict[str, PyTree]:
-    """What is compared of a run: the last parameters, and each step's predictions, ``[steps, ...]``, in units."""
-    return {"params": state.params, "predictions": _in_units(predictions, run, settings)}
-
-
-def _in_units(predictions: Tensor, run: Run, settings: Settings) -> Tensor:
-    """Predictions over their task's magnitude, so that none hides behind a larger one's rounding."""
-    magnitude = run.magnitude.double()
-    return predictions.double() / (magnitude[run.indices] if settings.architecture.indexed else magnitude)
-
-
-class Data(NamedTuple):
-    x: Tensor
-    y: Tensor
-    mask: Tensor
-
-
-def data_of(run: Run, time: int, settings: Settings) -> Data:
-    """A batch with its batch axis, a target for each output, and which of these there are."""
-    architecture = settings.architecture
-    x, y = run.x[time].double(), run.y[time].double()
-    if architecture.indexed:
-        outputs = torch.arange(architecture.outputs, device=y.device)
-        mask = (run.indices[time][:, None] == outputs).double()
-        return Data(x, y[:, None] * mask, mask)
-    y = y.reshape(-1, architecture.outputs)
-    return Data(x.reshape(y.shape[0], -1), y, torch.ones_like(y))
-
-
-def by_hand_run(
-    run: Run,
-    settings: Settings,
-    noise: Noise,
-    *,
-    popped: bool,
-    normalized: bool,
-    scripted: bool = False,
-    momentum: bool = False,
-) -> dict[str, PyTree]:
-    """Algorithm 1 (popped, normalized), ART alone (normalized), or Algorithm 2 (neither), by hand.
-
-    Args:
-        run: data and rates.
-        settings: the shapes.
-        noise: of the arithmetic.
-        popped: whether the head follows the statistics.
-        normalized: whether the loss is in normalized units; else Σ⁻² scales what reaches the lower layers.
-        scripted: take the drawn statistics, not those of the targets.
-        momentum: step along the decaying sum of gradients.
-    """
-    layers = by_hand.layers_of(run.params)
-    ones = torch.ones(settings.architecture.tasks, dtype=torch.float64, device=run.x.device)
-    state = Statistics(torch.zeros_like(ones), ones)
-    velocity: Gradients | None = None
-    predictions = []
-    for time in range(run.x.shape[0]):
-        data = data_of(run, time, settings)
-        new = (
-            Statistics(run.shifts[time].double(), run.scales[time].double().square())
-            if scripted
-            else by_hand.art(state, data.y, data.mask, run.step_size.double(), noise)
-        )
-        if popped:
-            layers = [*layers[:-1], by_hand.pop(layers[-1], state, new, noise)]
-        state = new
-        # Algorithm 1 puts each shift into the bias, and what rounding takes from it there stays.
-        unit = state.scale if normalized else torch.ones_like(state.scale)
-        weight, bias = layers[-1]
-        layers = [*layers[:-1], (weight, bias + (noise(state.mean) - state.mean) / unit)]
-
-        hidden, outputs = by_hand.forward(layers, data.x, noise)
-        target = noise(noise(data.y - state.mean) / state.scale) if normalized else noise(data.y)
-        prediction = noise(outputs * state.scale) + noise(state.mean) if normalized else outputs
-        cotangent = noise(outputs - target) * data.mask / data.x.shape[0]
-        below = cotangent if normalized else noise(noise(cotangent / state.scale) / state.scale)
-        upper_gradient = by_hand.backward(layers, hidden, cotangent, noise)[-1:]
-        gradients = by_hand.backward(layers, hidden, below, noise)[:-1] + upper_gradient
-        if momentum:
-            gradients = velocity = _accumulate(velocity, gradients, run.momentum.double(), noise)
-        layers = by_hand.step(layers, gradients, run.learning_rate.double(), noise)
-        predictions.append(_select(prediction, data, run, settings))
-    in_units = _in_units(torch.stack(predictions), run, settings)
-    return {"params": by_hand.named(run.params, layers), "predictions": in_units}
-
-
-def _accumulate(velocity: Gradients | None, gradients: Gradients, decay: Tensor, noise: Noise) -> Gradients:
-    if velocity is None:
-        return gradients
-    return [
-        (noise(decay * old_weight) + weight, noise(decay * old_bias) + bias)
-        for (old_weight, old_bias), (weight, bias) in zip(velocity, gradients, strict=True)
-    ]
-
-
-def _select(prediction: Tensor, data: Data, run: Run, settings: Settings) -> Tensor:
-    """The predictions that have a target, in the shape of the targets."""
-    if settings.architecture.indexed:
-        return (prediction * data.mask).sum(-1)
-    return prediction.reshape(run.y.shape[1:])
-
-
-def _against_hand(make: Make, *, popped: bool, normalized: bool) -> Callable[[Tensor, Settings], Discrepancy]:
+def _against_hand(
+    make: Make, *, popped: bool, normalized: bool, statistics: Statistics = "running"
+) -> Callable[[Tensor, Settings], Discrepancy]:
     def check(key: Tensor, settings: Settings) -> Discrepancy:
         run = draw_run(key, settings, popped=popped or not normalized)
+        if statistics == "fixed":  # errors are as large as the targets
+            run = run._replace(learning_rate=run.learning_rate / run.magnitude.amax().clamp(min=1))
         _, got = train(run, settings, make)
         value, terms = by_hand.measure(
-            lambda noise: by_hand_run(run, settings, noise, popped=popped, normalized=normalized), run.x, settings.dtype
+            lambda noise: by_hand_run(
+                run, settings, noise, popped=popped, normalized=normalized, statistics=statistics
+            ),
+            run.x,
+            settings.dtype,
         )
-        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+        count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
+        return compare(got, value, terms, count, settings.dtype)
 
     return check
 
@@ -294,12 +53,15 @@ def _proposition_3(
             _outside(train(run, settings, learner_of(name, optimizer, drawn_statistics, head=HEAD))[1])
             for name in ("popart_learner", "normalized_sgd_learner")
         )
-        algorithm = {"popped": False, "normalized": False, "scripted": True, "momentum": momentum}
         _, terms = by_hand.measure(
-            lambda noise: _outside(by_hand_run(run, settings, noise, **algorithm)), run.x, settings.dtype
+            lambda noise: _outside(
+                by_hand_run(run, settings, noise, popped=False, normalized=False, statistics="drawn", momentum=momentum)
+            ),
+            run.x,
+            settings.dtype,
         )
-        # Both sides round, and Algorithm 1 also where Algorithm 2 does nothing: three times in a weight that it pops.
-        return compare(first, second, terms, 2 * by_hand.roundings(settings.architecture) + 3 * STEPS, settings.dtype)
+        # Both sides round. Algorithm 1 also where it pops a weight, twice, which is disturbed at each step as it is.
+        return compare(first, second, terms, 2 * by_hand.roundings(settings.architecture), settings.dtype)
 
     return check
 
@@ -310,7 +72,79 @@ def _outside(result: dict[str, PyTree]) -> dict[str, PyTree]:
     return {"lower": lower, "predictions": result["predictions"]}
 
 
+def _sgd_learner(run: Run, time: int, settings: Settings) -> Learner:
+    apply = models.stateless(draw.modules(settings.architecture).unified)
+    return learners.sgd_learner(apply, sgd_of(run))
+
+
+LEARNERS = (
+    _sgd_learner,
+    learner_of("art_learner"),
+    learner_of("popart_learner", head=HEAD),
+    learner_of("normalized_sgd_learner", head=HEAD),
+)
+
+
+def info_is_consistent(key: Tensor, settings: Settings) -> Discrepancy:
+    """What each learner reports of a step, from its outputs and its statistics, thousands of scales away from 0."""
+    architecture, dtype = settings.architecture, settings.dtype
+    first, second = random.split(key).unbind()
+    run = draw_run(first, settings, steps=1)
+    numbers = draw.uniforms(second, dtype, **dict.fromkeys(("far", "sign", "residue"), (architecture.tasks,)))
+    shift = run.magnitude * draw.log_between(1e2, 1e4, numbers["far"]) * torch.sign(numbers["sign"] - 0.4)
+    residue = shift * unit_roundoff(dtype) * draw.between(-1, 1, numbers["residue"])
+    x, y, *indices = run.batch(0, settings)
+    there = y + (shift.expand(architecture.outputs)[indices[0]] if indices else shift)
+    parts = []
+    for make in LEARNERS:
+        learner = make(run, 0, settings)
+        start = learner.init(run.params)
+        if make is not _sgd_learner:
+            start = start._replace(statistics=draw.statistics(shift, run.magnitude, residue))
+        batch = (x, y if make is _sgd_learner else there, *indices)
+        state, info = learner.update(start, batch)
+        parts.append(_compare_info(info, state.statistics, batch, make is not LEARNERS[-1], settings))
+    return worst(*parts)
+
+
+def _compare_info(
+    info: Info, statistics: PopArtState, batch: Batch, normalized: bool, settings: Settings
+) -> Discrepancy:
+    """Roundings: ``(y − μ)/σ`` and ``σ n + μ`` three, ``σ |n − ỹ|`` two, or ``|f(x) − y|`` one.
+
+    In the loss three for each square (its difference counts twice), one for each that is added, and a quotient.
+    """
+    shift, scale, residue = (field.double() for field in (statistics.shift, statistics.scale, statistics.residue))
+    if len(batch) == 3 and shift.shape[0] > 1:
+        shift, scale, residue = (field[batch[2]] for field in (shift, scale, residue))
+    y, prediction = batch[1].double(), info.prediction.double()
+    n, target = info.normalized_prediction.double(), info.normalized_target.double()
+    loss = 0.5 * (n - target).square().sum() / max(settings.architecture.batch, 1)
+
+    def near(got: Tensor, expected: Tensor, roundings: int, terms: Tensor | None = None) -> Discrepancy:
+        terms = expected.abs() if terms is None else terms
+        return compare(got, expected, terms, sides(settings.dtype) * roundings, settings.dtype)
+
+    def normalizes(got: Tensor, value: Tensor) -> Discrepancy:
+        return near(got, ((value - shift) - residue) / scale, 3, ((value - shift).abs() + residue.abs()) / scale)
+
+    parts = [near(info.target, y, 0), normalizes(info.normalized_target, y), near(info.loss, loss, 3 + n.numel())]
+    if normalized:
+        parts.append(near(info.prediction, (n * scale + residue) + shift, 3, (n * scale).abs() + shift.abs()))
+        parts.append(near(info.error, scale * (n - target).abs(), 2))
+    else:
+        parts.append(normalizes(info.normalized_prediction, prediction))
+        parts.append(near(info.error, (prediction - y).abs(), 1))
+    return worst(*parts)
+
+
 CHECKS = (
+    Check(
+        "sgd_alone",
+        "sgd_learner = SGD on the raw targets, by hand, 5 steps",
+        "2016, sec. 3",
+        _against_hand(_sgd_learner, popped=False, normalized=True, statistics="fixed"),
+    ),
     Check(
         "algorithm_1",
         "popart_learner = Algorithm 1 by hand, 5 steps",
@@ -340,5 +174,11 @@ CHECKS = (
         "the same with momentum, the head's rescaled by POP",
         "README",
         _proposition_3(lambda run: optim.sgd(run.learning_rate, momentum=run.momentum), momentum=True),
+    ),
+    Check(
+        "info",
+        "what learners report: loss, error, and both in units and normalized",
+        "README",
+        info_is_consistent,
     ),
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from popart_func._typing import Float
 from popart_func.tree import PyTree
 
-__all__ = ["Discrepancy", "compare", "exceed", "ratio", "unit_roundoff", "worst"]
+__all__ = ["Discrepancy", "compare", "exceed", "ratio", "sides", "unit_roundoff", "worst"]
 
 
 class Discrepancy(NamedTuple):
@@ -44,6 +44,15 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     True
     """
     return torch.finfo(dtype).eps / 2
+
+
+def sides(dtype: torch.dtype) -> int:
+    """How many sides of a comparison with float64 round at ``dtype``: float64 itself is held against its like.
+
+    >>> sides(torch.float32), sides(torch.float64)
+    (1, 2)
+    """
+    return 2 if dtype == torch.float64 else 1
 
 
 def compare(

@@ -27,6 +27,7 @@ __all__ = [
     "Architecture",
     "Modules",
     "between",
+    "bounds",
     "heavy_tailed",
     "log_between",
     "magnitude",
@@ -41,7 +42,7 @@ LEAST_SCALE, GREATEST_SCALE = 1e-6, 1e6
 """The magnitudes of targets."""
 
 SCALE_LB, SCALE_UB = 1e-12, 1e12
-"""Bounds that never bind for such targets: Proposition 2 does not hold while an upper bound binds."""
+"""Bounds that never bind for such targets; `bounds` draws others."""
 
 BOUNDS: dict[str, Any] = {"scale_lb": SCALE_LB, "scale_ub": SCALE_UB}
 """The same, as `pop_art` takes them."""
@@ -78,6 +79,7 @@ ARCHITECTURES = (
     Architecture(inputs=3, hidden=5, layers=1, outputs=3, tasks=3, batch=4),
     Architecture(inputs=7, hidden=4, layers=2, outputs=2, tasks=1),
     Architecture(inputs=2, hidden=6, layers=3, outputs=4, tasks=4, batch=5, indexed=True),
+    Architecture(inputs=5, hidden=3, layers=1, outputs=3, tasks=1, batch=2, indexed=True),
 )
 """Seed s has number s modulo their count; the first is the papers' network."""
 
@@ -149,6 +151,12 @@ def log_between(low: int | float, high: int | float, uniform: Tensor) -> Tensor:
 def magnitude(uniform: Tensor) -> Tensor:
     """A scale of targets."""
     return log_between(LEAST_SCALE, GREATEST_SCALE, uniform)
+
+
+def bounds(uniforms: Tensor) -> dict[str, Tensor]:
+    """Bounds of the scale, of which one or the other binds for every few targets, from two numbers."""
+    low, high = uniforms.unbind()
+    return {"scale_lb": log_between(SCALE_LB, 1, low), "scale_ub": log_between(1, SCALE_UB, high)}
 
 
 def normal(uniform: Tensor) -> Tensor:

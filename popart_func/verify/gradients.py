@@ -13,7 +13,10 @@ from popart_func import optim, pop_art, random
 from popart_func.optim import GradientTransformation
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.algorithms import (
+from popart_func.verify.by_hand import Gradients, Layers, Noise, Statistics
+from popart_func.verify.check import Check, Settings
+from popart_func.verify.discrepancy import Discrepancy, compare, sides, unit_roundoff
+from popart_func.verify.runs import (
     HEAD,
     Make,
     Run,
@@ -23,9 +26,6 @@ from popart_func.verify.algorithms import (
     learner_of,
     train,
 )
-from popart_func.verify.by_hand import Gradients, Layers, Noise, Statistics
-from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare, unit_roundoff
 
 __all__ = ["CHECKS"]
 
@@ -159,11 +159,24 @@ def statistics_carry_no_gradient(key: Tensor, settings: Settings) -> Discrepancy
 
 
 class _Moments(NamedTuple):
-    """The decays of an optimizer, and by hand what it keeps of a history: ``(decay, power)`` for each moment."""
+    """An optimizer, and by hand what it keeps of a history.
+
+    Attributes:
+        optimizer: with a run's decays.
+        kept: ``(factor, decay, power)`` of each moment.
+        read: the moments out of its state, and how many updates it counts.
+        roundings: of a moment, after those of its gradients: the first is rescaled, decayed and added to at each later
+            step. With a factor of r², the ratio rounds once and its square again, and so does each product.
+    """
 
     optimizer: Callable[[Run], GradientTransformation]
     kept: Callable[[Run], tuple[tuple[Tensor, Tensor, int], ...]]
-    read: Callable[[PyTree], tuple[dict[str, Tensor], ...]]
+    read: Callable[[PyTree], PyTree]
+    roundings: int
+
+
+_FACTOR = 3
+"""Roundings of ``r² = (σ/σ')²``: the ratio counts twice in its square, and the square once."""
 
 
 def _one(like: Tensor) -> Tensor:
@@ -174,7 +187,8 @@ _MOMENTUM = _Moments(
     # A learning rate of zero: the network's function stands still, and the history is known.
     lambda run: optim.sgd(0.0, momentum=run.momentum),
     lambda run: ((_one(run.momentum), run.momentum.double(), 1),),
-    lambda opt_state: (opt_state[0].trace,),
+    lambda opt_state: ((opt_state[0].trace,), opt_state[1].count),
+    roundings=(STEPS - 1) * (_FACTOR + 1 + 2),
 )
 _ADAM = _Moments(
     lambda run: optim.adam(0.0, b1=run.momentum, b2=(1 + run.momentum) / 2),
@@ -182,7 +196,9 @@ _ADAM = _Moments(
         (1 - run.momentum.double(), run.momentum.double(), 1),
         (1 - ((1 + run.momentum) / 2).double(), ((1 + run.momentum) / 2).double(), 2),
     ),
-    lambda opt_state: (opt_state[0].mu, opt_state[0].nu),
+    lambda opt_state: ((opt_state[0].mu, opt_state[0].nu), opt_state[0].count),
+    # The second moment takes the factor twice, and has a square and its own factor, 1 − b2, which rounds.
+    roundings=(STEPS - 1) * (2 * (_FACTOR + 1) + 2) + 3,
 )
 
 
@@ -202,8 +218,10 @@ def _moments(kind: _Moments) -> Callable[[Tensor, Settings], Discrepancy]:
         value, terms = by_hand.measure(
             lambda noise: _moments_by_hand(run, settings, kind, noise)[: len(got)], run.x, settings.dtype
         )
-        # Each step multiplies by a ratio and its power, and by a decay: five more roundings.
-        return compare(got, value, terms, by_hand.roundings(settings.architecture) + 5 * STEPS, settings.dtype)
+        counted = torch.full((), STEPS, device=key.device)
+        value, terms = ([(moments, counted) for moments in each] for each in (value, terms))
+        count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
+        return compare(got, value, terms, count, settings.dtype)
 
     return check
 
@@ -212,23 +230,24 @@ def _moments_by_hand(run: Run, settings: Settings, kind: _Moments, noise: Noise)
     """The moments where those of the head follow, and where all do."""
     states = [Statistics(run.shifts[time].double(), run.scales[time].double().square()) for time in range(STEPS)]
     last = [_gradients_in(states[-1], states, time, run, settings, noise) for time in range(STEPS)]
-    own = [_gradients_in(states[time], states, time, run, settings, noise) for time in range(STEPS)]
-    head_follows = [before[:-1] + after[-1:] for before, after in zip(own, last, strict=True)]
+    then = [_gradients_in(states[time], states, time, run, settings, noise) for time in range(STEPS)]
+    head_follows = [before[:-1] + after[-1:] for before, after in zip(then, last, strict=True)]
+    own = by_hand.louder(noise, kind.roundings, settings.architecture)
     return [
-        tuple(_weighted(history, factor, decay, power, run, noise) for factor, decay, power in kind.kept(run))
+        tuple(_weighted(history, factor, decay, power, run, noise, own) for factor, decay, power in kind.kept(run))
         for history in (head_follows, last)
     ]
 
 
 def _weighted(
-    history: list[Gradients], factor: Tensor, decay: Tensor, power: int, run: Run, noise: Noise
+    history: list[Gradients], factor: Tensor, decay: Tensor, power: int, run: Run, noise: Noise, own: Noise
 ) -> dict[str, Tensor]:
-    """``factor Σ decayⁿ gᵖ``, n the age of a gradient."""
+    """``factor Σ decayⁿ gᵖ``, n the age of a gradient; ``own`` is the noise of the moments."""
     ages = torch.arange(STEPS - 1, -1, -1, device=run.x.device)
     weights = factor * decay**ages
 
     def moment(leaves: list[Tensor]) -> Tensor:
-        return torch.tensordot(weights, noise(torch.stack(leaves)) ** power, dims=1)
+        return own(torch.tensordot(weights, noise(torch.stack(leaves)) ** power, dims=1))
 
     layers = zip(*history, strict=True)
     return by_hand.named(

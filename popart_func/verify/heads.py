@@ -2,6 +2,9 @@
 
 Everything is judged in the new statistics' units, where the head computes, and against plain float64. The terms are
 those of the formulas: the sum of the absolute values of what is added up.
+
+A pop rounds twice in a weight, ``(σ/σ') W``, and four times at most in the bias: ratio, product and sum, or (shifts and
+residues alike) difference, sum, quotient and sum.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from popart_func import pop_art
 from popart_func.pop_art import PopArtState
 from popart_func.verify import draw
 from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare, unit_roundoff, worst
+from popart_func.verify.discrepancy import Discrepancy, compare, sides, unit_roundoff, worst
 
 __all__ = ["CHECKS"]
+
+POP, FOLD = 4, 3
+"""Roundings in a bias."""
 
 
 class _Drawn(NamedTuple):
@@ -87,7 +93,7 @@ def _shift_between(old: PopArtState, new: PopArtState) -> tuple[Tensor, Tensor]:
 def pop_preserves_outputs(key: Tensor, settings: Settings) -> Discrepancy:
     """``σ' n' + μ' = σ n + μ``: the popped head's output, held against the same output in the new units.
 
-    Roundings: 6 products and sums of a head with 6 inputs, 3 in each popped weight, 5 in the popped bias.
+    Roundings: 2 in each popped weight, 6 in the products and sums of a head with 6 inputs, 1 where the bias is added.
     """
     drawn = _draw(key, settings)
     parts = []
@@ -99,14 +105,14 @@ def pop_preserves_outputs(key: Tensor, settings: Settings) -> Discrepancy:
         moved, size = _shift_between(drawn.first, new)
         expected = factor * (weight @ h + bias) + moved / new.scale.double()
         terms = factor * (weight.abs() @ h.abs() + bias.abs()) + size / new.scale.double()
-        parts.append(compare(got, expected, terms, 7 + 3 + 5, settings.dtype))
+        parts.append(compare(got, expected, terms, sides(settings.dtype) * (2 + 6 + 1), settings.dtype))
     return worst(*parts)
 
 
 def pop_composes(key: Tensor, settings: Settings) -> Discrepancy:
     """From the first to the second to the third is from the first to the third; there and back again is nothing.
 
-    Roundings: two pops of 3 (weight) and 5 (bias) each, and one more.
+    Roundings: three pops, of 4 each in the bias.
     """
     drawn = _draw(key, settings)
     head, (first, second, third) = _head(drawn), (drawn.first, drawn.second, drawn.third)
@@ -122,7 +128,7 @@ def pop_composes(key: Tensor, settings: Settings) -> Discrepancy:
             "head.weight": (factor[:, None] * drawn.weight.double()).abs(),
             "head.bias": (factor * drawn.bias.double()).abs() + size,
         }
-        parts.append(compare(got, expected, terms, 16, settings.dtype))
+        parts.append(compare(got, expected, terms, 3 * POP, settings.dtype))
     same = pop_art.pop(head, first, first)
     parts.append(compare(same, head, head, 0, settings.dtype))
     return worst(*parts)
@@ -131,7 +137,7 @@ def pop_composes(key: Tensor, settings: Settings) -> Discrepancy:
 def fold_is_invariant(key: Tensor, settings: Settings) -> Discrepancy:
     """``(σW, σb + μ)`` is the same before and after POP, and is what the head's outputs are.
 
-    Roundings: a pop's 5, and 4 of the fold.
+    Roundings: a pop's 4, and the fold's product and two sums.
     """
     drawn = _draw(key, settings)
     head, old, new = _head(drawn), drawn.first, drawn.second
@@ -142,29 +148,29 @@ def fold_is_invariant(key: Tensor, settings: Settings) -> Discrepancy:
     size = (scale * bias).abs() + shift.abs()
     terms = {"head.weight": expected["head.weight"].abs(), "head.bias": size}
     moved = {"head.weight": terms["head.weight"], "head.bias": size + _shift_between(old, new)[1] + new.shift.abs()}
-    before = compare(pop_art.fold(head, old), expected, terms, 4, settings.dtype)
-    return worst(before, compare(after, expected, moved, 9, settings.dtype))
+    before = compare(pop_art.fold(head, old), expected, terms, sides(settings.dtype) * FOLD, settings.dtype)
+    return worst(before, compare(after, expected, moved, sides(settings.dtype) * (POP + FOLD), settings.dtype))
 
 
 def normalize_inverts_unnormalize(key: Tensor, settings: Settings) -> Discrepancy:
     """``(y − μ)/σ`` and ``σ n + μ``, each against float64, while bounds bind: one scale, clamped, in both.
 
-    Roundings: 3 each.
+    Roundings: product and two sums; two differences and a quotient.
     """
     drawn = _draw(key, settings)
-    values = drawn.values
+    values, count = drawn.values, sides(settings.dtype) * 3
     parts = []
     for state in (drawn.first, drawn.second):
         shift, residue, scale = _wide(state)
         outputs = pop_art.unnormalize(state, values)
         expected = (values.double() * scale + residue) + shift
-        parts.append(compare(outputs, expected, (values.double() * scale).abs() + shift.abs(), 3, settings.dtype))
+        parts.append(compare(outputs, expected, (values.double() * scale).abs() + shift.abs(), count, settings.dtype))
         # Targets near the mean, where only the residue is left of it.
         targets = state.shift + state.scale * values
         difference = targets.double() - shift
         expected = (difference - residue) / scale
         terms = (difference.abs() + residue.abs()) / scale
-        parts.append(compare(pop_art.normalize(state, targets), expected, terms, 3, settings.dtype))
+        parts.append(compare(pop_art.normalize(state, targets), expected, terms, count, settings.dtype))
     return worst(*parts)
 
 

@@ -13,11 +13,11 @@ from popart_func import engines, learners, models, optim, pop_art, tree
 from popart_func.learners import Learner
 from popart_func.tree import PyTree
 from popart_func.verify import by_hand, draw
-from popart_func.verify.algorithms import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.discrepancy import Discrepancy, compare
+from popart_func.verify.runs import HEAD, Run, by_hand_run, draw_run, learner_of, result, train
 
-__all__ = ["CHECKS", "compare_runs", "draw_runs", "step_of"]
+__all__ = ["CHECKS", "compare_runs", "draw_runs", "engine_on", "start_of", "step_of"]
 
 MOST_ALONE = 1000
 """How many seeds are run one after the other; that takes milliseconds each, on any device."""
@@ -111,7 +111,7 @@ def engine_is_eager(keys: Tensor, settings: Settings) -> Discrepancy:
     batch = (runs.x, runs.y, runs.indices) if settings.architecture.indexed else (runs.x, runs.y)
     xs = tuple(leaf.transpose(0, 1).contiguous() for leaf in batch)
     results = []
-    for engine in (_engine(settings, keys.device), "eager"):
+    for engine in (engine_on(keys.device, settings.engine), "eager"):
         state, predictions = engines.scan_lanes(
             step_of(settings), start_of(runs, settings), xs, hparams=hparams, shared=False, engine=engine
         )
@@ -121,15 +121,16 @@ def engine_is_eager(keys: Tensor, settings: Settings) -> Discrepancy:
     return compare_runs(results[0], results[1], terms, settings)
 
 
-def _engine(settings: Settings, device: torch.device) -> str:
-    if settings.engine != "auto":
-        return settings.engine
+def engine_on(device: torch.device, engine: str = "auto") -> str:
+    """The engine that is held against `eager`: the one that is asked for, or the first that can run on a device."""
+    if engine != "auto":
+        return engine
     reasons = engines.available_engines(device)
     return next(name for name in engines.ENGINES if reasons[name] is None)
 
 
 def _why_no_engine(settings: Settings, device: torch.device) -> str | None:
-    name = _engine(settings, device)
+    name = engine_on(device, settings.engine)
     if name == "eager":
         reasons = (f"{name}: {why}" for name, why in engines.available_engines(device).items() if why is not None)
         return "eager is what the others are held against" if settings.engine == "eager" else " ".join(reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from popart_func.optim import GradientTransformation
 from popart_func.verify import by_hand, draw
 from popart_func.verify.by_hand import Layers, Measured, Noise
 from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare
+from popart_func.verify.discrepancy import Discrepancy, compare, sides
+from popart_func.verify.optimizers import ADAM, MOMENTUM, SGD, Optimizer
 
 __all__ = ["CHECKS"]
 
@@ -29,8 +30,8 @@ class _Example(NamedTuple):
     rates: dict[str, Tensor]
 
 
-def _draw(key: Tensor, settings: Settings) -> _Example:
-    """A network that predicts numbers of order 1, and targets of any magnitude."""
+def _draw(key: Tensor, settings: Settings, *, adam: bool = False) -> _Example:
+    """A network that predicts numbers of order 1, targets of any magnitude, and rates, those of Adam on request."""
     architecture, dtype = settings.architecture, settings.dtype
     first, second = random.split(key).unbind()
     numbers = draw.uniforms(
@@ -50,8 +51,9 @@ def _draw(key: Tensor, settings: Settings) -> _Example:
     # A step moves what enters tanh by about the rate: larger ones saturate it, where nothing can be told apart.
     error = 1 + y.abs().amax()
     rates = {
-        "learning_rate": draw.log_between(1e-2, 0.3, a) / (error * (1 + x.square().sum())),
-        "adam_learning_rate": draw.log_between(1e-3, 3e-2, a),
+        "learning_rate": draw.log_between(1e-3, 3e-2, a)
+        if adam
+        else draw.log_between(1e-2, 0.3, a) / (error * (1 + x.square().sum())),
         "momentum": draw.between(0.5, 0.95, b),
         "b1": draw.between(0.5, 0.95, b),
         "b2": draw.between(0.8, 0.999, c),
@@ -82,35 +84,7 @@ def _train_split(example: _Example, settings: Settings, optimizer: GradientTrans
     return [history[0], history[-1]]
 
 
-Rates = Mapping[str, Tensor]
-Rule = Callable[[list[Tensor], Rates], Tensor]
-"""``(the gradients of one parameter so far, rates) -> update``: an optimizer's formula, without its recursions."""
-
-
-def _sgd_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    return -rates["learning_rate"] * history[-1]
-
-
-def _momentum_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    return -rates["learning_rate"] * _weighted_sum(rates["momentum"], history)
-
-
-def _adam_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    first = _weighted_mean(rates["b1"], history)
-    second = _weighted_mean(rates["b2"], [gradient.square() for gradient in history])
-    return -rates["adam_learning_rate"] * first / (second.sqrt() + rates["eps"])
-
-
-def _weighted_sum(decay: Tensor, values: list[Tensor]) -> Tensor:
-    ages = torch.arange(len(values) - 1, -1, -1, device=decay.device)
-    return torch.tensordot(decay**ages, torch.stack(values), dims=1)
-
-
-def _weighted_mean(decay: Tensor, values: list[Tensor]) -> Tensor:
-    return _weighted_sum(decay, values) / _weighted_sum(decay, [torch.ones_like(decay)] * len(values))
-
-
-def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str, Tensor]]:
+def _train_unified(example: _Example, optimizer: Optimizer, noise: Noise, of_update: Noise) -> list[dict[str, Tensor]]:
     """Unified: one network, one hand-written step; gradients propagated by hand as well."""
     layers = by_hand.layers_of(example.params)
     x, y = _batch(example.x.double()), _batch(example.y.double())
@@ -121,7 +95,7 @@ def _train_unified(example: _Example, rule: Rule, noise: Noise) -> list[dict[str
         hidden, outputs = by_hand.forward(layers, x, noise)
         cotangent = 2 * noise(outputs - noise(y)) / y.numel()
         gradients.append([leaf for pair in by_hand.backward(layers, hidden, cotangent, noise) for leaf in pair])
-        updates = [noise(rule(list(history), rates)) for history in zip(*gradients, strict=True)]
+        updates = [of_update(optimizer.rule(list(history), rates)) for history in zip(*gradients, strict=True)]
         flat = [noise(leaf + update) for leaf, update in zip(_flat(layers), updates, strict=True)]
         layers = list(zip(flat[::2], flat[1::2], strict=True))
         results.append(by_hand.named(example.params, layers))
@@ -136,14 +110,18 @@ def _batch(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor[None]
 
 
-def _split_unified(
-    make: Callable[[Rates], GradientTransformation], rule: Rule
-) -> Callable[[Tensor, Settings], Discrepancy]:
+def _split_unified(optimizer: Optimizer) -> Callable[[Tensor, Settings], Discrepancy]:
     def check(key: Tensor, settings: Settings) -> Discrepancy:
-        example = _draw(key, settings)
-        got = _train_split(example, settings, make(example.rates))
-        value, terms = by_hand.measure(lambda noise: _train_unified(example, rule, noise), example.x, settings.dtype)
-        return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+        example = _draw(key, settings, adam=optimizer is ADAM)
+        got = _train_split(example, settings, optimizer.make(example.rates))
+
+        def unified(noise: Noise) -> list[dict[str, Tensor]]:
+            of_update = by_hand.louder(noise, optimizer.roundings(STEPS), settings.architecture)
+            return _train_unified(example, optimizer, noise, of_update)
+
+        value, terms = by_hand.measure(unified, example.x, settings.dtype)
+        count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
+        return compare(got, value, terms, count, settings.dtype)
 
     return check
 
@@ -202,7 +180,7 @@ def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
 
 
 def _compare_lanes(got: object, expected: object, terms: object, settings: Settings) -> Discrepancy:
-    count = by_hand.roundings(settings.architecture)
+    count = 2 * by_hand.roundings(settings.architecture)  # both sides round in the dtype
     return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
 
 
@@ -230,7 +208,7 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
         return jacobian
 
     value, terms = by_hand.measure(product, x, settings.dtype)
-    return compare(got, value, terms, by_hand.roundings(settings.architecture), settings.dtype)
+    return compare(got, value, terms, sides(settings.dtype) * by_hand.roundings(settings.architecture), settings.dtype)
 
 
 CHECKS = (
@@ -238,22 +216,19 @@ CHECKS = (
         "split_sgd",
         "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
         "split network",
-        _split_unified(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule),
+        _split_unified(SGD),
     ),
     Check(
         "split_momentum",
         "the same with momentum",
         "split network",
-        _split_unified(lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]), _momentum_rule),
+        _split_unified(MOMENTUM),
     ),
     Check(
         "split_adam",
         "the same with Adam",
         "split network",
-        _split_unified(
-            lambda rates: optim.adam(rates["adam_learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
-            _adam_rule,
-        ),
+        _split_unified(ADAM),
     ),
     Check(
         "grad_is_backward",

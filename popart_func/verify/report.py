@@ -82,8 +82,9 @@ def table(outcomes: Sequence[Outcome]) -> Group:
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[outcome.passed]
         rows.add_row(check.name, f"{check.claim} ({check.source})", *numbers, verdict)
     notes = [
-        "worst: the seed whose error is nearest to what is allowed, or furthest above it; error: its largest",
-        "difference, relative to the terms that were added up; allowed: what rounding can make of that",
+        "worst: the seed whose error is nearest to what is allowed, or furthest above it",
+        "error: its largest difference, relative to the terms added up, or to a bound computed beside them",
+        "allowed: what rounding can make of that; one rounding, where the bound counts them all",
     ]
     notes += [f"skipped {outcome.check.name}: {outcome.skipped}" for outcome in outcomes if outcome.skipped]
     notes += [
