@@ -108,14 +108,6 @@ def _pad(out: TensorSpec, x: Any, pads: Sequence[int], value: Any = 0) -> Any:
     return jax.lax.pad(x, jnp.asarray(value, x.dtype), [(before, after, 0) for before, after in sides])
 
 
-def _unfold(out: TensorSpec, x: Any, axis: int, size: int, step: int) -> Any:
-    if not x.ndim:
-        return x.reshape(out.shape)
-    axis %= x.ndim
-    places = np.arange(out.shape[axis])[:, None] * step + np.arange(size)
-    return jnp.moveaxis(jnp.take(x, places, axis), axis + 1, -1)
-
-
 def _slice_scatter(
     out: TensorSpec, x: Any, source: Any, axis: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Any:
@@ -232,7 +224,6 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,
-    "unfold": _unfold,
     "slice_scatter": _slice_scatter,
     "diagonal_scatter": _diagonal_scatter,
     "gather": _gather,
