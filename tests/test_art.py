@@ -1,0 +1,240 @@
+"""The laws of ART, against closed forms in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_heads import FLOAT32, FLOAT64, random_head, random_state
+from torch.func import grad
+
+import popart_func as pf
+
+
+def test_init():
+    state = pf.popart(3, 0.1).init()
+    assert [field.tolist() for field in state] == [[0] * 3, [1] * 3, [1] * 3, [0] * 3, [0] * 3]
+    assert state.count.dtype == torch.int32
+    assert {field.dtype for field in state} == {FLOAT32, torch.int32}
+    assert pf.popart(3, 0.1).init(random_head(3)).shift.dtype == FLOAT64
+    assert pf.popart(3, 0.1).init(random_head(3, torch.bfloat16)).shift.dtype == FLOAT32
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    step_size=st.floats(1e-4, 1.0),
+    targets=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20),
+    bias_correction=st.booleans(),
+)
+def test_statistics_are_weighted_moments(step_size, targets, bias_correction):
+    """One target at a time: μ and σ² are the weighted mean and variance with the weights β_t Π (1 − β_k)."""
+    state, weights, values = pf.init_state(1, dtype=FLOAT64), [1.0], [0.0]
+    variances = [1.0]  # The start counts as a cloud of mean 0 and variance 1.
+    for time, target in enumerate(targets, start=1):
+        step = step_size
+        if bias_correction and step_size < 1 and time > 1:
+            step = step_size / -math.expm1(time * math.log1p(-step_size))
+        elif bias_correction:
+            step = 1.0
+        weights = [weight * (1 - step) for weight in weights] + [step]
+        values, variances = [*values, target], [*variances, 0.0]
+        state = pf.art(
+            state,
+            torch.tensor([target], dtype=FLOAT64),
+            step_size=step_size,
+            bias_correction=bias_correction,
+        )
+    mean = math.fsum(w * v for w, v in zip(weights, values, strict=True))
+    variance = math.fsum(w * (s + (v - mean) ** 2) for w, v, s in zip(weights, values, variances, strict=True))
+    # float64 over 20 steps on numbers up to 1e3: 20 · 2⁻⁵³ · 1e3, and its square for the variance, with a factor of 10.
+    assert float(state.shift + state.residue) == pytest.approx(mean, rel=1e-12, abs=1e-10)
+    assert float(state.variance) == pytest.approx(variance, rel=1e-9, abs=1e-8)
+    assert int(state.count) == len(targets)
+
+
+def test_bias_corrected_weights_of_a_running_mean():
+    """β = 1/2: weights 1/3 and 2/3 after two updates; and the first step is exactly 1."""
+    state = pf.init_state(1)
+    for target in (3.0, 9.0):
+        state = pf.art(state, torch.tensor([target]), step_size=0.5, bias_correction=True)
+        if target == 3.0:
+            assert state.shift == 3.0
+            assert state.variance == 0.0
+    assert float(state.shift + state.residue) == pytest.approx(7.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("step_size", [1e-4, 0.3, 1.0])
+def test_bias_correction_is_exact_for_small_steps(step_size):
+    """In float32, 1 − (1−β)^t computed as written is off by 1e-3 at β = 1e-4."""
+    narrow, wide = (pf.init_state(1, dtype=dtype) for dtype in (FLOAT32, FLOAT64))
+    for target in (1.0, 5.0, -3.0, 20.0):
+        narrow = pf.art(narrow, torch.tensor([target]), step_size=step_size, bias_correction=True)
+        wide = pf.art(wide, torch.tensor([target], dtype=FLOAT64), step_size=step_size, bias_correction=True)
+    assert float(narrow.shift + narrow.residue) == pytest.approx(float(wide.shift), rel=1e-6)
+    assert float(narrow.scale) == pytest.approx(float(wide.scale), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_variance_does_not_cancel_when_a_step_forgets_everything(batch):
+    """Small targets after a variance of 1, or 1e12: at β_1 = 1 nothing of the old one may be left as rounding."""
+    targets = torch.randn(3, batch, 1) * 2e-3
+    for start in (1.0, 1e12):
+        states = []
+        for dtype in (FLOAT32, FLOAT64):
+            state = pf.init_state(1, dtype=dtype)._replace(variance=torch.tensor([start], dtype=dtype))
+            for row in targets:
+                state = pf.art(state, row.to(dtype), step_size=3e-4, bias_correction=True)
+            states.append(state)
+        assert float(states[0].scale) == pytest.approx(float(states[1].scale), rel=1e-5)
+    forgotten = pf.art(pf.init_state(1), torch.tensor([[1e6], [-1e6]]), step_size=1.0)
+    assert pf.art(forgotten, torch.tensor([[1.0], [3.0]]), step_size=1.0).scale == 1.0
+
+
+def test_reciprocal_steps_give_the_sample_moments():
+    """β_t = 1/t: mean and biased variance of the sample."""
+    targets = torch.randn(50, dtype=FLOAT64) * 3 + 11
+    state = pf.init_state(1, dtype=FLOAT64)
+    for time, target in enumerate(targets, start=1):
+        state = pf.art(state, target[None], step_size=1 / time)
+    assert float(state.shift + state.residue) == pytest.approx(float(targets.mean()), rel=1e-13)
+    assert float(state.variance) == pytest.approx(float(targets.var(correction=0)), rel=1e-12)
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
+def test_task_axis_equals_indices(reduction, bias_correction):
+    state = random_state(3)
+    targets = torch.randn(4, 3, dtype=FLOAT64) * 5 + 2
+    options = {"step_size": 0.1, "reduction": reduction, "bias_correction": bias_correction}
+    by_axis = pf.art(state, targets, **options)
+    indices = torch.arange(3).expand(4, 3)
+    if reduction == "sequential":
+        by_index = state
+        for row in targets:
+            by_index = pf.art(by_index, row, torch.arange(3), step_size=0.1, bias_correction=bias_correction)
+    else:
+        by_index = pf.art(state, targets, indices, **options)
+    assert pf.tree.max_difference(by_axis, by_index) < 1e-12
+    shuffled = torch.randperm(12)
+    if reduction != "sequential":
+        again = pf.art(state, targets.reshape(-1)[shuffled], indices.reshape(-1)[shuffled], **options)
+        assert pf.tree.max_difference(by_axis, again) < 1e-12
+
+
+def test_mean_is_one_update_on_the_batch_moments():
+    state = pf.init_state(1, dtype=FLOAT64)
+    targets = torch.tensor([1.0, 2.0, 6.0], dtype=FLOAT64)
+    new = pf.art(state, targets, step_size=0.25)
+    first, second = 0.25 * 3.0, 0.75 * 1 + 0.25 * float(targets.square().mean())
+    assert float(new.shift) == pytest.approx(first, rel=1e-14)
+    assert float(new.variance) == pytest.approx(second - first**2, rel=1e-14)
+    assert int(new.count) == 1
+
+
+def test_sequential_is_one_by_one():
+    state = random_state(2)
+    targets, indices = torch.tensor([3.0, -1.0, 8.0], dtype=FLOAT64), torch.tensor([1, 0, 1])
+    expected = state
+    for target, index in zip(targets, indices, strict=True):
+        expected = pf.art(expected, target, index, step_size=0.2)
+    got = pf.art(state, targets, indices, step_size=0.2, reduction="sequential")
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_absent_tasks_stay_bit_equal(reduction, bias_correction):
+    state = random_state(4, FLOAT32)
+    head = random_head(4, FLOAT32)
+    update = pf.popart(4, 0.1, reduction=reduction, bias_correction=bias_correction).update
+    popped, new = update(head, state, torch.tensor([5.0, 7.0, 1e30]), torch.tensor([2, 0, 2]))
+    for absent in (1, 3):
+        assert all(torch.equal(before[absent], after[absent]) for before, after in zip(state, new, strict=True))
+        assert all(torch.equal(head[name][absent], popped[name][absent]) for name in head)
+    for present in (0, 2):
+        assert new.shift[present] != state.shift[present]
+
+
+def test_a_nan_target_stays_in_its_task():
+    state = random_state(3, FLOAT32)
+    new = pf.art(state, torch.tensor([torch.nan, 2.0]), torch.tensor([1, 0]), step_size=0.1)
+    clean = pf.art(state, torch.tensor([2.0]), torch.tensor([0]), step_size=0.1)
+    assert torch.isnan(new.shift[1])
+    assert all(torch.equal(a[[0, 2]], b[[0, 2]]) for a, b in zip(new, clean, strict=True))
+
+
+def test_sequential_updates_keep_the_bounds():
+    options = {"step_size": 0.5, "scale_lb": 7.0, "scale_ub": 8.0}
+    for targets, bound in (([0.0, 0.1], 7.0), ([0.0, 1e3], 8.0)):
+        assert pf.art(pf.init_state(1), torch.tensor(targets), reduction="sequential", **options).scale == bound
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_indices_of_any_integer_dtype(dtype):
+    state, targets, indices = random_state(3), torch.ones(2, dtype=FLOAT64), torch.tensor([2, 0])
+    for call in (lambda i: pf.art(state, targets, i, step_size=0.1), lambda i: pf.normalize(state, targets, i)):
+        assert pf.tree.max_difference(call(indices), call(indices.to(dtype))) == 0
+
+
+def test_an_empty_batch_changes_nothing():
+    state = random_state(2, FLOAT32)
+    for arguments in ((torch.empty(0, 2),), (torch.empty(0), torch.empty(0, dtype=torch.int64))):
+        new = pf.art(state, *arguments, step_size=0.1)
+        assert all(torch.equal(a, b) for a, b in zip(state, new, strict=True))
+
+
+def test_a_bound_that_stops_binding_leaves_no_trace():
+    free, bound = pf.init_state(1), pf.init_state(1)
+    for target in (5.0, 5.1, 5.0):
+        bound = pf.art(bound, torch.tensor([target]), step_size=0.5, scale_lb=10.0, scale_ub=20.0)
+        free = pf.art(free, torch.tensor([target]), step_size=0.5)
+    assert bound.scale == 10.0
+    assert free.scale < 10
+    assert torch.equal(bound.variance, free.variance)
+
+
+def test_statistics_dtype():
+    state = pf.init_state(1)
+    assert pf.art(state, torch.tensor([1.0], dtype=FLOAT64), step_size=0.1).shift.dtype == FLOAT64
+    for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.uint8):
+        assert pf.art(state, torch.tensor([1], dtype=dtype), step_size=0.1).shift.dtype == FLOAT32
+    double = pf.init_state(1, dtype=FLOAT64)
+    step = torch.tensor(0.1, dtype=FLOAT64)
+    assert pf.art(double, torch.tensor([1.0]), step_size=step).shift.item() == pytest.approx(0.1, rel=1e-15)
+
+
+def test_no_gradient_flows_through_the_statistics():
+    def scale(target):
+        return pf.art(pf.init_state(1), target[None], step_size=0.5).scale.sum()
+
+    assert grad(scale)(torch.tensor(3.0)) == 0
+    assert (
+        grad(lambda size: pf.art(pf.init_state(1), torch.tensor([3.0]), step_size=size).shift.sum())(torch.tensor(0.1))
+        == 0
+    )
+    for reduction in ("mean", "sequential"):
+        target, size = torch.tensor([3.0], requires_grad=True), torch.tensor(0.5, requires_grad=True)
+        state = pf.init_state(1)
+        state = state._replace(
+            shift=state.shift.clone().requires_grad_(), variance=state.variance.clone().requires_grad_()
+        )
+        new = pf.art(state, target, step_size=size, scale_ub=size * 1e6, reduction=reduction, bias_correction=True)
+        assert not any(field.requires_grad for field in new)
+
+
+def test_proposition_2_is_kept_and_reached():
+    """|y − μ| / σ <= √((1−β)/β) for the target just taken, with equality after a constant past."""
+    for step_size in (0.5, 0.1, 1e-2, 1e-4):
+        bound = math.sqrt((1 - step_size) / step_size)
+        state = pf.init_state(1, dtype=FLOAT64)._replace(variance=torch.zeros(1, dtype=FLOAT64))
+        new = pf.art(state, torch.tensor([1e4], dtype=FLOAT64), step_size=step_size)
+        reached = float(pf.normalize(new, torch.tensor([1e4], dtype=FLOAT64)).abs())
+        assert reached == pytest.approx(bound, rel=1e-12)
+        state = pf.init_state(1)
+        for target in torch.randn(40) * 10 ** torch.empty(40).uniform_(-2, 6):
+            state = pf.art(state, target[None], step_size=step_size)
+            # float32: a few roundings of y, μ and σ.
+            assert float(pf.normalize(state, target[None]).abs()) <= bound * (1 + 1e-6)
