@@ -484,6 +484,15 @@ class TestRun:
         plain = shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)), seeds=[0])
         assert np.array_equal(shared_sweep(in_place, seeds=[0])["error"], plain["error"])
 
+    def test_a_learner_that_changes_the_stream_in_place_is_refused(self):
+        def made(rate):
+            return pf.Learner(dict, lambda state, xy: _step_of(rate)(state, (xy[0].mul_(0.5), xy[1])))
+
+        before = _STREAM[0].clone()
+        with pytest.raises(ValueError, match=r"`make_learner\(\.\.\.\)\.update` must not change `x` in place"):
+            shared_sweep(made)
+        assert torch.equal(_STREAM[0], before)
+
     def test_states_of_any_tree_that_optree_knows(self):
         @optree.dataclasses.dataclass(namespace="")
         class State:

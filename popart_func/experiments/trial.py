@@ -68,9 +68,12 @@ def measured(
         return {name: _measure(name, one, new, info) for name, one in record.items()}
 
     with _noted(f"the first step of `{label}(...)` was tried in one lane, with hyper-parameters as 0-d tensors,"):
-        # A learner may change what it is given in place: nothing of the caller's.
+        # A learner may change its state in place: not the parameters that the caller keeps.
         params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))
-        return over_lanes(step, over_lanes(initial, params, hparams), x, hparams)
+        found = over_lanes(step, over_lanes(initial, params, hparams), x, hparams)
+    if any(leaf._version for leaf in optree.tree_leaves(x)):
+        raise ValueError(f"run: `{label}(...).update` must not change `x` in place, which other lanes read, too.")
+    return found
 
 
 def over_lanes(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
