@@ -249,6 +249,14 @@ class TestKilled:
             path.relative_to(uninterrupted[1]) for path in uninterrupted[1].rglob("*")
         }
 
+    def test_leftovers_in_leftovers_are_removed(self, store, runs):
+        """Killed while zarr wrote one of the labels aside."""
+        (store / ".partial-labels" / "sgd").mkdir(parents=True)
+        (store / ".partial-labels" / "sgd" / "zarr.json.0123.partial").touch()
+        sweep.run(**small_sweep.arguments(store=store))
+        assert not list(store.rglob("*partial*"))
+        assert runs == []
+
 
 class TestFullDisk:
     def test_a_full_file_system(self, uninterrupted, tmp_path, runs):
@@ -293,6 +301,17 @@ class TestFullDisk:
         runs.clear()
         assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
         assert len(runs) == 3
+
+    def test_a_disk_that_is_full_from_the_start(self, uninterrupted, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        for place, name in ((chunks, "write_sealed"), (chunks.tempfile, "mkdtemp")):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, name, full)
+                with pytest.raises(StoreError, match=r"store can't be opened: No space left on device\. All chunks"):
+                    sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
 
     def test_a_limit_on_the_size_of_files(self, uninterrupted, tmp_path, runs):
         """The operating system's own refusal, without root."""

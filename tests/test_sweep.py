@@ -30,6 +30,30 @@ def full() -> np.ndarray:
     return sweep.run(**small_sweep.arguments(record={"curve": every()}))["curve"].values
 
 
+_STREAM = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12.0)
+
+
+def _weights(seed):
+    return {"w": torch.randn(3, generator=torch.Generator().manual_seed(seed))}
+
+
+def _step_of(rate):
+    """The least mean squares step, as the `update` of a learner."""
+
+    def update(state, xy):
+        error = (state["w"] * xy[0]).sum() - xy[1]
+        return {"w": state["w"] - rate * error * xy[0]}, error.abs()
+
+    return update
+
+
+def shared_sweep(make_learner, **changes):
+    """A sweep of a learner whose info is its error, all of whose lanes learn from `_STREAM`."""
+    lanes = sweep.lanes(changes.pop("seeds", range(2)), rate=[0.1, 0.01])
+    arguments = {"init": _weights, "engine": "eager", "record": {"error": every(of=lambda state, info: info)}}
+    return sweep.run(make_learner, _STREAM, lanes=lanes, **(arguments | changes))
+
+
 @pytest.fixture
 def chunks_run(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
     """Each chunk that is run, as it is run."""
@@ -442,6 +466,73 @@ class TestRun:
         arguments["init"] = lambda seed: {name: torch.nn.Parameter(leaf) for name, leaf in init(seed).items()}
         assert sweep.run(**arguments).equals(result)
 
+    def test_a_result_can_be_written_to(self, result):
+        for found in (result, shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)))):
+            assert all(variable.values.flags.writeable for variable in found.data_vars.values())
+
+    def test_a_learner_may_change_its_state_in_place(self):
+        """And its first try, of which nothing is kept, leaves the parameters as they were."""
+
+        def in_place(rate):
+            def update(state, xy):
+                new, error = _step_of(rate)(state, xy)
+                state["w"].copy_(new["w"])
+                return state, error
+
+            return pf.Learner(dict, update)
+
+        plain = shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)), seeds=[0])
+        assert np.array_equal(shared_sweep(in_place, seeds=[0])["error"], plain["error"])
+
+    def test_a_learner_that_changes_the_stream_in_place_is_refused(self):
+        def made(rate):
+            return pf.Learner(dict, lambda state, xy: _step_of(rate)(state, (xy[0].mul_(0.5), xy[1])))
+
+        before = _STREAM[0].clone()
+        with pytest.raises(ValueError, match=r"`make_learner\(\.\.\.\)\.update` must not change `x` in place"):
+            shared_sweep(made)
+        assert torch.equal(_STREAM[0], before)
+
+    def test_states_of_any_tree_that_optree_knows(self):
+        @optree.dataclasses.dataclass(namespace="")
+        class State:
+            w: torch.Tensor
+            nothing: None
+            name: str = optree.dataclasses.field(default="w", pytree_node=False)
+
+        def made(rate):
+            def update(state, xy):
+                new, error = _step_of(rate)({"w": state.w}, xy)
+                return State(new["w"], None, state.name), error
+
+            return pf.Learner(lambda params: State(params.w, None), update)
+
+        plain = shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)))
+        of_state = shared_sweep(made, init=lambda seed: State(_weights(seed)["w"], None))
+        assert np.array_equal(of_state["error"], plain["error"])
+
+    def test_states_of_a_dtype_that_numpy_lacks(self):
+        def made(rate):
+            def update(state, xy):
+                new, error = _step_of(rate)({"w": state["w"].float()}, xy)
+                return {"w": new["w"].bfloat16()}, error
+
+            return pf.Learner(lambda params: {"w": params["w"].bfloat16()}, update)
+
+        assert shared_sweep(made)["error"].dtype == np.float32
+
+    def test_an_object_with_init_and_update_is_a_learner(self):
+        class Agent:
+            def __init__(self, rate):
+                self.update = _step_of(rate)
+
+            def init(self, params):
+                return params
+
+        assert np.array_equal(
+            shared_sweep(Agent)["error"], shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)))["error"]
+        )
+
     def test_learners_that_keep_different_things(self):
         arguments = small_sweep.arguments()
         lone = arguments["make_learner"]["popart"]
@@ -462,6 +553,24 @@ class TestRun:
 
 
 class TestRecords:
+    def test_what_is_kept_of_integers_may_take_them_for_indices(self):
+        """Whatever is tried of a record, it gets integers such as were seen."""
+
+        def made(rate):
+            def update(state, xy):
+                state, _ = _step_of(rate)(state, xy)
+                return state, xy[0].argmax()
+
+            return pf.Learner(dict, update)
+
+        def counts(series):
+            return torch.zeros(3).scatter_add(0, series, torch.ones(len(series)))
+
+        kept = Record(lambda state, info: info, counts, None, "how often which was the largest")
+        found = shared_sweep(made, record={"counts": kept})
+        expected = np.bincount(_STREAM[0].argmax(1).numpy(), minlength=3)
+        assert (found["counts"] == expected).all()
+
     def test_each_is_what_it_says_of_the_full_curve(self, full):
         records = {"thin": every(7), "smooth": smoothed(5, 2), "end": last(4), "whole": mean()}
         found = sweep.run(**small_sweep.arguments(record=records))

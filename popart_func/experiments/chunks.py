@@ -106,8 +106,10 @@ class ChunkStore:
             ) from error
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise self._broken("opened", error) from error
             raise
         return self
 
@@ -130,11 +132,14 @@ class ChunkStore:
             for file in files:
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
-            raise StoreError(
-                f"{self.path} can't be written to: {error.strerror or error}. The {len(self.done)} chunks of "
-                f"{len(self._chunks)} that are done are safe: with that mended, the same sweep goes on from there."
-            ) from error
+            raise self._broken("written to", error, f"The {len(self.done)} chunks of {len(self._chunks)}") from error
         self.done.add(chunk)
+
+    def _broken(self, what: str, error: OSError, chunks: str = "All chunks") -> StoreError:
+        return StoreError(
+            f"{self.path} can't be {what}: {error.strerror or error}. {chunks} that are done are safe: with that "
+            f"mended, the same sweep goes on from there."
+        )
 
     def _check_ours(self) -> None:
         """Raises if the directory holds something else: nothing is put beside it, not even a lock."""
@@ -160,7 +165,8 @@ class ChunkStore:
                 + "\n  ".join(lines)
             )
         for leftover in (*self.path.rglob(f"{PARTIAL}*"), *self.path.rglob("*.partial")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            # It may have gone with the directory that it was in.
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         if not _has_labels(self.path):
             if (self.path / DONE / f"{LABELS}.json").exists():
                 self.found.append("The labels were damaged: they are written again.")

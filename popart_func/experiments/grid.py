@@ -154,7 +154,9 @@ class Plan(NamedTuple):
         axes, own, rest = (*self.grid.axes, "seed"), (*self.grid.takes[learner], "seed"), values.shape[1:]
         lengths = [len(given) for given in (*self.grid.axes.values(), self.grid.seeds)]
         thin = [length if axis in own else 1 for axis, length in zip(axes, lengths, strict=True)]
-        return np.broadcast_to(values.reshape(*thin, *rest), (*lengths, *rest))
+        values = values.reshape(*thin, *rest)
+        # What is broadcast can't be written to.
+        return values if thin == lengths else np.broadcast_to(values, (*lengths, *rest))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data."""

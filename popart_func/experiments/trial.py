@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import optree
 import torch
 from torch import Tensor, vmap
 
@@ -21,7 +22,7 @@ from popart_func.experiments.starts import difference
 from popart_func.learners import Learner
 from popart_func.tree import PyTree
 
-__all__ = ["measured", "variable"]
+__all__ = ["measured", "over_lanes", "variable"]
 
 
 def measured(
@@ -39,22 +40,26 @@ def measured(
     """
     label = f"make_learner[{name!r}]" if name else "make_learner"
 
-    def one_lane(params: Any, x: Any, hparams: Any) -> dict[str, Tensor]:
+    def initial(params: Any, hparams: Any) -> PyTree:
         learner = make(**hparams)
-        if not isinstance(learner, Learner):
+        if not (hasattr(learner, "init") and hasattr(learner, "update")):
             raise TypeError(f"run: `{label}` must return a Learner(init, update), got {type(learner).__name__}.")
         check_function("run", f"{label}(...).init", learner.init, "params")
         check_function("run", f"{label}(...).update", learner.update, "state", "x")
         state = learner.init(params)
         if not check_tensors("run", f"{label}(...).init(params)", state):
             raise ValueError(f"run: `{label}(...).init(params)` must hold at least one tensor, got {state!r}.")
-        result = learner.update(state, x)
+        return state
+
+    def step(state: Any, x: Any, hparams: Any) -> dict[str, Tensor]:
+        took = optree.tree_map(lambda leaf: leaf, state)
+        result = make(**hparams).update(state, x)
         if not isinstance(result, tuple) or len(result) != 2:
             got = type(result).__name__ + (f" of length {len(result)}" if isinstance(result, tuple) else "")
             raise TypeError(f"run: `{label}(...).update` must return (state, info), got {got}.")
         new, info = result
         check_tensors("run", f"{label}(...).update(state, x)[0]", new)
-        differ = difference(state, new)
+        differ = difference(took, new)
         if differ:
             raise TypeError(
                 f"run: `{label}(...).update` must return a state of the structure, shapes and dtypes that it took, "
@@ -63,7 +68,31 @@ def measured(
         return {name: _measure(name, one, new, info) for name, one in record.items()}
 
     with _noted(f"the first step of `{label}(...)` was tried in one lane, with hyper-parameters as 0-d tensors,"):
-        return vmap(one_lane, in_dims=(0, 0, 0 if hparams else None))(params, x, hparams)
+        # A learner may change its state in place: not the parameters that the caller keeps.
+        params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))
+        found = over_lanes(step, over_lanes(initial, params, hparams), x, hparams)
+    if any(leaf._version for leaf in optree.tree_leaves(x)):
+        raise ValueError(f"run: `{label}(...).update` must not change `x` in place, which other lanes read, too.")
+    return found
+
+
+def over_lanes(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
+    """A function of trees in every lane: `torch.vmap`, also of trees that optree knows and PyTorch does not.
+
+    Args:
+        function: of one lane.
+        *trees: its arguments, leaves ``[lanes, ...]``.
+    """
+    structure = optree.tree_structure(trees)  # type: ignore[arg-type]
+    structures = []
+
+    def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
+        results, found = optree.tree_flatten(function(*optree.tree_unflatten(structure, leaves)))
+        structures.append(found)
+        return tuple(results)
+
+    results = vmap(flat)(*optree.tree_leaves(trees))  # type: ignore[arg-type]
+    return optree.tree_unflatten(structures[-1], results)
 
 
 def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
@@ -82,8 +111,8 @@ def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
             raise TypeError(f"run: a record must keep a tensor, got {type(kept).__name__} for {name!r}.")
         return kept
 
-    with _noted(f"the `keep` of `record` {name!r} was tried on a series of zeros,"):
-        kept = vmap(keep)(one.new_zeros(1, steps, *one.shape[1:]))[0]
+    with _noted(f"the `keep` of `record` {name!r} was tried on a series of the first step's value, repeated,"):
+        kept = vmap(keep)(one[:, None].repeat(1, steps, *[1] * (one.ndim - 1)))[0]
     samples = None if record.samples is None else record.samples(steps)
     if samples is not None and not (isinstance(samples, range) and kept.shape[:1] == (len(samples),)):
         raise ValueError(

@@ -25,7 +25,7 @@ from popart_func.engines import scan_lanes
 from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN, Chunk, Grid, Values, Variable
 from popart_func.experiments.records import Record
 from popart_func.experiments.starts import Start, Starts
-from popart_func.experiments.trial import measured, variable
+from popart_func.experiments.trial import measured, over_lanes, variable
 from popart_func.learners import Learner
 from popart_func.tree import PyTree, stack
 
@@ -112,12 +112,9 @@ class Work:
                 if not (self.starts.shared and data):
                     data.append(_digest(stream))
             found = {"init": _joined(init), "data": _joined(data)}
-            for name in self.learners:
-                lanes = len(self.grid.coordinates(name)["seed"])
-                some = slice(0, lanes, -(-lanes // _PROBED_LANES))
-                steps = min(_PROBED_STEPS, self.steps())
-                found[f"learner {name}".strip()] = _digest(self._scan(name, some, "eager", steps=steps))
-            _, series = self._scan(next(iter(self.learners)), slice(0, 1), "eager", steps=1)
+            probes = {name: self._probe(name) for name in self.learners}
+            found.update({f"learner {name}".strip(): _digest(probe) for name, probe in probes.items()})
+            _, series = next(iter(probes.values()))
             for name, record in self.record.items():
                 found[f"record {name}"] = _digest(record.keep(_wave(series[name], self.steps())))
         return found
@@ -135,6 +132,12 @@ class Work:
         else:
             processor = torch.backends.cpu.get_cpu_capability()
         return {"popart_func": popart_func.__version__, "torch": torch.__version__, "processor": processor}
+
+    def _probe(self, learner: str) -> tuple[PyTree, dict[str, Tensor]]:
+        """As `_scan`, of the first few steps in lanes from all over the grid."""
+        lanes = self.grid.lanes(learner)
+        some = slice(0, lanes, -(-lanes // _PROBED_LANES))
+        return self._scan(learner, some, "eager", steps=min(_PROBED_STEPS, self.steps()))
 
     def _scan(
         self, learner: str, lanes: slice, engine: str, *, steps: int | None = None, padded: bool = False
@@ -160,7 +163,7 @@ class Work:
         def initial(params: Any, hparams: Any) -> Any:
             return make(**hparams).init(params)
 
-        state = vmap(initial, in_dims=(0, 0 if hparams else None))(params, hparams)
+        state = over_lanes(initial, params, hparams)
         state, found = scan_lanes(
             self._step(learner), state, xs, hparams=hparams, shared=self.starts.shared, engine=engine
         )
@@ -204,10 +207,17 @@ def _first_not_finite(series: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _wave(one: Tensor, steps: int) -> Tensor:
-    """A series ``[steps, ...]`` of which no two samples are alike, for one of ``[1, 1, ...]``."""
-    shape = steps, *one.shape[2:]
-    return torch.arange(math.prod(shape), device=one.device).mul(0.7).sin().mul(10).reshape(shape).to(one.dtype)
+def _wave(seen: Tensor, steps: int) -> Tensor:
+    """A series ``[steps, ...]`` of which no two samples are alike, for series ``[time, lanes, ...]`` that were seen.
+
+    Integers may be indices or classes: they stay between the least and the greatest that were seen.
+    """
+    shape = steps, *seen.shape[2:]
+    wave = torch.arange(math.prod(shape), device=seen.device).mul(0.7).sin().mul(10).reshape(shape)
+    if seen.is_floating_point() or seen.is_complex() or seen.dtype == torch.bool or not seen.numel():
+        return wave.to(seen.dtype)
+    least, most = seen.long().aminmax()
+    return (least + wave.long() % (most - least + 1)).to(seen.dtype)
 
 
 def _joined(digests: Iterable[str]) -> str:
@@ -218,7 +228,8 @@ def _digest(tree: PyTree) -> str:
     found = hashlib.sha256()
     for path, leaf in zip(optree.tree_paths(tree), optree.tree_leaves(tree), strict=True):
         found.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}".encode())
-        found.update(leaf.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes, for numpy lacks some dtypes.
+        found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
