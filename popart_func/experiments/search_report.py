@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import xarray
 
 from popart_func.experiments import search
 from popart_func.experiments.chunks import CONFIGURATION, StoreError
-from popart_func.experiments.files import PARTIAL, write_atomically
+from popart_func.experiments.files import write_atomically
 from popart_func.experiments.plot import heat_map
 from popart_func.experiments.regression import LABELS
 from popart_func.experiments.search import FINAL, cells, judge
@@ -68,9 +68,9 @@ def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any
         written.append(directory / SUMMARY)
     if not (directory / PICTURE).exists():
         panels = {LABELS[name]: cells(dataset, name) for name in map(str, dataset["learner"].values)}
-        aside = directory / f"{PARTIAL}{PICTURE}"
-        heat_map(panels, aside, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
-        os.replace(aside, directory / PICTURE)
+        picture = io.BytesIO()
+        heat_map(panels, picture, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
+        write_atomically(directory / PICTURE, picture.getvalue())
         written.append(directory / PICTURE)
     return found, written
 
