@@ -171,7 +171,9 @@ def _evaluate(graph: StepGraph, arrays: Sequence[Any]) -> list[Any]:
 def _constant(tensor: torch.Tensor) -> Any:
     dtype = jax_dtype(tensor.dtype)
     narrowed = tensor.to(torch_dtype(dtype))
-    if narrowed.dtype != tensor.dtype and (tensor.is_floating_point() or not (narrowed == tensor).all()):
+    if narrowed.dtype != tensor.dtype and (
+        tensor.is_floating_point() or not (narrowed.to(tensor.dtype) == tensor).all()
+    ):
         raise TypeError(
             f"to_jax_function: the function closes over a tensor of {tensor.dtype} that JAX would narrow to {dtype}: "
             f"cast it, or enable jax_enable_x64."
