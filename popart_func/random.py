@@ -200,7 +200,8 @@ def categorical(
 
     Args:
         key: the key.
-        logits: unnormalized log probabilities.
+        logits: unnormalized log probabilities, float32. Others are drawn in float32, too, where JAX draws in their own
+            dtype, and so something else.
         axis: along which they belong together.
         shape: the result's, ending in the shape of ``logits`` without the axis; by default that shape.
 

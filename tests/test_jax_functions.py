@@ -236,6 +236,7 @@ def test_what_is_closed_over_is_a_constant() -> None:
     "held",
     [
         torch.arange(3),  # int64, whose values fit
+        torch.arange(3).to(torch.uint64),
         torch.tensor([1 + 2j, 3, -1j]).conj(),
         torch.tensor(2.0).expand(3),
         torch.tensor([1, 0.5, -2]).to(torch.bfloat16),

@@ -97,6 +97,23 @@ def test_gradients_stop_under_every_transform(name: str) -> None:
     close(jax.jacrev(to_jax_function(grad(loss)))(JX), jacrev(grad(loss))(X))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_gradient_without_a_graph_is_a_constant(create_graph: bool) -> None:
+    def loss(x: Tensor) -> Tensor:
+        leaf = (x * 1).requires_grad_()
+        first, unused = torch.autograd.grad(
+            (leaf**3).sum(), (leaf, torch.ones(1, requires_grad=True)), create_graph=create_graph, allow_unused=True
+        )
+        assert unused is None
+        return (first * x).sum()
+
+    x = X.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    close(expected, (9 if create_graph else 3) * X**2)
+    close(jax.grad(to_jax_function(loss))(JX), expected)
+    close(jax.vmap(jax.grad(to_jax_function(loss)))(JX[None])[0], expected)
+
+
 def test_data_stops_gradients_at_every_level() -> None:
     """PyTorch's own stops only the innermost of nested transforms."""
     loss = lambda x: (x.data * x).sum()  # noqa: E731

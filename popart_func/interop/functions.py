@@ -42,10 +42,12 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Good to know:
 
-    - Tensors that the function closes over are constants: no gradient flows into them, they are read at each call, and
-      `jax.jit` keeps what it has read. What should change between calls belongs into the arguments.
-    - Of `torch.func.grad` called within `torch.no_grad` JAX sees the gradient; the derivative of a norm or a standard
-      deviation at 0 is NaN, as JAX's own.
+    - Tensors that the function closes over are constants: no gradient flows into them, and they are read at each call,
+      so that a change in them is seen. Another tensor in the place of one is not, after the first call: a name bound
+      anew, ``.data =``, `Module.to`, ``load_state_dict(assign=True)``. `jax.jit`, and what else JAX traces once, as the
+      body of `lax.scan`, keeps what it has read. What should change between calls belongs into the arguments.
+    - Of `torch.func.grad` called within `torch.no_grad`, and of what `Tensor.backward` leaves in ``.grad``, JAX sees
+      the gradient; the derivative of a norm or a standard deviation at 0 is NaN, as JAX's own.
     - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
@@ -169,7 +171,9 @@ def _evaluate(graph: StepGraph, arrays: Sequence[Any]) -> list[Any]:
 def _constant(tensor: torch.Tensor) -> Any:
     dtype = jax_dtype(tensor.dtype)
     narrowed = tensor.to(torch_dtype(dtype))
-    if narrowed.dtype != tensor.dtype and (tensor.is_floating_point() or not (narrowed == tensor).all()):
+    if narrowed.dtype != tensor.dtype and (
+        tensor.is_floating_point() or not (narrowed.to(tensor.dtype) == tensor).all()
+    ):
         raise TypeError(
             f"to_jax_function: the function closes over a tensor of {tensor.dtype} that JAX would narrow to {dtype}: "
             f"cast it, or enable jax_enable_x64."

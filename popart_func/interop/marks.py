@@ -1,7 +1,8 @@
 """Where a function stops gradients, as ops in its graph.
 
-`.detach()` and `torch.no_grad` leave nothing in a trace that could be told from the detaching that autograd itself
-does. Within `StopGradientMarks` a function leaves an op ``popart_func::stop_gradient`` there.
+`.detach()`, `torch.no_grad` and `torch.autograd.grad` without ``create_graph`` leave nothing in a trace that could be
+told from the detaching that autograd itself does. Within `StopGradientMarks` a function leaves an op
+``popart_func::stop_gradient`` there.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class _StopGradient(torch.autograd.Function):
 
 
 class StopGradientMarks(TorchFunctionMode):
-    """Marks what `.detach()` returns, and everything that is computed within `torch.no_grad`.
+    """Marks what `.detach()` and `torch.autograd.grad` return, and everything that is computed within `torch.no_grad`.
 
-    A mark copies. What PyTorch would write through a detached tensor into another one is refused.
+    With ``create_graph`` a gradient is not marked. A mark copies. What PyTorch would write through a detached tensor
+    into another one is refused.
     """
 
     def __init__(self) -> None:
@@ -75,6 +77,8 @@ class StopGradientMarks(TorchFunctionMode):
         result = func(*args, **kwargs)
         if func is torch._C._set_grad_enabled:
             self._no_grad = not args[0]
+        elif func is torch.autograd.grad and not kwargs.get("create_graph"):
+            return tuple(map(_marked_if_real, result))
         elif self._stops and written is not None:
             written.copy_(_marked(written))
         elif self._stops:
@@ -135,3 +139,7 @@ def _is_real(value: Any) -> bool:
 
 def _marked(value: Tensor) -> Any:
     return _StopGradient.apply(value)
+
+
+def _marked_if_real(value: Any) -> Any:
+    return _marked(value) if _is_real(value) else value
