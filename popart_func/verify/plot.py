@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ BINS = 96
 _INSIDE, _OUTSIDE, _EXACT, _LIMIT = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 
 
-def errors(outcomes: Sequence[Outcome], path: str | Path | IO[bytes], *, setting: str = "") -> Figure:
+def errors(outcomes: Sequence[Outcome], path: str | Path | IO[bytes] | BytesIO, *, setting: str = "") -> Figure:
     """Draws each check's distribution over seeds of error / allowed, on a log axis with the limit at 1.
 
     A log axis has no place for zero: seeds whose two computations agree to the bit are a bar at its left, as long as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +24,7 @@ _AXES = {
 _ENGINE_STYLES = {"native": ("#0072B2", "o"), "inductor": ("#D55E00", "s"), "eager": ("#009E73", "^")}
 
 
-def costs(results: Iterable[Cost], path: str | Path | IO[bytes]) -> Figure:
+def costs(results: Iterable[Cost], path: str | Path | IO[bytes] | BytesIO) -> Figure:
     """Draws what a lane-step costs against lanes, steps, width and depth, one panel each, both axes logarithmic.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +48,7 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 def heat_map(
     error: xarray.DataArray | Mapping[str, xarray.DataArray],
-    path: str | Path | IO[bytes],
+    path: str | Path | IO[bytes] | BytesIO,
     over: str = "seed",
     x: str = "step_size",
     y: str = "learning_rate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
 
@@ -29,7 +30,7 @@ from popart_func.experiments.statistics import bootstrap_interval, percentiles
 __all__ = ["curves", "figure"]
 
 
-def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
+def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes] | BytesIO) -> Figure:
     """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
 
     Args:
@@ -61,7 +62,7 @@ def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes]) -> Figure:
 
 def curves(
     values: xarray.DataArray,
-    path: str | Path | IO[bytes],
+    path: str | Path | IO[bytes] | BytesIO,
     over: str = "seed",
     along: str = "sample",
     *,
