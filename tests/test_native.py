@@ -406,6 +406,16 @@ def test_softmax_of_nothing(axis: int) -> None:
     assert [tuple(y.shape) for y in ys] == [(1, 2, 0, 3), (1, 2, 3, 0)]
 
 
+def test_sums_of_nothing_that_was_computed() -> None:
+    def step(carry: Any, x: Any) -> Any:
+        nothing = carry[:0, None] @ x[None]
+        taken = x[torch.zeros(0, dtype=torch.int64)]
+        return carry, (nothing.sum(0), nothing.prod(), taken.sum(), taken.mean())
+
+    scan = make_lane_scan("scan", step, torch.ones(2, 3), torch.ones(4, 2), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
 def test_a_module_is_traced_anew_in_another_mode() -> None:
     class Step(nn.Module):
         def forward(self, carry: Any, x: Any) -> Any:
