@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +362,16 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / name))
         with pytest.raises(native.BuildError, match="POPART_FUNC_CACHE must name a directory that can be made"):
             cache_directory()
+
+
+def test_a_cache_that_can_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(native.UnsupportedError, match=r"no kernel can be kept in .*Read-only.*Set POPART_FUNC_CACHE"):
+        scan_lanes(lambda c, x: (c + 23, c), torch.zeros(2), length=1, engine="native")
 
 
 def test_a_loss_that_no_one_looks_at_is_not_computed() -> None:
