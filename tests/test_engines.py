@@ -386,6 +386,7 @@ def test_auto_goes_on_where_an_engine_lacks_something(recwarn):
     assert len(messages) == 1
     assert "engine 'auto': native: no dtype torch.bfloat16" in messages[0]
     assert "test_engines.py" in messages[0]
+    assert recwarn[0].filename == __file__
     assert messages[0].endswith("Going on with eager.")
     with pytest.raises(UnsupportedError, match=r"no dtype torch.bfloat16"):
         scan_lanes(step, torch.zeros(2), torch.ones(600), engine="native")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -362,6 +364,16 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
             cache_directory()
 
 
+def test_a_cache_that_can_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(native.UnsupportedError, match=r"no kernel can be kept in .*Read-only.*Set POPART_FUNC_CACHE"):
+        scan_lanes(lambda c, x: (c + 23, c), torch.zeros(2), length=1, engine="native")
+
+
 def test_a_loss_that_no_one_looks_at_is_not_computed() -> None:
     """The graph of its gradient has it nevertheless: for its shape."""
 
@@ -404,6 +416,16 @@ def test_softmax_of_nothing(axis: int) -> None:
 
     _, ys = scan_lanes(step, torch.zeros(2), length=1, engine="native")
     assert [tuple(y.shape) for y in ys] == [(1, 2, 0, 3), (1, 2, 3, 0)]
+
+
+def test_sums_of_nothing_that_was_computed() -> None:
+    def step(carry: Any, x: Any) -> Any:
+        nothing = carry[:0, None] @ x[None]
+        taken = x[torch.zeros(0, dtype=torch.int64)]
+        return carry, (nothing.sum(0), nothing.prod(), taken.sum(), taken.mean())
+
+    scan = make_lane_scan("scan", step, torch.ones(2, 3), torch.ones(4, 2), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
 
 
 def test_a_module_is_traced_anew_in_another_mode() -> None:

@@ -177,7 +177,7 @@ def _run(engine: str, lanes: LaneScan) -> tuple[PyTree, PyTree]:
         try:
             return _module(first).run(lanes)
         except UnsupportedError as error:
-            _say_once(f"engine 'auto': {error} Going on with {other}.")
+            _say_once(f"engine 'auto': {error} Going on with {other}.", stacklevel=4)
             first = other
     return _module(first).run(lanes)
 
@@ -201,5 +201,5 @@ def _module(name: str) -> ModuleType:
 
 
 @functools.cache
-def _say_once(message: str) -> None:
-    warnings.warn(message, stacklevel=5)
+def _say_once(message: str, stacklevel: int = 5) -> None:
+    warnings.warn(message, stacklevel=stacklevel)

@@ -52,7 +52,7 @@ def build(source: str) -> ctypes.CDLL:
     """Compiles and loads a kernel, or loads it from the cache.
 
     Raises:
-        BuildError: the compiler refused it.
+        BuildError: the compiler refused it, or the cache can't be written to.
     """
     command = [*_command(), *FLAGS]
     parts = (*command, ask_compiler()(), source)
@@ -77,18 +77,24 @@ def _is_whole(library: Path) -> bool:
 
 
 def _compile(command: list[str], source: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-        source_file, made = Path(directory) / "kernel.cpp", Path(directory) / "kernel.so"
-        source_file.write_text(source)
-        result = subprocess.run(
-            [*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False
-        )
-        if result.returncode:
-            raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
-        digest = Path(directory) / "kernel.sha256"
-        digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
-        os.replace(made, library)
-        os.replace(digest, library.with_suffix(".sha256"))
+    try:
+        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+            _compile_in(Path(directory), command, source, library)
+    except OSError as error:
+        raise BuildError(
+            f"native: no kernel can be kept in {library.parent}: {error}. Set POPART_FUNC_CACHE to another directory."
+        ) from error
+
+
+def _compile_in(directory: Path, command: list[str], source: str, library: Path) -> None:
+    source_file, made, digest = (directory / name for name in ("kernel.cpp", "kernel.so", "kernel.sha256"))
+    source_file.write_text(source)
+    result = subprocess.run([*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
+    digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+    os.replace(made, library)
+    os.replace(digest, library.with_suffix(".sha256"))
 
 
 def cache_directory() -> Path:

@@ -235,6 +235,8 @@ class Kernel:
     def reduce(self, expr: Expr, axes: Sequence[int], start: str, combine: str) -> Expr:
         """Combines along axes, which are gone; of one element that is the element itself."""
         kept = tuple(size for axis, size in enumerate(expr.shape) if axis not in axes)
+        if 0 in expr.shape:  # no one writes to a buffer of no elements, and so it is not declared
+            expr = Const(0, expr.dtype, expr.shape)
         expr = self.last(self.shallow(expr), axes)
         if expr.shape[-1] == 1:
             return self.reshape(expr, kept)
