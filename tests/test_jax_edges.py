@@ -143,3 +143,9 @@ def test_a_module_may_be_switched_between_its_modes() -> None:
         function(JX)
     module.eval()
     close(function(JX), X)
+
+
+def test_sinc_has_a_derivative_at_0() -> None:
+    points = torch.tensor([0.0, 0.5, -1.0])
+    got = jax.vmap(jax.grad(to_jax_function(torch.sinc)))(to_jax(points))
+    close(got, vmap(grad(torch.sinc))(points))

@@ -25,8 +25,8 @@ def decomposition(op: Any) -> Decomposition | None:
     heavy = _table().get(op)
     if heavy is None or op._schema.is_mutable:
         return heavy
-    if op.overloadpacket is torch.ops.aten.take:
-        return _take
+    if op.overloadpacket in _OWN:
+        return _OWN[op.overloadpacket]
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(heavy), heavy)
 
 
@@ -69,3 +69,13 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """PyTorch's, but that reads the value of a 0-d index."""
     return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
+
+
+def _sinc(x: Tensor) -> Tensor:
+    """PyTorch's, but that it can be differentiated at 0 by what it is made of."""
+    at_zero = x == 0
+    angle = torch.pi * torch.where(at_zero, 1, x)
+    return torch.where(at_zero, 1, angle.sin() / angle)
+
+
+_OWN: dict[Any, Decomposition] = {torch.ops.aten.take: _take, torch.ops.aten.sinc: _sinc}
