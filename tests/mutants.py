@@ -217,6 +217,12 @@ MUTANTS = {
     "gradients flow into the statistics": Mutant(
         pop_art.prepare, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
     ),
+    "gradients flow through the residue": Mutant(
+        pop_art.prepare,
+        "count=state.count.detach()",
+        "count=state.count.detach(), residue=state.residue.to(dtype)",
+        {"no_statistics_gradient"},
+    ),
     "the popped head is dropped": Mutant(
         learners.popart_learner,
         "params = {name: together[name] for name in state.params}",
@@ -340,6 +346,9 @@ MUTANTS = {
         "return -torch.expm1(count.to(dtype) * rate.to(dtype).log())",
         "return 1 - rate.to(dtype) ** count.to(dtype)",
         {"optimizers"},
+    ),
+    "Adam's 1 − bᵗ of a plain number counts from one": Mutant(
+        optim._one_minus_power, "count.to(dtype) * (math", "(count + 1).to(dtype) * (math", {"optimizers"}
     ),
     "Nesterov looks back": Mutant(
         optim.trace,

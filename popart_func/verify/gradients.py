@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import optree
 import torch
 from torch import Tensor, vmap
 from torch.func import grad
@@ -148,13 +149,13 @@ def statistics_carry_no_gradient(key: Tensor, settings: Settings) -> Discrepancy
     start = pop_art.init_state(tasks, dtype=settings.dtype, device=key.device)
     targets = run.y[0].reshape(-1)[:, None].expand(-1, tasks)
 
-    def total(targets: Tensor, shift: Tensor, variance: Tensor, step_size: Tensor) -> Tensor:
-        state = start._replace(shift=shift, variance=variance)
-        new = pop_art.art(state, targets, step_size=step_size)
+    def total(targets: Tensor, before: dict[str, Tensor], step_size: Tensor) -> Tensor:
+        new = pop_art.art(start._replace(**before), targets, step_size=step_size)
         return new.shift.sum() + new.scale.sum() + new.variance.sum() + new.residue.sum()
 
-    got = grad(total, argnums=(0, 1, 2, 3))(targets, start.shift, start.variance, run.step_size)
-    zeros = tuple(torch.zeros_like(value) for value in got)
+    before = {name: getattr(start, name) for name in ("shift", "scale", "variance", "residue")}
+    got = optree.tree_leaves(grad(total, argnums=(0, 1, 2))(targets, before, run.step_size))
+    zeros = [torch.zeros_like(value) for value in got]
     return compare(got, zeros, zeros, 0, settings.dtype)
 
 

@@ -18,6 +18,9 @@ __all__ = ["ADAM", "CHECKS", "MOMENTUM", "SGD", "Optimizer", "Rates"]
 
 STEPS = 6
 
+NUMBERS = {"b1": 0.75, "b2": 1 - 2.0**-10}
+"""Decays that are Python's numbers, which the library takes another way; every dtype has them to the bit."""
+
 Rates = Mapping[str, Tensor]
 """``learning_rate``, ``momentum``, ``b1``, ``b2``, ``eps``."""
 
@@ -59,6 +62,11 @@ def _adam_rule(history: list[Tensor], rates: Rates) -> Tensor:
     return -rates["learning_rate"] * first / (second.sqrt() + rates["eps"])
 
 
+def _adam_rule_of_numbers(history: list[Tensor], rates: Rates) -> Tensor:
+    decays = {name: torch.full_like(rates[name], decay) for name, decay in NUMBERS.items()}
+    return _adam_rule(history, {**rates, **decays})
+
+
 def _weighted_sum(decay: Tensor, values: list[Tensor]) -> Tensor:
     ages = torch.arange(len(values) - 1, -1, -1, device=decay.device)
     return torch.tensordot(decay**ages, torch.stack(values), dims=1)
@@ -98,6 +106,11 @@ ADAM = Optimizer(
     _adam_rule,
     _adam_roundings,
 )
+ADAM_OF_NUMBERS = Optimizer(
+    lambda rates: optim.adam(rates["learning_rate"], **NUMBERS, eps=rates["eps"]),
+    _adam_rule_of_numbers,
+    _adam_roundings,
+)
 
 
 def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
@@ -115,7 +128,7 @@ def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
     }
     wide = {name: rate.double() for name, rate in drawn.items()}
     parts = []
-    for optimizer in (SGD, SCHEDULED, MOMENTUM, NESTEROV, ADAM):
+    for optimizer in (SGD, SCHEDULED, MOMENTUM, NESTEROV, ADAM, ADAM_OF_NUMBERS):
         init, update = optimizer.make(drawn)
         state = init({name: value[0] for name, value in gradients.items()})
         for time in range(STEPS):

@@ -85,6 +85,7 @@ def table(outcomes: Sequence[Outcome]) -> Group:
         "worst: the seed whose error is nearest to what is allowed, or furthest above it",
         "error: its largest difference, relative to the terms added up, or to a bound computed beside them",
         "allowed: what rounding can make of that; one rounding, where the bound counts them all",
+        "of networks it is no bound but an estimate, found by disturbing the computation",
     ]
     notes += [f"skipped {outcome.check.name}: {outcome.skipped}" for outcome in outcomes if outcome.skipped]
     notes += [
