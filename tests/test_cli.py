@@ -234,8 +234,8 @@ class TestMain:
 
     def test_interrupt_from_outside(self, tmp_path: Path) -> None:
         code = (
-            "import os, signal, sys; from popart_func.experiments import regression; from popart_func.cli import main; "
-            "regression._run = lambda *_: os.kill(os.getpid(), signal.SIGINT); sys.exit(main(['reproduce']))"
+            "import signal, sys; from popart_func.experiments import regression; from popart_func.cli import main; "
+            "regression._run = lambda *_: signal.raise_signal(signal.SIGINT); sys.exit(main(['reproduce']))"
         )
         process = subprocess.run(
             [sys.executable, "-c", code],

@@ -470,9 +470,7 @@ class TestRun:
         for found in (result, shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)))):
             assert all(variable.values.flags.writeable for variable in found.data_vars.values())
 
-    def test_a_learner_may_change_its_state_in_place(self):
-        """And its first try, of which nothing is kept, leaves the parameters as they were."""
-
+    def test_a_learner_that_changes_its_state_in_place_is_refused(self):
         def in_place(rate):
             def update(state, xy):
                 new, error = _step_of(rate)(state, xy)
@@ -481,8 +479,10 @@ class TestRun:
 
             return pf.Learner(dict, update)
 
-        plain = shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)), seeds=[0])
-        assert np.array_equal(shared_sweep(in_place, seeds=[0])["error"], plain["error"])
+        weights = {seed: _weights(seed) for seed in (0, 1)}
+        with pytest.raises(ValueError, match=r"`make_learner\(\.\.\.\)\.update` must not change `state` in place"):
+            shared_sweep(in_place, seeds=[0], init=weights.get)
+        assert torch.equal(weights[0]["w"], _weights(0)["w"])
 
     def test_a_learner_that_changes_the_stream_in_place_is_refused(self):
         def made(rate):

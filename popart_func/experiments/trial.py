@@ -68,11 +68,16 @@ def measured(
         return {name: _measure(name, one, new, info) for name, one in record.items()}
 
     with _noted(f"the first step of `{label}(...)` was tried in one lane, with hyper-parameters as 0-d tensors,"):
-        # A learner may change its state in place: not the parameters that the caller keeps.
-        params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))
-        found = over_lanes(step, over_lanes(initial, params, hparams), x, hparams)
-    if any(leaf._version for leaf in optree.tree_leaves(x)):
-        raise ValueError(f"run: `{label}(...).update` must not change `x` in place, which other lanes read, too.")
+        params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))  # the caller keeps its own
+        state = over_lanes(initial, params, hparams)
+        before = _versions(state), _versions(x)
+        found = over_lanes(step, state, x, hparams)
+    for argument, one, other in zip(("state", "x"), before, (_versions(state), _versions(x)), strict=True):
+        if one != other:
+            raise ValueError(
+                f"run: `{label}(...).update` must not change `{argument}` in place: change a copy, `leaf.clone()`, or "
+                f"write `leaf = leaf + 1` instead of `leaf += 1`."
+            )
     return found
 
 
@@ -120,6 +125,11 @@ def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
             f"kept, of shape {tuple(kept.shape)}, got {samples!r}."
         )
     return Variable(tuple(kept.shape), _numpy_dtype(name, kept.dtype), samples, record.description)
+
+
+def _versions(tree: PyTree) -> list[int]:
+    """How often each leaf has been changed in place, as far as PyTorch counts it."""
+    return [leaf._version for leaf in optree.tree_leaves(tree) if not leaf.is_inference()]
 
 
 def _measure(name: str, record: Record, state: PyTree, info: PyTree) -> Tensor:
