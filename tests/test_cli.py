@@ -235,6 +235,7 @@ class TestMain:
     def test_interrupt_from_outside(self, tmp_path: Path) -> None:
         code = (
             "import signal, sys; from popart_func.experiments import regression; from popart_func.cli import main; "
+            "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a job in the background ignores it
             "regression._run = lambda *_: signal.raise_signal(signal.SIGINT); sys.exit(main(['reproduce']))"
         )
         process = subprocess.run(
