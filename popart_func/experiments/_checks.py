@@ -11,7 +11,15 @@ import torch
 
 from popart_func._checks import check_count
 
-__all__ = ["check_count_of", "check_device", "check_distinct", "check_function", "check_names", "check_seeds"]
+__all__ = [
+    "check_count_of",
+    "check_device",
+    "check_distinct",
+    "check_function",
+    "check_names",
+    "check_seeds",
+    "listed_names",
+]
 
 
 def check_seeds(caller: str, seeds: Iterable[SupportsIndex], name: str = "seeds") -> list[int]:
@@ -55,14 +63,20 @@ def check_function(caller: str, name: str, function: Callable[..., Any], *takes:
         raise TypeError(f"{expected}, got one of {signature}: {error}.") from None
 
 
+def listed_names(caller: str, argument: str, names: Iterable[str], expected: str, some: str) -> list[str]:
+    """The names as a list, if there are some. One string is one name."""
+    try:
+        found = [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        raise TypeError(f"{caller}: `{argument}` must be {expected}, got {names!r}.") from None
+    if not found:
+        raise ValueError(f"{caller}: `{argument}` must hold at least one {some}, got none.")
+    return found
+
+
 def check_names(caller: str, argument: str, names: Iterable[str], known: Sequence[str]) -> list[str]:
     """The names as a list, if there are some, all known and distinct. One string is one name."""
-    try:
-        checked = [names] if isinstance(names, str) else list(names)
-    except TypeError:
-        raise TypeError(f"{caller}: `{argument}` must be names among {list(known)}, got {names!r}.") from None
-    if not checked:
-        raise ValueError(f"{caller}: `{argument}` must hold at least one of {list(known)}, got none.")
+    checked = listed_names(caller, argument, names, f"names among {list(known)}", f"of {list(known)}")
     for name in checked:
         if name not in known:
             raise ValueError(f"{caller}: `{argument}` must be among {list(known)}, got {name!r}.")

@@ -11,7 +11,7 @@ import torch
 import xarray
 from torch import Tensor
 
-from popart_func.experiments._checks import check_count_of, check_distinct, check_names, check_seeds
+from popart_func.experiments._checks import check_count_of, check_distinct, check_names, check_seeds, listed_names
 from popart_func.experiments.grid import DIVERGED, DONE, Grid, Variable, dimensions
 from popart_func.experiments.records import Record, as_record, every
 from popart_func.experiments.workers import Workers
@@ -62,12 +62,7 @@ def check_values(caller: str, name: str, values: Iterable[SupportsFloat]) -> lis
 
 def check_learner_names(caller: str, name: str, names: Iterable[str]) -> list[str]:
     """The names as a list, if they are some, distinct, and fit to name a file. One string is one name."""
-    try:
-        checked = [names] if isinstance(names, str) else list(names)
-    except TypeError:
-        raise TypeError(f"{caller}: `{name}` must be an iterable of names, got {names!r}.") from None
-    if not checked:
-        raise ValueError(f"{caller}: `{name}` must hold at least one name, got none.")
+    checked = listed_names(caller, name, names, "an iterable of names", "name")
     for one in checked:
         if not isinstance(one, str):
             raise TypeError(f"{caller}: the names in `{name}` must be strings, got {one!r}.")
