@@ -17,14 +17,14 @@ from typing import Any
 import small_sweep
 import torch
 
-from popart_func.experiments import sweep
+from popart_func import sweeps
 
 
 def begin(store: Path, **changes: Any) -> int:
     """Forks a process that runs the sweep into a store."""
     child = os.fork()
     if child == 0:
-        sweep.run(**small_sweep.arguments(store=store, **changes))
+        sweeps.run(**small_sweep.arguments(store=store, **changes))
         os._exit(0)
     return child
 
@@ -35,8 +35,8 @@ def records(store: Path) -> set[Path]:
 
 def main(store: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    one_lane = {"lanes": sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])}
-    sweep.run(**small_sweep.arguments(**one_lane))  # imports what is imported at first use
+    one_lane = {"lanes": sweeps.lanes([0], learning_rate=[0.1], step_size=[0.1])}
+    sweeps.run(**small_sweep.arguments(**one_lane))  # imports what is imported at first use
     started = time.perf_counter()
     os.waitpid(begin(store.with_name("first"), **one_lane), 0)
     first_chunks = time.perf_counter() - started

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import popart_func as pf
-from popart_func.experiments import sweep
-from popart_func.experiments.records import every, last
+from popart_func import sweeps
+from popart_func.sweeps.records import every, last
 
 STEPS = 10
 TOO_LARGE = 1e6
@@ -20,7 +20,7 @@ TOO_LARGE = 1e6
 def arguments(
     seeds: Any = range(3), learning_rate: Any = (0.01, 0.3, TOO_LARGE), step_size: Any = (0.1, 0.5), **changes: Any
 ) -> dict[str, Any]:
-    """Arguments of `sweep.run`: SGD, which has no step size, and Pop-Art; in chunks of 4 lanes: 9 and 18 of them."""
+    """Arguments of `sweeps.run`: SGD, which has no step size, and Pop-Art; in chunks of 4 lanes: 9 and 18 of them."""
 
     def apply(params: Any, x: Any) -> Any:
         return x @ params["0.weight"].T + params["0.bias"]
@@ -43,7 +43,7 @@ def arguments(
         "make_learner": {"sgd": sgd, "popart": popart},
         "data": data,
         "init": init,
-        "lanes": sweep.lanes(seeds, learning_rate=learning_rate, step_size=step_size),
+        "lanes": sweeps.lanes(seeds, learning_rate=learning_rate, step_size=step_size),
         "record": {"final": last(5), "curve": every(3)},
         "chunk_size": 4,
         "engine": "eager",

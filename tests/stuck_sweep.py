@@ -9,7 +9,7 @@ from typing import Any
 
 import small_sweep
 
-from popart_func.experiments import sweep
+from popart_func import sweeps
 
 
 def main(pipe: str) -> None:
@@ -22,7 +22,7 @@ def main(pipe: str) -> None:
             time.sleep(600)
         return init(seed)
 
-    sweep.run(**{**arguments, "init": stuck})
+    sweeps.run(**{**arguments, "init": stuck})
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ import pytest
 import small_sweep
 import xarray
 
-from popart_func.experiments import chunks, files, load, records, sweep
-from popart_func.experiments.chunks import StoreError
-from popart_func.experiments.work import Work
+from popart_func import sweeps
+from popart_func.sweeps import files, load, records
+from popart_func.sweeps import store as chunks
+from popart_func.sweeps.job import Work
+from popart_func.sweeps.store import StoreError
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -31,7 +33,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[xarray.Dataset, Path]:
     path = tmp_path_factory.mktemp("uninterrupted") / "store"
-    return sweep.run(**small_sweep.arguments(store=path)), path
+    return sweeps.run(**small_sweep.arguments(store=path)), path
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def interrupted_after(number: int, monkeypatch: pytest.MonkeyPatch, path: Path) 
     with monkeypatch.context() as patch:
         patch.setattr(Work, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(**small_sweep.arguments(store=path))
+            sweeps.run(**small_sweep.arguments(store=path))
 
 
 def same_bits(one: xarray.Dataset, other: xarray.Dataset) -> bool:
@@ -84,22 +86,22 @@ class TestResume:
     ):
         interrupted_after(number, monkeypatch, tmp_path / "store")
         runs.clear()
-        resumed = sweep.run(**small_sweep.arguments(store=tmp_path / "store", quiet=False))
+        resumed = sweeps.run(**small_sweep.arguments(store=tmp_path / "store", quiet=False))
         assert same_bits(resumed, uninterrupted[0])
         assert len(runs) == CHUNKS - number
         assert capsys.readouterr().err == (f"{number} of 8 chunks are done and whole.\n" if number else "")
 
     def test_a_store_makes_no_difference(self, uninterrupted):
-        assert same_bits(sweep.run(**small_sweep.arguments()), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments()), uninterrupted[0])
 
     def test_a_finished_store_is_read_and_nothing_is_run_or_written(self, uninterrupted, store, runs):
         before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.name != ".lock"}
-        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store)), uninterrupted[0])
         assert runs == []
         assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.name != ".lock"} == before
 
     def test_auto_is_the_engine_that_the_store_was_begun_with(self, store):
-        assert sweep.run(**small_sweep.arguments(store=store, engine="auto")).attrs["engine"] == "eager"
+        assert sweeps.run(**small_sweep.arguments(store=store, engine="auto")).attrs["engine"] == "eager"
 
     def test_an_unfinished_store_can_be_loaded(self, uninterrupted, tmp_path, monkeypatch):
         interrupted_after(4, monkeypatch, tmp_path / "store")
@@ -121,7 +123,7 @@ class TestResume:
             "ever": records.Record(records.error, lambda series: (series > 50).any(), None, "whether at all"),
             "turned": records.Record(records.error, lambda series: series[0] * 1j, None, "complex"),
         }
-        whole = sweep.run(**small_sweep.arguments(record=record, store=tmp_path / "store"))
+        whole = sweeps.run(**small_sweep.arguments(record=record, store=tmp_path / "store"))
         assert whole["done"].dtype == bool
         assert whole["done"].all()
         assert load(tmp_path / "store").equals(whole)
@@ -152,7 +154,7 @@ class TestDamage:
         flip(store / "lanes.zarr" / "popart" / name)
         part = load(store)
         assert (part["diverged_at"].sel(learner="popart") == -2).sum() == 4
-        mended = sweep.run(**small_sweep.arguments(store=store, quiet=False))
+        mended = sweeps.run(**small_sweep.arguments(store=store, quiet=False))
         assert same_bits(mended, uninterrupted[0])
         assert runs == ["popart-00001"]
         assert capsys.readouterr().err == (
@@ -162,14 +164,14 @@ class TestDamage:
     @pytest.mark.parametrize("place", [0.02, 0.5, 0.95])
     def test_a_flipped_byte_in_a_checksum(self, uninterrupted, store, runs, place):
         flip(store / "done" / "sgd-00002.json", place)
-        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store)), uninterrupted[0])
         assert runs == ["sgd-00002"]
 
     def test_a_cut_and_a_missing_file(self, uninterrupted, store, runs, capsys):
         os.truncate(store / "lanes.zarr" / "sgd" / "curve" / "c" / "0" / "0", 10)
         (store / "lanes.zarr" / "popart" / "final" / "c" / "4").unlink()
         (store / "done" / "popart-00003.json").unlink()
-        assert same_bits(sweep.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
         assert runs == ["sgd-00000", "popart-00003", "popart-00004"]
         assert capsys.readouterr().err == (
             "5 of 8 chunks are done and whole.\nDamaged, to be run again: sgd-00000, popart-00004.\n"
@@ -181,7 +183,7 @@ class TestDamage:
         flip(store / "lanes.zarr" / name)
         with pytest.raises(StoreError, match="labels are not there or damaged: run the same sweep again"):
             load(store)
-        assert same_bits(sweep.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store, quiet=False)), uninterrupted[0])
         assert "The labels were damaged: they are written again." in capsys.readouterr().err
         assert runs == []
         for path in (store / "lanes.zarr").rglob("*"):
@@ -190,7 +192,7 @@ class TestDamage:
 
     def test_a_damaged_configuration_is_refused(self, store, runs):
         flip(store / "configuration.json")
-        for use in (lambda: load(store), lambda: sweep.run(**small_sweep.arguments(store=store))):
+        for use in (lambda: load(store), lambda: sweeps.run(**small_sweep.arguments(store=store))):
             with pytest.raises(StoreError, match=r"configuration\.json is damaged: move the directory away"):
                 use()
         assert runs == []
@@ -209,8 +211,8 @@ class TestKilled:
         done = json.loads(found.stdout)
         assert len(done) == 20
         assert max(done) > 0, "some of them got somewhere"
-        killed = sweep.run(**small_sweep.arguments(seeds=range(20), store=tmp_path / "store"))
-        assert same_bits(killed, sweep.run(**small_sweep.arguments(seeds=range(20))))
+        killed = sweeps.run(**small_sweep.arguments(seeds=range(20), store=tmp_path / "store"))
+        assert same_bits(killed, sweeps.run(**small_sweep.arguments(seeds=range(20))))
 
     def test_files_are_on_the_disk_before_they_count_as_done(self, tmp_path, monkeypatch):
         """As after a loss of power: in the order of events, all of a chunk is flushed before its record appears."""
@@ -228,7 +230,7 @@ class TestKilled:
 
         monkeypatch.setattr(os, "fsync", noted_fsync)
         monkeypatch.setattr(os, "replace", noted_replace)
-        sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+        sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))
         for record in (tmp_path / "store" / "done").iterdir():
             appeared = events.index(("appeared", str(record)))
             flushed = {path for event, path in events[:appeared] if event == "flushed"}
@@ -244,7 +246,7 @@ class TestKilled:
             leftover.parent.mkdir(exist_ok=True)
             leftover.touch()
         (store / "done" / ".partial-y").touch()
-        sweep.run(**small_sweep.arguments(store=store))
+        sweeps.run(**small_sweep.arguments(store=store))
         assert {path.relative_to(store) for path in store.rglob("*")} == {
             path.relative_to(uninterrupted[1]) for path in uninterrupted[1].rglob("*")
         }
@@ -253,7 +255,7 @@ class TestKilled:
         """Killed while zarr wrote one of the labels aside."""
         (store / ".partial-labels" / "sgd").mkdir(parents=True)
         (store / ".partial-labels" / "sgd" / "zarr.json.0123.partial").touch()
-        sweep.run(**small_sweep.arguments(store=store))
+        sweeps.run(**small_sweep.arguments(store=store))
         assert not list(store.rglob("*partial*"))
         assert runs == []
 
@@ -271,14 +273,14 @@ class TestFullDisk:
             with pytest.raises(
                 StoreError, match=r"No space left on device.* chunks of 8 that are done are safe"
             ) as caught:
-                sweep.run(**small_sweep.arguments(store=place / "store"))
+                sweeps.run(**small_sweep.arguments(store=place / "store"))
             done = [name for name in runs if (place / "store" / "done" / f"{name}.json").exists()]
             assert f"The {len(done)} chunks of 8" in str(caught.value)
             assert len(done) > 1
             assert runs[:-1] == done
             (place / "ballast").unlink()
             runs.clear()
-            assert same_bits(sweep.run(**small_sweep.arguments(store=place / "store")), uninterrupted[0])
+            assert same_bits(sweeps.run(**small_sweep.arguments(store=place / "store")), uninterrupted[0])
             assert len(runs) == CHUNKS - len(done)
         finally:
             subprocess.run(["umount", str(place)], check=True)
@@ -296,10 +298,10 @@ class TestFullDisk:
         with monkeypatch.context() as patch:
             patch.setattr(chunks, "flush", failing)
             with pytest.raises(StoreError, match=r"No space left on device\. The 5 chunks of 8 that are done are safe"):
-                sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+                sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))
         assert not written[0].exists()
         runs.clear()
-        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
         assert len(runs) == 3
 
     def test_a_disk_that_is_full_from_the_start(self, uninterrupted, tmp_path, monkeypatch):
@@ -310,8 +312,8 @@ class TestFullDisk:
             with monkeypatch.context() as patch:
                 patch.setattr(place, name, full)
                 with pytest.raises(StoreError, match=r"store can't be opened: No space left on device\. All chunks"):
-                    sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
-        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
+                    sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
 
     def test_a_limit_on_the_size_of_files(self, uninterrupted, tmp_path, runs):
         """The operating system's own refusal, without root."""
@@ -320,11 +322,11 @@ class TestFullDisk:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
             with pytest.raises(OSError, match="File too large"):
-                sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+                sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             signal.signal(signal.SIGXFSZ, handler)
-        assert same_bits(sweep.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=tmp_path / "store")), uninterrupted[0])
 
 
 class TestWhoMayWrite:
@@ -339,13 +341,13 @@ class TestWhoMayWrite:
         try:
             assert other.stdout.readline() == "locked\n"
             with pytest.raises(StoreError, match="is in use by another process: wait until it ends"):
-                sweep.run(**small_sweep.arguments(store=store))
+                sweeps.run(**small_sweep.arguments(store=store))
             assert runs == []
             assert load(store).attrs["complete"] == 0, "reading is always allowed"
         finally:
             other.kill()
             other.communicate()
-        assert same_bits(sweep.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store)), uninterrupted[0])
 
     def test_a_running_sweep_holds_the_lock_and_then_lets_go(self, store, monkeypatch):
         (store / "done" / "sgd-00000.json").unlink()
@@ -363,11 +365,11 @@ class TestWhoMayWrite:
 
         with monkeypatch.context() as patch:
             patch.setattr(Work, "run", nosy)
-            sweep.run(**small_sweep.arguments(store=store))
+            sweeps.run(**small_sweep.arguments(store=store))
         assert refused == [True]
         with pytest.raises(StoreError, match="another sweep"):  # not: in use
-            sweep.run(**small_sweep.arguments(store=store, chunk_size=5))
-        sweep.run(**small_sweep.arguments(store=store))
+            sweeps.run(**small_sweep.arguments(store=store, chunk_size=5))
+        sweeps.run(**small_sweep.arguments(store=store))
 
     @pytest.mark.parametrize(
         ("changes", "lines"),
@@ -384,7 +386,7 @@ class TestWhoMayWrite:
         with pytest.raises(
             StoreError, match="holds another sweep: name another directory, or ask for the same"
         ) as caught:
-            sweep.run(**small_sweep.arguments(store=store, **changes))
+            sweeps.run(**small_sweep.arguments(store=store, **changes))
         for line in lines:
             assert line in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1 + len(lines)
@@ -422,22 +424,22 @@ class TestWhoMayWrite:
             ("data", lambda seed: data(seed if seed == 0 else seed + 1), "fingerprint.data"),
         ):
             with pytest.raises(StoreError, match=line):
-                sweep.run(**{**arguments, name: value})
+                sweeps.run(**{**arguments, name: value})
 
     def test_what_a_record_keeps_is_compared_by_what_it_does(self, tmp_path):
         def arguments(keep):
             record = {"kept": records.Record(lambda state, info: info.error, keep, None, "mine")}
             return small_sweep.arguments(store=tmp_path / "kept", record=record)
 
-        sweep.run(**arguments(lambda series: series.amax()))
-        sweep.run(**arguments(lambda series: series.amax()))
+        sweeps.run(**arguments(lambda series: series.amax()))
+        sweeps.run(**arguments(lambda series: series.amax()))
         with pytest.raises(StoreError, match=r"fingerprint\.record kept"):
-            sweep.run(**arguments(lambda series: series.amin()))
+            sweeps.run(**arguments(lambda series: series.amin()))
 
     def test_another_version_is_another_sweep(self, store, monkeypatch):
         monkeypatch.setattr("popart_func.__version__", "99")
         with pytest.raises(StoreError, match=r'versions.popart_func: ".*" there, "99" here'):
-            sweep.run(**small_sweep.arguments(store=store))
+            sweeps.run(**small_sweep.arguments(store=store))
 
     def test_a_store_of_another_format(self, store):
         content = files.read_sealed(store / "configuration.json")
@@ -452,7 +454,7 @@ class TestWhoMayWrite:
     def test_a_place_that_can_be_no_directory(self, tmp_path, runs, name, why):
         (tmp_path / "file").write_text("precious")
         with pytest.raises(StoreError, match=rf"can't be a sweep's directory: {why}\. Name another one"):
-            sweep.run(**small_sweep.arguments(store=tmp_path / name))
+            sweeps.run(**small_sweep.arguments(store=tmp_path / name))
         assert runs == []
         assert (tmp_path / "file").read_text() == "precious"
 
@@ -462,18 +464,18 @@ class TestWhoMayWrite:
 
         monkeypatch.setattr(chunks.filelock.FileLock, "acquire", refused)
         with pytest.raises(StoreError, match=r"can't be a sweep's directory: Permission denied\. Name another one"):
-            sweep.run(**small_sweep.arguments(store=tmp_path / "store"))
+            sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))
 
     def test_a_home_and_a_relative_path(self, uninterrupted, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        sweep.run(**small_sweep.arguments(store="~/store"))
+        sweeps.run(**small_sweep.arguments(store="~/store"))
         assert same_bits(load("store"), uninterrupted[0])
 
     def test_other_files_are_left_alone(self, tmp_path, runs):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(StoreError, match=r"holds 'thesis\.tex' and no sweep: name another directory"):
-            sweep.run(**small_sweep.arguments(store=tmp_path))
+            sweeps.run(**small_sweep.arguments(store=tmp_path))
         assert runs == []
         assert (tmp_path / "thesis.tex").read_text() == "precious"
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"], "not even a lock is put beside them"
@@ -495,7 +497,7 @@ class TestOthersCanRead:
         with xarray.open_datatree(uninterrupted[1] / "lanes.zarr", engine="zarr") as tree:
             assert sorted(tree.children) == ["popart", "sgd"]
         arguments = small_sweep.arguments(store=tmp_path / "store")
-        sweep.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"]})
+        sweeps.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"]})
         with xarray.open_zarr(tmp_path / "store" / "lanes.zarr") as lanes:
             assert lanes["final"].sizes == {"lane": 18}
             assert "groups" not in lanes.attrs
@@ -520,16 +522,16 @@ class TestOthersCanRead:
     def test_the_git_revision_is_noted_where_there_is_one(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-        one_lane = {"lanes": sweep.lanes([0], learning_rate=[0.1], step_size=[0.1])}
-        assert "git_revision" not in sweep.run(**small_sweep.arguments(**one_lane)).attrs
+        one_lane = {"lanes": sweeps.lanes([0], learning_rate=[0.1], step_size=[0.1])}
+        assert "git_revision" not in sweeps.run(**small_sweep.arguments(**one_lane)).attrs
         git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
         with suppress(FileNotFoundError):
             subprocess.run([*git, "init", "-q"], check=True)
             subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
             revision = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
-            assert sweep.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"] == revision.strip()
+            assert sweeps.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"] == revision.strip()
             (tmp_path / "new.py").touch()
-            found = sweep.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"]
+            found = sweeps.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"]
             assert found == f"{revision.strip()}-modified"
 
     def test_nothing_is_pickled(self, uninterrupted, monkeypatch):

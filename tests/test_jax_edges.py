@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, vmap
 
 from popart_func import random
-from popart_func.engines import trace as engine_trace
+from popart_func.engines.tracing import step_graph as engine_trace
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from popart_func.engines.trace import TensorSpec, trace
+from popart_func.engines.tracing.step_graph import TensorSpec, trace
 from popart_func.interop.functions import to_jax_function
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.trees import to_jax, to_torch

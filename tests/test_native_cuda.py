@@ -34,7 +34,7 @@ from popart_func.engines.native.cuda import block_size, pack
 from popart_func.engines.native.emit_cuda import CudaSource, emit_cuda
 from popart_func.engines.native.lower import lower
 from popart_func.engines.native.nvrtc import OPTIONS, compile_cubin, why_no_nvrtc
-from popart_func.engines.trace import StepGraph
+from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart

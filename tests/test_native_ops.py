@@ -14,7 +14,7 @@ from torch import Tensor
 from popart_func.engines import eager, native
 from popart_func.engines.lane_scan import make_lane_scan
 from popart_func.engines.native.ops import OPS
-from popart_func.engines.trace import TensorSpec, trace
+from popart_func.engines.tracing.step_graph import TensorSpec, trace
 
 pytestmark = [
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),

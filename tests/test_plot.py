@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
-from popart_func.experiments.plot import curves, figure, heat_map
-from popart_func.experiments.plot.canvas import number, value_of
-from popart_func.experiments.statistics import bootstrap_interval, interquartile_mean
+from popart_func.display.canvas import number, value_of
+from popart_func.experiments.plot import figure
+from popart_func.sweeps.plot import curves, heat_map
+from popart_func.sweeps.statistics import bootstrap_interval, interquartile_mean
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_needs_the_curves(tmp_path: Path) -> None:
 
 
 def test_leaves_pyplot_alone() -> None:
-    code = "import sys, popart_func.experiments.plot; assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys; from popart_func.experiments import plot; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
 import popart_func
-from popart_func.engines import decompositions, native, recorder, shapes
-from popart_func.engines.mutations import is_mutable
-from popart_func.engines.recorder import is_recording
-from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, trace
+from popart_func.engines import native
+from popart_func.engines.tracing import decompositions, recorder, shapes
+from popart_func.engines.tracing.mutations import is_mutable
+from popart_func.engines.tracing.recorder import is_recording
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, trace
 
 CPU = torch.device("cpu")
 SPEC = TensorSpec((3, 4), torch.float32, CPU)

@@ -13,9 +13,10 @@ import pytest
 import xarray
 
 from popart_func.cli import main
-from popart_func.experiments import load, regression, search, search_report
-from popart_func.experiments.statistics import bootstrap_interval
-from popart_func.experiments.work import Work
+from popart_func.experiments import regression, search, search_report
+from popart_func.sweeps import load
+from popart_func.sweeps.job import Work
+from popart_func.sweeps.statistics import bootstrap_interval
 
 RATE, STEP_SIZE = 10**-2.5, 10**-0.5
 WORDS = [

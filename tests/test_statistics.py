@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import xarray
 
-from popart_func.experiments import _resampling
-from popart_func.experiments.statistics import (
+from popart_func.sweeps import _resampling
+from popart_func.sweeps.statistics import (
     best_setting,
     bootstrap_interval,
     interquartile_mean,

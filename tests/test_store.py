@@ -12,7 +12,7 @@ import pytest
 import synthetic
 import xarray
 
-from popart_func.experiments import store
+from popart_func.experiments import results as store
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import torch
 import xarray
 
 import popart_func as pf
-from popart_func.experiments import sweep, work
-from popart_func.experiments.grid import Chunk
-from popart_func.experiments.records import Record, every, last, mean, smoothed
-from popart_func.experiments.work import Work
+from popart_func import sweeps
+from popart_func.sweeps import job as work
+from popart_func.sweeps.grid import Chunk
+from popart_func.sweeps.job import Work
+from popart_func.sweeps.records import Record, every, last, mean, smoothed
 
 # Annotations are enforced in the fixtures; the tests look at messages, and run long loops.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -21,13 +22,13 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 @pytest.fixture(scope="module")
 def result() -> xarray.Dataset:
-    return sweep.run(**small_sweep.arguments())
+    return sweeps.run(**small_sweep.arguments())
 
 
 @pytest.fixture(scope="module")
 def full() -> np.ndarray:
     """Every lane's whole curve."""
-    return sweep.run(**small_sweep.arguments(record={"curve": every()}))["curve"].values
+    return sweeps.run(**small_sweep.arguments(record={"curve": every()}))["curve"].values
 
 
 _STREAM = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12.0)
@@ -49,9 +50,9 @@ def _step_of(rate):
 
 def shared_sweep(make_learner, **changes):
     """A sweep of a learner whose info is its error, all of whose lanes learn from `_STREAM`."""
-    lanes = sweep.lanes(changes.pop("seeds", range(2)), rate=[0.1, 0.01])
+    lanes = sweeps.lanes(changes.pop("seeds", range(2)), rate=[0.1, 0.01])
     arguments = {"init": _weights, "engine": "eager", "record": {"error": every(of=lambda state, info: info)}}
-    return sweep.run(make_learner, _STREAM, lanes=lanes, **(arguments | changes))
+    return sweeps.run(make_learner, _STREAM, lanes=lanes, **(arguments | changes))
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def chunks_run(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
 
 class TestLanes:
     def test_the_grid_is_its_coordinates(self):
-        grid = sweep.lanes([3, 1], learner=["b", "a"], beta=[0.5], alpha=[1, 2, 3])
+        grid = sweeps.lanes([3, 1], learner=["b", "a"], beta=[0.5], alpha=[1, 2, 3])
         assert list(grid.coords) == ["learner", "beta", "alpha", "seed"]
         assert grid["learner"].values.tolist() == ["b", "a"]
         assert grid["alpha"].values.tolist() == [1.0, 2.0, 3.0]
@@ -93,33 +94,33 @@ class TestLanes:
     )
     def test_bad_grids(self, arguments, message):
         with pytest.raises(ValueError, match=message):
-            sweep.lanes(**arguments)
+            sweeps.lanes(**arguments)
 
     @pytest.mark.parametrize(
         "values", [0.1, None, ["a"], ["0.1"], "123", [True], [np.True_], [torch.tensor(True)], [1j], [[0.1]], {"a": 1}]
     )
     def test_what_is_no_axis(self, values):
         with pytest.raises(TypeError, match=r"lanes: `alpha` must be an iterable of numbers, got "):
-            sweep.lanes([0], alpha=values)
+            sweeps.lanes([0], alpha=values)
 
     @pytest.mark.parametrize(
         "values",
         [np.array([0.5, 1.0]), torch.tensor([0.5, 1.0]), [np.float32(0.5), Fraction(1)], (torch.tensor(0.5), 1)],
     )
     def test_numbers_of_any_kind(self, values):
-        assert sweep.lanes([0], alpha=values)["alpha"].values.tolist() == [0.5, 1.0]
+        assert sweeps.lanes([0], alpha=values)["alpha"].values.tolist() == [0.5, 1.0]
 
     @pytest.mark.parametrize("seeds", [3, None, "12", [1.0], [True], torch.ones(2)])
     def test_what_are_no_seeds(self, seeds):
         with pytest.raises(
             TypeError, match=r"lanes: `seeds` must be an iterable of integers, such as range\(50\), got "
         ):
-            sweep.lanes(seeds)
+            sweeps.lanes(seeds)
 
     @pytest.mark.parametrize(("names", "message"), [(3, "iterable of names, got 3"), ([b"a"], "be strings, got b'a'")])
     def test_what_are_no_learners(self, names, message):
         with pytest.raises(TypeError, match=message):
-            sweep.lanes([0], learner=names)
+            sweeps.lanes([0], learner=names)
 
 
 class TestRun:
@@ -146,7 +147,7 @@ class TestRun:
         np.testing.assert_allclose(lane["final"], np.mean(errors[-5:]), rtol=0, atol=10 * 1000 * 2**-22)
 
     def test_chunks_cover_each_lane_once_and_none_for_values_that_a_learner_does_not_take(self, chunks_run):
-        result = sweep.run(**small_sweep.arguments())
+        result = sweeps.run(**small_sweep.arguments())
         lanes = [(c.learner, lane) for c in chunks_run for lane in range(c.start, c.stop)]
         assert lanes == [("sgd", lane) for lane in range(3 * 3)] + [("popart", lane) for lane in range(3 * 2 * 3)]
         sgd = result["curve"].sel(learner="sgd")
@@ -161,12 +162,12 @@ class TestRun:
             return scan(step, state, xs, **options)
 
         monkeypatch.setattr(work, "scan_lanes", noted)
-        sweep.run(**small_sweep.arguments())
+        sweeps.run(**small_sweep.arguments())
         assert [lanes for lanes, steps in seen if steps == small_sweep.STEPS] == 8 * [4]
 
     def test_a_diverged_lane_says_when(self, result):
         arguments = small_sweep.arguments(record={"curve": every()})
-        curves = sweep.run(**arguments)
+        curves = sweeps.run(**arguments)
         finite = np.isfinite(curves["curve"].values)
         first = np.where(finite.all(-1), -1, (~finite).argmax(-1))
         assert (first >= 0).any()
@@ -176,10 +177,10 @@ class TestRun:
 
     def test_lanes_do_not_touch_each_other(self, result):
         """To the bit: with a neighbour that diverges or without, with other seeds, in another place of the grid."""
-        calm = sweep.run(**small_sweep.arguments(learning_rate=(0.02, 0.3)))
+        calm = sweeps.run(**small_sweep.arguments(learning_rate=(0.02, 0.3)))
         same = {"learning_rate": 0.3}
         assert calm.sel(same)["curve"].equals(result.sel(same)["curve"])
-        fewer = sweep.run(**small_sweep.arguments(seeds=[7, 2], step_size=(0.5,)))
+        fewer = sweeps.run(**small_sweep.arguments(seeds=[7, 2], step_size=(0.5,)))
         same = {"seed": 2, "step_size": 0.5, "learner": "popart"}
         assert fewer.sel(same)["curve"].equals(result.sel(same)["curve"])
 
@@ -187,23 +188,23 @@ class TestRun:
         before = torch.get_num_threads()
         try:
             torch.set_num_threads(before % 2 + 1)
-            assert sweep.run(**small_sweep.arguments()).equals(result)
+            assert sweeps.run(**small_sweep.arguments()).equals(result)
         finally:
             torch.set_num_threads(before)
 
     def test_one_learner_and_a_shared_stream(self):
         arguments = small_sweep.arguments(step_size=(0.1,))
         stream = arguments["data"](5)
-        one = sweep.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"], "data": stream})
+        one = sweeps.run(**{**arguments, "make_learner": arguments["make_learner"]["popart"], "data": stream})
         assert one["final"].dims == ("learning_rate", "step_size", "seed")
-        named = sweep.run(**{**arguments, "data": lambda seed: stream})
+        named = sweeps.run(**{**arguments, "data": lambda seed: stream})
         assert one["curve"].equals(named["curve"].sel(learner="popart", drop=True))
 
     def test_seeds_alone(self):
-        arguments = small_sweep.arguments(lanes=sweep.lanes(range(2)))
+        arguments = small_sweep.arguments(lanes=sweeps.lanes(range(2)))
         with pytest.raises(ValueError, match="`make_learner` takes 'learning_rate', of which `lanes` have no values"):
-            sweep.run(**arguments)
-        alone = sweep.run(**{**arguments, "make_learner": lambda: arguments["make_learner"]["sgd"](0.01)})
+            sweeps.run(**arguments)
+        alone = sweeps.run(**{**arguments, "make_learner": lambda: arguments["make_learner"]["sgd"](0.01)})
         assert alone["final"].dims == ("seed",)
 
     def test_any_hyper_parameter_and_a_part_of_a_grid(self):
@@ -213,25 +214,25 @@ class TestRun:
         def make(b2, scale_lb=1e-4):
             return pf.popart_learner(apply, pf.adam(0.1, b2=b2), pf.popart(1, 0.1, scale_lb), head="0")
 
-        grid = sweep.lanes([1], b2=[0.9, 0.99, 0.999], scale_lb=[1e-4, 1e4]).sel(b2=[0.999, 0.9])
-        found = sweep.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid})
+        grid = sweeps.lanes([1], b2=[0.9, 0.99, 0.999], scale_lb=[1e-4, 1e4]).sel(b2=[0.999, 0.9])
+        found = sweeps.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid})
         assert found["final"].dims == ("b2", "scale_lb", "seed")
         assert found["b2"].values.tolist() == [0.999, 0.9]
         assert len(np.unique(found["final"])) == 4
-        one = sweep.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid.sel(b2=0.9)})
+        one = sweeps.run(**{**small_sweep.arguments(), "make_learner": make, "lanes": grid.sel(b2=0.9)})
         np.testing.assert_allclose(one["final"].values, found["final"].sel(b2=[0.9]).values, rtol=1e-5)
 
     def test_a_lane_has_the_dtype_asked_for(self, result):
         arguments = small_sweep.arguments(dtype=torch.float64)
         data = arguments["data"]
-        double = sweep.run(**{**arguments, "data": lambda seed: optree.tree_map(torch.Tensor.double, data(seed))})
+        double = sweeps.run(**{**arguments, "data": lambda seed: optree.tree_map(torch.Tensor.double, data(seed))})
         assert double["final"].dtype == np.float64
         kept = {"learner": "popart", "learning_rate": 0.01}
         difference = abs(double["final"].sel(kept) - result["final"].sel(kept)).max()
         assert 0 < difference < 10 * 1000 * 2**-22
 
     def test_auto_goes_on_where_native_lacks_an_operation(self):
-        arguments = small_sweep.arguments(lanes=sweep.lanes([0, 1]), engine="auto", record={"final": last(5)})
+        arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1]), engine="auto", record={"final": last(5)})
         learner = arguments["make_learner"]["sgd"](0.01)
 
         def update(state, batch):
@@ -241,7 +242,7 @@ class TestRun:
         long = tuple(leaf.repeat(50, *[1] * (leaf.ndim - 1)) for leaf in arguments["data"](0))
         arguments |= {"make_learner": lambda: pf.Learner(learner.init, update), "data": long}
         with pytest.warns(UserWarning, match="engine 'auto': .*qr.* Going on with eager"):
-            found = sweep.run(**arguments)
+            found = sweeps.run(**arguments)
         assert found.attrs["engine"] == "eager"
 
     def test_a_lane_can_have_random_numbers_of_its_own(self):
@@ -254,9 +255,9 @@ class TestRun:
 
             return pf.Learner(init=lambda key: key, update=update)
 
-        grid = sweep.lanes(range(3), learning_rate=[1, 2])
+        grid = sweeps.lanes(range(3), learning_rate=[1, 2])
         record = {"noise": every(of=lambda state, info: info)}
-        noise = sweep.run(make, torch.zeros(4), pf.random.key, grid, record=record, chunk_size=4, quiet=True)["noise"]
+        noise = sweeps.run(make, torch.zeros(4), pf.random.key, grid, record=record, chunk_size=4, quiet=True)["noise"]
         assert len(np.unique(noise.sel(learning_rate=1))) == 3 * 4
         np.testing.assert_array_equal(noise.sel(learning_rate=2), 2 * noise.sel(learning_rate=1))
 
@@ -277,23 +278,23 @@ class TestRun:
             ({"store": "s3://bucket/sweep"}, ValueError, "path of a local directory, got 's3://bucket/sweep'"),
             ({"lanes": {"seed": [0]}}, TypeError, "`lanes` must be a grid that `lanes` has built, got dict"),
             ({"lanes": xarray.Dataset(coords={"seed": [0.5]})}, TypeError, r"`lanes.seed` must be .* got \[0.5\]"),
-            ({"lanes": sweep.lanes([0, 1]).isel(seed=[])}, ValueError, "`lanes.seed` must hold at least one seed"),
+            ({"lanes": sweeps.lanes([0, 1]).isel(seed=[])}, ValueError, "`lanes.seed` must hold at least one seed"),
             (
-                {"lanes": sweep.lanes([0], learning_rate=[1]).assign_coords(step_size=("seed", [1]))},
+                {"lanes": sweeps.lanes([0], learning_rate=[1]).assign_coords(step_size=("seed", [1]))},
                 ValueError,
                 r"each coordinate an axis of its own, got 'step_size' along \('seed',\)",
             ),
             (
-                {"lanes": sweep.lanes([0], learning_rate=[0.1, 1e300], step_size=[0.1])},
+                {"lanes": sweeps.lanes([0], learning_rate=[0.1, 1e300], step_size=[0.1])},
                 ValueError,
                 r"`lanes.learning_rate` must be within the range of torch.float32, got 1e\+300",
             ),
             (
-                {"lanes": sweep.lanes([0], learning_rate=[0.1], step_size=[1e-300])},
+                {"lanes": sweeps.lanes([0], learning_rate=[0.1], step_size=[1e-300])},
                 ValueError,
                 "`lanes.step_size` must be within the range of torch.float32, got 1e-300",
             ),
-            ({"lanes": sweep.lanes([0], learning_rate=[1], step_size=[1], gamma=[1])}, ValueError, "vary 'gamma'"),
+            ({"lanes": sweeps.lanes([0], learning_rate=[1], step_size=[1], gamma=[1])}, ValueError, "vary 'gamma'"),
             ({"lanes": xarray.Dataset(coords={"learning_rate": [1.0]})}, ValueError, "with a coordinate 'seed'"),
             (
                 {"data": lambda seed: (torch.zeros(10 + seed, 2), torch.zeros(10 + seed, 1))},
@@ -323,8 +324,8 @@ class TestRun:
                 ValueError,
                 r"`init` must give .* torch.float32 \(1,\) at .* for seed 0 and torch.int32 \(1,\) at .* for seed 1",
             ),
-            ({"lanes": sweep.lanes([0], learner=["adam"])}, ValueError, "must be among .*, got 'adam'"),
-            ({"make_learner": print, "lanes": sweep.lanes([0], learner=["a"])}, ValueError, "must be a mapping"),
+            ({"lanes": sweeps.lanes([0], learner=["adam"])}, ValueError, "must be among .*, got 'adam'"),
+            ({"make_learner": print, "lanes": sweeps.lanes([0], learner=["a"])}, ValueError, "must be a mapping"),
             ({"make_learner": {"no name": print}}, ValueError, "must be identifiers, got 'no name'"),
             ({"make_learner": 3}, TypeError, "`make_learner` must be a function, got int"),
             ({"make_learner": {}}, ValueError, "`make_learner` must hold at least one name, got none"),
@@ -367,7 +368,7 @@ class TestRun:
     )
     def test_bad_arguments(self, changes, error, message):
         with pytest.raises(error, match=message):
-            sweep.run(**small_sweep.arguments(**changes))
+            sweeps.run(**small_sweep.arguments(**changes))
 
     @pytest.mark.parametrize(
         ("made", "error", "message"),
@@ -400,18 +401,18 @@ class TestRun:
         ],
     )  # fmt: skip
     def test_a_learner_that_is_none_says_whose_mistake_it_is(self, made, error, message):
-        arguments = small_sweep.arguments(lanes=sweep.lanes([0, 1], learning_rate=[0.1]))
+        arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1], learning_rate=[0.1]))
         sgd = arguments["make_learner"]["sgd"]
         with pytest.raises(error, match=rf"^run: .*`make_learner\(\.\.\.\)?.*{message}|^run: `make_learner` {message}"):
-            sweep.run(**{**arguments, "make_learner": lambda learning_rate: made(sgd(learning_rate))})
+            sweeps.run(**{**arguments, "make_learner": lambda learning_rate: made(sgd(learning_rate))})
         with pytest.raises(error, match=r"make_learner\['mine'\]"):
-            sweep.run(**{**arguments, "make_learner": {"mine": lambda learning_rate: made(sgd(learning_rate))}})
+            sweeps.run(**{**arguments, "make_learner": {"mine": lambda learning_rate: made(sgd(learning_rate))}})
 
     def test_an_error_of_pytorch_in_a_learner_says_what_was_tried(self):
-        arguments = small_sweep.arguments(lanes=sweep.lanes([0, 1], learning_rate=[0.1]))
+        arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1], learning_rate=[0.1]))
         sgd = arguments["make_learner"]["sgd"]
         with pytest.raises(RuntimeError, match=r"\.item\(\) on a Tensor") as caught:
-            sweep.run(**{**arguments, "make_learner": lambda learning_rate: sgd(float(learning_rate))})
+            sweeps.run(**{**arguments, "make_learner": lambda learning_rate: sgd(float(learning_rate))})
         assert caught.value.__notes__ == [
             "run: the first step of `make_learner(...)` was tried in one lane, with hyper-parameters as 0-d tensors, "
             "under torch.vmap: neither `float`, `.item()`, nor `if` can be asked of a tensor."
@@ -429,7 +430,7 @@ class TestRun:
         ],
     )
     def test_a_learner_without_an_error_asks_for_a_record(self, info, got):
-        arguments = small_sweep.arguments(lanes=sweep.lanes([0, 1], learning_rate=[0.1]), record=None)
+        arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1], learning_rate=[0.1]), record=None)
         sgd = arguments["make_learner"]["sgd"]
 
         def make(learning_rate):
@@ -444,27 +445,27 @@ class TestRun:
         with pytest.raises(
             TypeError, match=rf"`info.error` must be a tensor of floats, .* got {got}\. Say what to record"
         ):
-            sweep.run(**{**arguments, "make_learner": make})
+            sweeps.run(**{**arguments, "make_learner": make})
 
     def test_names_of_hyper_parameters_and_of_dimensions(self):
-        arguments = small_sweep.arguments(lanes=sweep.lanes([0], errors_0=[0.1]))
+        arguments = small_sweep.arguments(lanes=sweeps.lanes([0], errors_0=[0.1]))
         arguments["record"] = {"errors": last(2, of=lambda state, info: info.error)}
         sgd = arguments["make_learner"]["sgd"]
         with pytest.raises(ValueError, match="dimension 'errors_0', which is a hyper-parameter's name: rename one"):
-            sweep.run(**{**arguments, "make_learner": lambda errors_0: sgd(errors_0)})
+            sweeps.run(**{**arguments, "make_learner": lambda errors_0: sgd(errors_0)})
 
     def test_numbers_of_numpy_count_as_numbers(self, result):
-        assert sweep.run(**small_sweep.arguments(chunk_size=np.int64(4))).equals(result)
+        assert sweeps.run(**small_sweep.arguments(chunk_size=np.int64(4))).equals(result)
 
     def test_chunks_larger_than_the_grid(self, result):
-        found = sweep.run(**small_sweep.arguments(chunk_size=10**9))
+        found = sweeps.run(**small_sweep.arguments(chunk_size=10**9))
         np.testing.assert_allclose(found["final"], result["final"], rtol=1e-4)
 
     def test_parameters_of_a_module_are_tensors_too(self, result):
         arguments = small_sweep.arguments()
         init = arguments["init"]
         arguments["init"] = lambda seed: {name: torch.nn.Parameter(leaf) for name, leaf in init(seed).items()}
-        assert sweep.run(**arguments).equals(result)
+        assert sweeps.run(**arguments).equals(result)
 
     def test_a_result_can_be_written_to(self, result):
         for found in (result, shared_sweep(lambda rate: pf.Learner(dict, _step_of(rate)))):
@@ -549,7 +550,7 @@ class TestRun:
         arguments["make_learner"]["popart"] = wide
         arguments["record"] = {"errors": last(2, of=lambda state, info: info.error)}
         with pytest.raises(ValueError, match=r"'errors' is float32 \(1,\), but float32 \(3,\) for 'popart'"):
-            sweep.run(**arguments)
+            sweeps.run(**arguments)
 
 
 class TestRecords:
@@ -573,7 +574,7 @@ class TestRecords:
 
     def test_each_is_what_it_says_of_the_full_curve(self, full):
         records = {"thin": every(7), "smooth": smoothed(5, 2), "end": last(4), "whole": mean()}
-        found = sweep.run(**small_sweep.arguments(record=records))
+        found = sweeps.run(**small_sweep.arguments(record=records))
         np.testing.assert_array_equal(found["thin"], full[..., ::7])
         np.testing.assert_array_equal(found["end"], full[..., -4:].astype(float).mean(-1).astype(np.float32))
         np.testing.assert_array_equal(found["whole"], full.astype(float).mean(-1).astype(np.float32))
@@ -583,7 +584,7 @@ class TestRecords:
         assert found["smooth_sample"].values.tolist() == list(range(0, 6, 2))
 
     def test_any_quantity_and_any_function_of_a_series(self, full):
-        found = sweep.run(
+        found = sweeps.run(
             **small_sweep.arguments(
                 record={
                     "worst": lambda series: series.max(),

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, describe, trace
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe, trace
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_params, stateless
 from popart_func.optim import adam

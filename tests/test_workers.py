@@ -17,22 +17,23 @@ import pytest
 import small_sweep
 import xarray
 
-from popart_func.experiments import load, sweep, workers
-from popart_func.experiments.chunks import ChunkStore
+from popart_func import sweeps
+from popart_func.sweeps import load, workers
+from popart_func.sweeps.store import ChunkStore
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 @pytest.fixture(scope="module")
 def alone() -> xarray.Dataset:
-    return sweep.run(**small_sweep.arguments())
+    return sweeps.run(**small_sweep.arguments())
 
 
 class TestProcesses:
     def test_give_the_same_to_the_bit_though_one_is_killed(self, alone, tmp_path):
         arguments = small_sweep.arguments(store=tmp_path / "store", workers=2)
         arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
-        assert sweep.run(**arguments).equals(alone)
+        assert sweeps.run(**arguments).equals(alone)
         assert (tmp_path / "killed").exists()
         assert load(tmp_path / "store").equals(alone)
 
@@ -41,7 +42,7 @@ class TestProcesses:
         arguments = small_sweep.arguments(store=tmp_path / "store", workers=1)
         arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "nowhere" / "killed")
         with pytest.raises(ChildProcessError, match="worker processes died 1 times in a row"):
-            sweep.run(**arguments)
+            sweeps.run(**arguments)
 
     def test_hand_errors_on(self):
         arguments = small_sweep.arguments(workers=1)
@@ -53,7 +54,7 @@ class TestProcesses:
             return init(seed)
 
         with pytest.raises(ArithmeticError, match="seed 2 is broken"):
-            sweep.run(**{**arguments, "init": broken})
+            sweeps.run(**{**arguments, "init": broken})
 
     def test_end_with_a_caller_that_is_killed(self, tmp_path):
         """Each of two holds a pipe open in the middle of a chunk: no writers are left when both are gone."""
@@ -79,14 +80,14 @@ class TestProcesses:
 def test_a_missing_ray_says_which_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'popart-func\[ray\]'"):
-        sweep.run(**small_sweep.arguments(workers="ray"))
+        sweeps.run(**small_sweep.arguments(workers="ray"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
 def test_an_address_of_no_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ConnectionError, match="run: `workers` 'ray' can't connect to nonsense: Invalid address format"):
-        sweep.run(**small_sweep.arguments(workers="ray"))
+        sweeps.run(**small_sweep.arguments(workers="ray"))
 
 
 # Ray leaves sockets and processes to the end of the process, and warns of what it will change.
@@ -124,7 +125,7 @@ class TestRay:
         assert len([node for node in ray.nodes() if node["Alive"]]) == 2
         arguments = small_sweep.arguments(store=tmp_path / "store", workers="ray")
         arguments["init"] = small_sweep.killed_once(arguments["init"], tmp_path / "killed")
-        assert sweep.run(**arguments).equals(alone)
+        assert sweeps.run(**arguments).equals(alone)
         assert (tmp_path / "killed").exists()
         assert load(tmp_path / "store").equals(alone)
 
@@ -132,8 +133,8 @@ class TestRay:
     def test_a_client_gives_the_same_to_the_bit(self, client_port, alone, tmp_path):
         """From a process of its own, for this one is connected already."""
         code = (
-            "import sys, small_sweep; from popart_func.experiments import sweep; "
-            "sweep.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
+            "import sys, small_sweep; from popart_func import sweeps; "
+            "sweeps.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
         )
         words = [sys.executable, "-c", code, tmp_path / "store", f"ray://127.0.0.1:{client_port}"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -153,9 +154,9 @@ class TestRay:
         with monkeypatch.context() as patch:
             patch.setattr(ChunkStore, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                sweep.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
+                sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert load(tmp_path / "store").attrs["complete"] == 0
-        assert sweep.run(**small_sweep.arguments(store=tmp_path / "store")).equals(alone)
+        assert sweeps.run(**small_sweep.arguments(store=tmp_path / "store")).equals(alone)
 
     def test_a_node_that_is_lost(self, cluster, alone, tmp_path, monkeypatch):
         write, lost = ChunkStore.write, []
@@ -167,13 +168,13 @@ class TestRay:
             write(store, chunk, values)
 
         monkeypatch.setattr(ChunkStore, "write", and_lose_a_node)
-        found = sweep.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
+        found = sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert len(lost) == 1
         assert found.equals(alone)
 
     def test_a_worker_unlike_this_machine_is_refused(self, cluster, monkeypatch):
-        from popart_func.experiments.work import Work
+        from popart_func.sweeps.job import Work
 
         monkeypatch.setattr(Work, "environment", lambda work: {"processor": "another"})
         with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
-            sweep.run(**small_sweep.arguments(workers="ray"))
+            sweeps.run(**small_sweep.arguments(workers="ray"))

@@ -11,7 +11,7 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from popart_func.engines import ENGINES
-from popart_func.experiments import _checks
+from popart_func.sweeps import _checks
 
 __all__ = [
     "ENGINE_NAMES",

@@ -53,9 +53,9 @@ def reproduce(
     """
     from rich.console import Console
 
-    from popart_func.experiments import regression, store
+    from popart_func.experiments import regression, results
 
-    store.check_directory(out, force=force)
+    results.check_directory(out, force=force)
     names = [algorithm.value for algorithm in dict.fromkeys(algorithms)]
     with _progress(regression.LABELS, regression.STEPS) as on_progress:
         dataset = regression.reproduce(
@@ -63,7 +63,7 @@ def reproduce(
         )
     console = Console()
     console.print(_table(dataset), highlight=False)
-    for path in store.write(dataset, out, force=force):
+    for path in results.write(dataset, out, force=force):
         print(f"wrote {path}")
 
 
@@ -99,7 +99,7 @@ def _table(dataset: xarray.Dataset) -> Group:
     from rich.table import Table
 
     from popart_func.experiments.regression import LABELS
-    from popart_func.experiments.statistics import percentiles
+    from popart_func.sweeps.statistics import percentiles
 
     over_seeds = percentiles(dataset["rmse"])
     names, seeds, steps = dataset["algorithm"].values, dataset.sizes["seed"], dataset.sizes["step"]

@@ -22,7 +22,7 @@ def _as_workers(text: str | None) -> int | str | None:
 
 
 def _check_workers(_: Any, text: str | None) -> None:
-    from popart_func.experiments.asked import check_workers
+    from popart_func.sweeps.validation import check_workers
 
     try:
         check_workers(_as_workers(text))

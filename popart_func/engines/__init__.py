@@ -21,7 +21,7 @@ from popart_func.engines.lane_scan import (
     check_tensors,
     make_lane_scan,
 )
-from popart_func.engines.pauses import without_collector
+from popart_func.engines.tracing.start_up import without_collector
 from popart_func.tree import PyTree
 
 __all__ = [
@@ -100,7 +100,7 @@ def scan_lanes(
             where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
         engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
-            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.choice`).
+            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.cost_model`).
 
     Returns:
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
@@ -186,7 +186,7 @@ def _in_turn(first: str, lanes: LaneScan) -> list[str]:
     """The engines that ``"auto"`` tries, one after the other."""
     names = [name for name in ENGINES[ENGINES.index(first) :] if lanes.steps >= PAYS_OFF[name]]
     if first == "native":
-        from popart_func.engines.choice import why_inductor
+        from popart_func.engines.cost_model import why_inductor
 
         reason = why_inductor(lanes)
         if reason is not None and _module("inductor").why_not(lanes.device) is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
-from popart_func.engines.one_hot import OneHot
+from popart_func.engines.tracing.one_hot import OneHot
 from popart_func.tree import PyTree
 
 __all__ = ["run", "why_not"]

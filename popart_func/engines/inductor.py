@@ -19,7 +19,7 @@ from torch.func import vmap
 
 from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan, refuse_gradient
-from popart_func.engines.trace import StepGraph
+from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.tree import PyTree
 
 __all__ = ["run", "why_not"]

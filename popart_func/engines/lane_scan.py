@@ -15,7 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from popart_func.tree import PyTree
 
 if TYPE_CHECKING:
-    from popart_func.engines.trace import StepGraph
+    from popart_func.engines.tracing.step_graph import StepGraph
 
 __all__ = [
     "EngineUnavailableError",
@@ -77,7 +77,7 @@ class LaneScan:
             TraceError: the step can't be a graph, or changes what it is given.
             TypeError: it does not return a carry as it took it.
         """
-        from popart_func.engines.trace import TensorSpec, TraceError, describe, trace
+        from popart_func.engines.tracing.step_graph import TensorSpec, TraceError, describe, trace
 
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
         graph = trace(self.step, self.structure, inputs, check=partial(check_carry, self))

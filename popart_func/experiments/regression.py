@@ -25,7 +25,6 @@ import popart_func
 from popart_func import optim
 from popart_func._typing import Integer
 from popart_func.engines import resolve_engine, scan_lanes
-from popart_func.experiments._checks import check_device, check_names, check_seeds
 from popart_func.learners import (
     Learner,
     LearnerState,
@@ -36,6 +35,7 @@ from popart_func.learners import (
 )
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart
+from popart_func.sweeps._checks import check_device, check_names, check_seeds
 
 __all__ = [
     "ALGORITHMS",

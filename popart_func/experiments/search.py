@@ -26,19 +26,20 @@ import torch
 import xarray
 from torch import Tensor
 
+from popart_func import sweeps
 from popart_func._checks import check_scalar
 from popart_func._typing import Float, Integer
-from popart_func.experiments import peers, regression, sweep
-from popart_func.experiments._checks import check_names
-from popart_func.experiments.asked import check_values
-from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN
-from popart_func.experiments.records import last, mean, smoothed
+from popart_func.experiments import peers, regression
 from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
-from popart_func.experiments.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
-from popart_func.experiments.workers import Workers
 from popart_func.learners import Learner, LearnerState
 from popart_func.models import init_params
 from popart_func.pop_art import unnormalize
+from popart_func.sweeps._checks import check_names
+from popart_func.sweeps.grid import DIVERGED, NEVER, NOT_RUN
+from popart_func.sweeps.records import last, mean, smoothed
+from popart_func.sweeps.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
+from popart_func.sweeps.validation import check_values
+from popart_func.sweeps.workers import Workers
 
 __all__ = ["FINAL", "RECORD", "VALUES", "cells", "judge", "make_learners", "reference_seconds", "sweep_grid"]
 
@@ -69,7 +70,7 @@ RECORD = {
 
 
 def make_learners(algorithms: Iterable[str] = ALGORITHMS) -> dict[str, Any]:
-    """The paper's algorithms as `sweep.run` takes them; SGD has no step size, and so no lanes for its values.
+    """The paper's algorithms as `sweeps.run` takes them; SGD has no step size, and so no lanes for its values.
 
     >>> list(make_learners(["sgd"]))
     ['sgd']
@@ -83,7 +84,7 @@ def sweep_grid(
     step_sizes: Iterable[SupportsFloat] = VALUES,
     seeds: Iterable[SupportsIndex] = range(50),
     *,
-    chunk_size: int = sweep.CHUNK_SIZE,
+    chunk_size: int = sweeps.CHUNK_SIZE,
     engine: str = "auto",
     device: torch.device | str = "cpu",
     store: str | Path | None = None,
@@ -97,7 +98,7 @@ def sweep_grid(
         learning_rates: values of α.
         step_sizes: values of β, for the algorithms that have one.
         seeds: distinct integers.
-        chunk_size: as in `sweep.run`; so are the others.
+        chunk_size: as in `sweeps.run`; so are the others.
         engine: one of the engines, or ``"auto"``.
         device: where to run.
         store: a directory, for a sweep that can be killed and resumed.
@@ -108,7 +109,7 @@ def sweep_grid(
         What `RECORD` says, and ``diverged_at``, over learner, learning_rate, step_size and seed.
 
     Raises:
-        TypeError, ValueError: as `sweep.run`; or learning rates that are not positive, step sizes not in (0, 1].
+        TypeError, ValueError: as `sweeps.run`; or learning rates that are not positive, step sizes not in (0, 1].
     """
     names = check_names("sweep_grid", "algorithms", algorithms, ALGORITHMS)
     axes = {"learning_rate": check_values("sweep_grid", "learning_rates", learning_rates)}
@@ -117,11 +118,11 @@ def sweep_grid(
     for name, values in axes.items():
         for value in values:
             check_scalar("sweep_grid", f"{name}s", value, above=0, most=1 if name == "step_size" else None)
-    return sweep.run(
+    return sweeps.run(
         make_learners(names),
         lambda seed: regression.streams([seed])[:, 0],
         functools.partial(init_params, regression.make_network),
-        sweep.lanes(seeds, learner=names, **axes),
+        sweeps.lanes(seeds, learner=names, **axes),
         record=RECORD,
         chunk_size=chunk_size,
         engine=engine,

@@ -12,11 +12,11 @@ import numpy as np
 import xarray
 
 from popart_func.experiments import search
-from popart_func.experiments.chunks import CONFIGURATION, StoreError
-from popart_func.experiments.files import write_atomically
-from popart_func.experiments.plot import heat_map
 from popart_func.experiments.regression import LABELS
 from popart_func.experiments.search import FINAL, cells, judge
+from popart_func.sweeps.files import write_atomically
+from popart_func.sweeps.plot import heat_map
+from popart_func.sweeps.store import CONFIGURATION, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Group

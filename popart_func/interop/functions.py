@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
 from popart_func.engines.lane_scan import UnsupportedError
-from popart_func.engines.trace import StepGraph, TensorSpec, TraceError, describe, op_name, trace
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe, op_name, trace
 from popart_func.interop.lowerings import LOWERINGS
-from popart_func.interop.marks import STOP_GRADIENT, StopGradientMarks
+from popart_func.interop.stop_gradients import STOP_GRADIENT, StopGradientMarks
 from popart_func.interop.trees import (
     argument_to_array,
     has_64_bits,

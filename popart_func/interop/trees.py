@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as torch_pytree
 from torch.utils.dlpack import from_dlpack
 
-from popart_func.engines.recorder import Traced, is_recording
+from popart_func.engines.tracing.recorder import Traced, is_recording
 
 __all__ = [
     "argument_to_array",

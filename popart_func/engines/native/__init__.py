@@ -18,8 +18,8 @@ from popart_func.engines.native.build import BuildError, ask_compiler, build, wh
 from popart_func.engines.native.cpu import cpu_kernel
 from popart_func.engines.native.emit import emit
 from popart_func.engines.native.lower import lower
-from popart_func.engines.pauses import without_collector
-from popart_func.engines.trace import StepGraph, describe, op_name
+from popart_func.engines.tracing.start_up import without_collector
+from popart_func.engines.tracing.step_graph import StepGraph, describe, op_name
 from popart_func.tree import PyTree
 
 __all__ = ["BuildError", "UnsupportedError", "run", "why_not"]

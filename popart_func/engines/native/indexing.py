@@ -16,7 +16,7 @@ from popart_func.engines.native.expressions import (
     Layout,
     Load,
 )
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 
 if TYPE_CHECKING:
     from popart_func.engines.native.lower import Kernel

@@ -38,7 +38,7 @@ from popart_func.engines.native.statements import (
     reads,
     writes,
 )
-from popart_func.engines.trace import StepGraph, TensorSpec, describe
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe
 
 __all__ = ["Kernel", "Program", "UnsupportedError", "lower"]
 

@@ -15,7 +15,7 @@ from torch import fx
 from popart_func.engines.native.expressions import Const, Expr
 from popart_func.engines.native.indexing import INDEXING, NotLoweredError
 from popart_func.engines.native.pointwise import C_TYPES, POINTWISE, operand
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 
 if TYPE_CHECKING:
     from popart_func.engines.native.lower import Kernel

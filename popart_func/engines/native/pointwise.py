@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from popart_func.engines.native.expressions import Const, Expr, Iota, Layout
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 
 if TYPE_CHECKING:
     from popart_func.engines.native.lower import Kernel

@@ -1,7 +1,6 @@
-"""Pictures: curves over time with bands, heat maps of grids, and what the engines cost. Drawn without pyplot."""
+"""Pictures of the experiments: Figure 1a, and what the engines cost. Drawn without pyplot."""
 
 from popart_func.experiments.plot.engine_costs import costs
-from popart_func.experiments.plot.grids import heat_map
-from popart_func.experiments.plot.lines import curves, figure
+from popart_func.experiments.plot.figure_1a import figure
 
-__all__ = ["costs", "curves", "figure", "heat_map"]
+__all__ = ["costs", "figure"]

@@ -10,8 +10,8 @@ from typing import IO
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from popart_func.display.canvas import PLAIN_NUMBERS, new_canvas, tidy
 from popart_func.experiments.bench import Cost
-from popart_func.experiments.plot.canvas import PLAIN_NUMBERS, new_canvas, tidy
 
 __all__ = ["costs"]
 

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 import xarray
 
-from popart_func.experiments._checks import check_names
-from popart_func.experiments._labelled import check_dims, check_runs
-from popart_func.experiments._resampling import as_runs, bootstrap, percentiles_of
+from popart_func.sweeps._checks import check_names
+from popart_func.sweeps._labelled import check_dims, check_runs
+from popart_func.sweeps._resampling import as_runs, bootstrap, percentiles_of
 
 __all__ = [
     "PERCENTILES",

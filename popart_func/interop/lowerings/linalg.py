@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 
 __all__ = ["LINALG"]
 

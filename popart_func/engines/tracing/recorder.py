@@ -19,10 +19,17 @@ from torch import Tensor, fx
 from torch._C import _DisableTorchDispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from popart_func.engines.decompositions import decomposition
-from popart_func.engines.lines import Line, TraceError, depends_on_values, described, reads_values, user_line
-from popart_func.engines.mutations import functional_variant
-from popart_func.engines.shapes import blank, infer, map_tensors
+from popart_func.engines.tracing.decompositions import decomposition
+from popart_func.engines.tracing.mutations import functional_variant
+from popart_func.engines.tracing.shapes import blank, infer, map_tensors
+from popart_func.engines.tracing.source_lines import (
+    Line,
+    TraceError,
+    depends_on_values,
+    described,
+    reads_values,
+    user_line,
+)
 
 __all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 

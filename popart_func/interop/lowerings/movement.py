@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 from popart_func.interop.trees import jax_dtype
 
 __all__ = ["MOVEMENT"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import xarray
 
-from popart_func.experiments._checks import check_names
+from popart_func.sweeps._checks import check_names
 
 __all__ = ["check_dims", "check_runs"]
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, vmap
 
 from popart_func.engines.lane_scan import check_tensors
-from popart_func.experiments._checks import check_function
-from popart_func.experiments.grid import Variable
-from popart_func.experiments.records import Record
-from popart_func.experiments.starts import difference
 from popart_func.learners import Learner
+from popart_func.sweeps._checks import check_function
+from popart_func.sweeps.grid import Variable
+from popart_func.sweeps.inputs import difference
+from popart_func.sweeps.records import Record
 from popart_func.tree import PyTree
 
 __all__ = ["measured", "over_lanes", "variable"]

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from popart_func.experiments.grid import Chunk, Values
-from popart_func.experiments.work import Work
+from popart_func.sweeps.grid import Chunk, Values
+from popart_func.sweeps.job import Work
 
 __all__ = ["Workers", "completed"]
 

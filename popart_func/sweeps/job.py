@@ -22,11 +22,11 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func.engines import scan_lanes
-from popart_func.experiments.grid import DIVERGED, NEVER, NOT_RUN, Chunk, Grid, Values, Variable
-from popart_func.experiments.records import Record
-from popart_func.experiments.starts import Start, Starts
-from popart_func.experiments.trial import measured, over_lanes, variable
 from popart_func.learners import Learner
+from popart_func.sweeps.dry_run import measured, over_lanes, variable
+from popart_func.sweeps.grid import DIVERGED, NEVER, NOT_RUN, Chunk, Grid, Values, Variable
+from popart_func.sweeps.inputs import Start, Starts
+from popart_func.sweeps.records import Record
 from popart_func.tree import PyTree, stack
 
 __all__ = ["Work"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from popart_func._checks import check_count
 from popart_func._typing import Float, Num, Shaped
-from popart_func.experiments._checks import check_function
+from popart_func.sweeps._checks import check_function
 
 __all__ = ["Record", "as_record", "error", "every", "last", "mean", "smoothed"]
 

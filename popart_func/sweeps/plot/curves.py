@@ -1,4 +1,4 @@
-"""Curves over time with bands, and the paper's Figure 1a."""
+"""Curves over time with bands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import xarray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from popart_func.experiments._checks import check_names
-from popart_func.experiments._labelled import check_dims
-from popart_func.experiments.plot.canvas import (
+from popart_func.display.canvas import (
     PLAIN_NUMBERS,
     STYLES,
     label_of,
@@ -24,40 +22,11 @@ from popart_func.experiments.plot.canvas import (
     plural,
     tidy,
 )
-from popart_func.experiments.regression import WINDOW
-from popart_func.experiments.statistics import bootstrap_interval, percentiles
+from popart_func.sweeps._checks import check_names
+from popart_func.sweeps._labelled import check_dims
+from popart_func.sweeps.statistics import bootstrap_interval, percentiles
 
-__all__ = ["curves", "figure"]
-
-
-def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes] | BytesIO) -> Figure:
-    """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
-
-    Args:
-        dataset: as `regression.reproduce` returns it; only ``rmse`` is read.
-        path: where to write; the suffix says the format, such as ``"figure.png"``. An open file gets a PNG.
-
-    Returns:
-        The figure, drawn without pyplot: nothing to close.
-
-    Raises:
-        ValueError: the dataset has no ``rmse`` (algorithm, seed, sample).
-    """
-    if "rmse" not in dataset or set(dataset["rmse"].dims) != {"algorithm", "seed", "sample"}:
-        raise ValueError(
-            f"figure: `dataset` must have a variable 'rmse' (algorithm, seed, sample), got {dict(dataset.sizes)} with "
-            f"{list(dataset.data_vars)}."
-        )
-    canvas, axes = _draw(percentiles(dataset["rmse"]), "sample", log=True)
-    axes.set_xlim(0, int(dataset["sample"][-1]) + WINDOW)
-    axes.set_xlabel("number of samples")
-    axes.set_ylabel("RMSE of the unnormalized prediction")
-    _set_title(
-        axes,
-        f"Median and 10th to 90th percentile over {plural(dataset.sizes['seed'], 'seed')}, moving average of {WINDOW}",
-    )
-    canvas.savefig(path)
-    return canvas
+__all__ = ["curves", "draw_bands", "set_title"]
 
 
 def curves(
@@ -76,7 +45,7 @@ def curves(
 
     Args:
         values: an array with the dimensions ``over``, ``along`` and any others, such as ``algorithm``.
-        path: where to write, as in `figure`.
+        path: where to write, the suffix says the format, such as ``"curves.png"``. An open file gets a PNG.
         over: the dimension of the runs.
         along: the dimension of time.
         band: ``"interval"`` for the interquartile mean and, at every point, its 95 % bootstrap interval;
@@ -98,15 +67,15 @@ def curves(
         title = "Interquartile mean and its 95 % interval"
     else:
         ends, title = percentiles(values, over), "Median and 10th to 90th percentile"
-    canvas, axes = _draw(ends, along, log)
+    canvas, axes = draw_bands(ends, along, log)
     axes.set_xlabel(str(values[along].attrs.get("long_name", name_of(along))))
     axes.set_ylabel(str(values.attrs.get("long_name", name_of(str(values.name or "value")))))
-    _set_title(axes, f"{title} over {plural(values.sizes[over], name_of(over))}")
+    set_title(axes, f"{title} over {plural(values.sizes[over], name_of(over))}")
     canvas.savefig(path)
     return canvas
 
 
-def _draw(ends: xarray.Dataset, along: str, log: bool) -> tuple[Figure, Axes]:
+def draw_bands(ends: xarray.Dataset, along: str, log: bool) -> tuple[Figure, Axes]:
     """Lines and bands of three variables: the middle, the lower end and the upper end."""
     canvas = new_canvas((9.0, 5.5))
     axes = canvas.add_subplot()
@@ -129,5 +98,6 @@ def _draw(ends: xarray.Dataset, along: str, log: bool) -> tuple[Figure, Axes]:
     return canvas, axes
 
 
-def _set_title(axes: Axes, title: str) -> None:
+def set_title(axes: Axes, title: str) -> None:
+    """Sets a small title on the left."""
     axes.set_title(title, fontsize="medium", loc="left")

@@ -23,9 +23,16 @@ import torch
 import xarray
 from torch import Tensor
 
+from popart_func.display.progress import reporting
 from popart_func.engines import ENGINES, PAYS_OFF, UnsupportedError, resolve_engine
-from popart_func.experiments._checks import check_count_of, check_device, check_function, check_seeds
-from popart_func.experiments.asked import (
+from popart_func.sweeps._checks import check_count_of, check_device, check_function, check_seeds
+from popart_func.sweeps.files import check_directory
+from popart_func.sweeps.grid import Chunk, Plan, Values
+from popart_func.sweeps.inputs import Starts
+from popart_func.sweeps.job import Work
+from popart_func.sweeps.records import Record
+from popart_func.sweeps.store import CONFIGURATION, ChunkStore, attributes, load, read_configuration
+from popart_func.sweeps.validation import (
     MakeLearner,
     check_axis,
     check_dimensions,
@@ -36,14 +43,7 @@ from popart_func.experiments.asked import (
     checked_records,
     learners_and_grid,
 )
-from popart_func.experiments.chunks import CONFIGURATION, ChunkStore, attributes, load, read_configuration
-from popart_func.experiments.files import check_directory
-from popart_func.experiments.grid import Chunk, Plan, Values
-from popart_func.experiments.progress import reporting
-from popart_func.experiments.records import Record
-from popart_func.experiments.starts import Starts
-from popart_func.experiments.work import Work
-from popart_func.experiments.workers import Workers, completed
+from popart_func.sweeps.workers import Workers, completed
 from popart_func.tree import PyTree
 
 __all__ = ["CHUNK_SIZE", "lanes", "run"]

@@ -31,7 +31,7 @@ import numpy as np
 import xarray
 import zarr
 
-from popart_func.experiments.files import (
+from popart_func.sweeps.files import (
     PARTIAL,
     canonical,
     check_directory,
@@ -41,7 +41,7 @@ from popart_func.experiments.files import (
     read_sealed,
     write_sealed,
 )
-from popart_func.experiments.grid import Chunk, Plan, Values, Variable, dimensions, missing
+from popart_func.sweeps.grid import Chunk, Plan, Values, Variable, dimensions, missing
 
 __all__ = ["CONFIGURATION", "LANES", "ChunkStore", "StoreError", "load", "read_configuration"]
 
@@ -250,10 +250,10 @@ def load(path: str | Path) -> xarray.Dataset:
     """A sweep from its directory, finished or not, checked against its checksums.
 
     Args:
-        path: as given to `sweep.run`.
+        path: as given to `sweeps.run`.
 
     Returns:
-        As `sweep.run` returns it. In ``done``, lanes that are missing or damaged are False: then there is -2 in
+        As `sweeps.run` returns it. In ``done``, lanes that are missing or damaged are False: then there is -2 in
         ``diverged_at`` (not -1, as of a lane that did not diverge), NaN in floats and complex numbers, which is no sign
         of divergence, and 0 in integers and booleans, which is no result. The attribute ``complete`` is 1 where all are
         done. Statistics take NaN for a lane that diverged: give them what is done alone.

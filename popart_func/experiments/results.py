@@ -21,7 +21,7 @@ import numpy as np
 import xarray
 
 from popart_func.experiments.plot import figure
-from popart_func.experiments.statistics import percentiles
+from popart_func.sweeps.statistics import percentiles
 
 __all__ = ["FILES", "check_directory", "summary", "write"]
 

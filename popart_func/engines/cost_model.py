@@ -41,7 +41,7 @@ import torch
 from torch import fx
 
 from popart_func.engines.lane_scan import LaneScan
-from popart_func.engines.trace import StepGraph, op_name
+from popart_func.engines.tracing.step_graph import StepGraph, op_name
 
 __all__ = ["Seconds", "Work", "predict", "why_inductor"]
 

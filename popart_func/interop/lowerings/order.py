@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from popart_func.engines.trace import TensorSpec
+from popart_func.engines.tracing.step_graph import TensorSpec
 
 __all__ = ["ORDER"]
 

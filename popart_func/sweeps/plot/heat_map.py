@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
-from popart_func.experiments._labelled import check_runs
-from popart_func.experiments.plot.canvas import (
+from popart_func.display.canvas import (
     PLAIN_NUMBERS,
     label_of,
     name_of,
@@ -26,7 +25,8 @@ from popart_func.experiments.plot.canvas import (
     plural,
     value_of,
 )
-from popart_func.experiments.statistics import best_setting, interquartile_mean
+from popart_func.sweeps._labelled import check_runs
+from popart_func.sweeps.statistics import best_setting, interquartile_mean
 
 __all__ = ["heat_map"]
 

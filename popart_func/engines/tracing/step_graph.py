@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func.engines import lines
-from popart_func.engines.lines import TraceError
-from popart_func.engines.mutations import is_mutable, origin, without_mutations
-from popart_func.engines.one_hot import OneHot
-from popart_func.engines.pauses import without_collector, without_dynamo
-from popart_func.engines.recorder import Recorder, TensorSpec
-from popart_func.engines.zero_d_indices import ZeroDIndices
+from popart_func.engines.tracing import source_lines as lines
+from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
+from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.recorder import Recorder, TensorSpec
+from popart_func.engines.tracing.source_lines import TraceError
+from popart_func.engines.tracing.start_up import without_collector, without_dynamo
+from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
 
 __all__ = ["StepGraph", "TensorSpec", "TraceError", "describe", "op_name", "trace"]
 

@@ -11,11 +11,11 @@ import torch
 import xarray
 from torch import Tensor
 
-from popart_func.experiments._checks import check_count_of, check_distinct, check_names, check_seeds, listed_names
-from popart_func.experiments.grid import DIVERGED, DONE, Grid, Variable, dimensions
-from popart_func.experiments.records import Record, as_record, every
-from popart_func.experiments.workers import Workers
 from popart_func.learners import Learner
+from popart_func.sweeps._checks import check_count_of, check_distinct, check_names, check_seeds, listed_names
+from popart_func.sweeps.grid import DIVERGED, DONE, Grid, Variable, dimensions
+from popart_func.sweeps.records import Record, as_record, every
+from popart_func.sweeps.workers import Workers
 
 __all__ = [
     "MakeLearner",

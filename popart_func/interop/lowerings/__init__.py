@@ -17,11 +17,11 @@ import jax.scipy.special
 import numpy as np
 import torch
 
-from popart_func.engines.trace import TensorSpec
-from popart_func.interop.lowerings_linalg import LINALG
-from popart_func.interop.lowerings_movement import MOVEMENT
-from popart_func.interop.lowerings_networks import NETWORKS
-from popart_func.interop.lowerings_order import ORDER
+from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.linalg import LINALG
+from popart_func.interop.lowerings.movement import MOVEMENT
+from popart_func.interop.lowerings.networks import NETWORKS
+from popart_func.interop.lowerings.order import ORDER
 from popart_func.interop.trees import jax_dtype, torch_dtype
 
 __all__ = ["LOWERINGS"]

@@ -1,0 +1,6 @@
+"""Pictures of labelled arrays: curves over time with bands, and heat maps of grids. Drawn without pyplot."""
+
+from popart_func.sweeps.plot.curves import curves
+from popart_func.sweeps.plot.heat_map import heat_map
+
+__all__ = ["curves", "heat_map"]
