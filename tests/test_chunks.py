@@ -27,7 +27,7 @@ from popart_func.sweeps.store import StoreError
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 CHUNKS = 3 + 5
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ class TestDamage:
 class TestKilled:
     def test_at_20_random_moments(self, uninterrupted, tmp_path, seed):
         """Nothing is lost that was done, and the result has the bits of the run that was let alone."""
-        command = [sys.executable, HERE / "killed_sweeps.py", tmp_path / "store", "20", str(seed)]
+        command = [sys.executable, SUPPORT / "killed_sweeps.py", tmp_path / "store", "20", str(seed)]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stderr
         done = json.loads(found.stdout)

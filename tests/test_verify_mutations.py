@@ -31,7 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str,
 
 def run_mutants() -> dict[str, list[str]]:
     """Of all mutants, a process for each part of them."""
-    command = [sys.executable, str(Path(__file__).with_name("mutants.py"))]
+    command = [sys.executable, str(Path(__file__).parent / "support" / "mutants.py")]
     processes = [
         subprocess.Popen([*command, str(part), str(PARTS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for part in range(PARTS)

@@ -60,7 +60,9 @@ class TestProcesses:
         """Each of two holds a pipe open in the middle of a chunk: no writers are left when both are gone."""
         os.mkfifo(tmp_path / "alive")
         pipe = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
-        caller = subprocess.Popen([sys.executable, Path(__file__).with_name("stuck_sweep.py"), tmp_path / "alive"])
+        caller = subprocess.Popen(
+            [sys.executable, Path(__file__).parent / "support" / "stuck_sweep.py", tmp_path / "alive"]
+        )
         try:
             begun = b""
             while begun != b"..":
