@@ -15,19 +15,18 @@ from popart_func._typing import Scalar
 
 __all__ = [
     "Reduction",
+    "as_samples",
+    "check_art_options",
     "check_count",
     "check_factors",
-    "check_head",
-    "check_hyper_parameters",
     "check_indices",
     "check_params",
+    "check_real",
     "check_same_mean",
     "check_scalar",
-    "check_sum",
     "check_sum_of_samples",
-    "check_targets",
     "check_task_axis",
-    "check_values",
+    "head_names",
     "is_known",
 ]
 
@@ -108,7 +107,7 @@ def check_factors(caller: str, factors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{caller}: `factors` must be finite, got {factor.tolist()} for {name!r}.")
 
 
-def check_hyper_parameters(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub: Scalar, reduction: str) -> None:
+def check_art_options(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub: Scalar, reduction: str) -> None:
     check_scalar(caller, "step_size", step_size, above=0, most=1)
     check_scalar(caller, "scale_lb", scale_lb, above=0)
     if isinstance(scale_lb, Tensor):
@@ -119,7 +118,7 @@ def check_hyper_parameters(caller: str, step_size: Scalar, scale_lb: Scalar, sca
         raise ValueError(f"{caller}: `reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}.")
 
 
-def check_values(caller: str, name: str, values: Tensor) -> None:
+def check_real(caller: str, name: str, values: Tensor) -> None:
     if not isinstance(values, Tensor):
         raise TypeError(f"{caller}: `{name}` must be a tensor, got {type(values).__name__}.")
     if values.is_complex() or values.dtype == torch.bool:
@@ -153,9 +152,9 @@ def check_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices
         )
 
 
-def check_targets(caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def as_samples(caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
-    check_values(caller, "targets", targets)
+    check_real(caller, "targets", targets)
     if shift.ndim != 1:
         raise ValueError(
             f"{caller}: the fields of `state` must have shape [tasks], got {tuple(shift.shape)}. "
@@ -170,18 +169,6 @@ def check_targets(caller: str, shift: Tensor, targets: Tensor, indices: Tensor |
     return targets.reshape(-1, tasks), None
 
 
-def check_sum(caller: str, step_size: Scalar, tasks: int, targets: Tensor, indices: Tensor | None) -> None:
-    if isinstance(step_size, Tensor):
-        return
-    if indices is None:
-        samples = targets.shape[0]
-    elif is_known(indices):
-        samples = int(indices.bincount(minlength=tasks).max())
-    else:
-        return
-    check_sum_of_samples(caller, step_size, samples)
-
-
 def check_sum_of_samples(caller: str, step_size: int | float, samples: int) -> None:
     if samples * step_size > 1:
         raise ValueError(
@@ -190,7 +177,7 @@ def check_sum_of_samples(caller: str, step_size: int | float, samples: int) -> N
         )
 
 
-def check_head(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
+def head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
     """The names of weight and bias, and that their shapes fit the statistics."""
     weights = [name for name in params if name.rpartition(".")[2] == "weight"]
     prefix = weights[0].removesuffix("weight") if weights else ""

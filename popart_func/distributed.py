@@ -1,13 +1,13 @@
-"""Statistics that several processes share: every rank brings its own batch, and all end with the same statistics.
+"""Statistics that several processes share: each brings its own batch, all end with the same statistics.
 
-As `popart_func.art` and `popart_func.popart`, of all ranks' targets together: the result is that of one process on the
-joined batch, up to rounding, however many ranks there are and however the targets lie among them. It is bit-identical
-on every rank, if ``state`` is. For that, each rank gathers every rank's moments, three numbers for each task, and joins
-them in the order of the ranks.
+`art` and `popart` are those of `pop_art`, for the targets of all ranks together. The result is that of one process on
+the joined batch, up to rounding, however many ranks there are and however the targets lie among them. Where ``state``
+is bit-identical on every rank, so is the result: each rank gathers every rank's moments, three numbers for each task,
+and joins them in the order of the ranks.
 
-These are collectives: all ranks of the group call them together, with the same number of tasks, the same dtype of
-targets and the same options. A rank without targets calls with none, ``targets[:0]``; a rank that raises an error, or
-does not call, leaves the others waiting. Lanes are `torch.vmap`s outside, as ever, and share one collective.
+These are collectives. All ranks of the group call them together, with the same number of tasks, the same dtype of
+targets and the same options. A rank without targets calls with none, ``targets[:0]``. A rank that raises an error, or
+does not call, leaves the others waiting. Lanes are `torch.vmap`s outside and share one collective.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
 from popart_func import pop_art
-from popart_func._checks import Reduction, check_count, check_hyper_parameters, check_sum_of_samples, is_known
 from popart_func._typing import Integer, Num, Scalar
-from popart_func.moments import Moments, join, moments
-from popart_func.pop_art import PopArt, PopArtState
+from popart_func.pop_art import Gather, PopArt, PopArtState
 
-__all__ = ["art", "popart"]
+__all__ = ["all_gather", "art", "popart"]
 
 # Semi-private; called `all_gather_tensor` before torch 2.13.
 _collective = getattr(functional_collectives, "all_gather_single", None) or functional_collectives.all_gather_tensor
@@ -37,109 +35,75 @@ def art(
     targets: Num[Tensor, "..."],
     indices: Integer[Tensor, "..."] | None = None,
     *,
-    step_size: Scalar,
-    scale_lb: Scalar = 1e-4,
-    scale_ub: Scalar = 1e6,
-    reduction: Reduction = "mean",
-    bias_correction: bool = False,
     group: dist.ProcessGroup | None = None,
+    **options: Any,
 ) -> PopArtState:
-    """Moves the statistics toward the targets of all ranks, as `popart_func.art` does toward those of one.
+    """`pop_art.art` with the targets of all ranks.
 
     ``"mean"`` and ``"sum"`` gather three numbers for each task from every rank. ``"sequential"`` takes the targets of
-    rank 0, then those of rank 1, and so on; it gathers them all, and can't be traced, for it must know how many these
+    rank 0, then those of rank 1, and so on. It gathers all of them and can't be traced, because it reads how many there
     are.
 
     Args:
         state: the statistics, the same on every rank.
-        targets: this rank's targets; how many may differ from rank to rank, and may be none.
+        targets: this rank's targets. Their number may differ from rank to rank and may be 0.
         indices: the task of each target. A task that no rank has keeps its entries to the bit.
-        step_size: as in `popart_func.art`; so are the others.
-        scale_lb: least scale.
-        scale_ub: greatest scale.
-        reduction: how the joined batch acts.
-        bias_correction: forget the start values at once.
         group: the ranks that take part; all by default.
+        **options: ``step_size`` and all others of `pop_art.art`, with the same meaning.
 
     Returns:
         The statistics, bit-identical on every rank.
 
     Raises:
         RuntimeError: torch.distributed is not initialized.
-        TypeError: as `popart_func.art`; or this process is not in the group.
-        ValueError: as `popart_func.art`.
+        TypeError: as `pop_art.art`; or this process is not in the group.
+        ValueError: as `pop_art.art`.
     """
-    caller = "distributed.art"
-    check_hyper_parameters(caller, step_size, scale_lb, scale_ub, reduction)
-    group = _checked_group(caller, group)
-    state, targets, indices = pop_art.prepare(caller, state, targets, indices)
-    options: dict[str, Any] = {
-        "step_size": step_size,
-        "scale_lb": scale_lb,
-        "scale_ub": scale_ub,
-        "reduction": reduction,
-        "bias_correction": bias_correction,
-    }
-    if reduction == "sequential":
-        sizes = _gathered(torch.tensor(targets.shape[0], device=targets.device), group).tolist()
-        joined = None if indices is None else _joined(indices, sizes, group)
-        return pop_art.art(state, _joined(targets, sizes, group), joined, **options)
-    own = moments(state.shift, state.residue, targets, indices)
-    batch = join(Moments(*_gathered(torch.stack(own), group).unbind(1)))
-    if reduction == "sum" and not isinstance(step_size, Tensor) and is_known(batch.samples):
-        check_sum_of_samples(caller, step_size, int(batch.samples.max()))
-    return pop_art.art_from_moments(state, batch, **options)
+    return pop_art.art(state, targets, indices, gather=all_gather(group), **options)
 
 
-def popart(
-    num_outputs: int,
-    step_size: Scalar,
-    scale_lb: Scalar = 1e-4,
-    scale_ub: Scalar = 1e6,
-    *,
-    reduction: Reduction = "mean",
-    bias_correction: bool = False,
-    group: dist.ProcessGroup | None = None,
-) -> PopArt:
-    """`popart_func.popart` with the statistics of all ranks: heads that are equal on every rank stay so.
+def popart(num_outputs: int, step_size: Scalar, *, group: dist.ProcessGroup | None = None, **options: Any) -> PopArt:
+    """`pop_art.popart` with the statistics of all ranks: heads that are equal on every rank stay equal.
 
-    Any learner takes it. Its gradients are those of this rank's batch: averaging them is the caller's affair.
+    Any learner takes it. A learner's gradients are those of this rank's batch: average them yourself.
 
     Args:
-        num_outputs: the number of tasks; 1 for one statistic shared by all outputs.
-        step_size: as in `art`; so are the others.
-        scale_lb: least scale.
-        scale_ub: greatest scale.
-        reduction: how the joined batch acts.
-        bias_correction: forget the start values at once.
+        num_outputs: the number of tasks; 1 for one statistic that all outputs share.
+        step_size: β, see `pop_art.art`.
         group: the ranks that take part; all by default.
+        **options: the other options of `pop_art.popart`, with the same meaning.
 
     Raises:
-        RuntimeError, TypeError, ValueError: as `art` and `popart_func.pop`.
+        RuntimeError, TypeError, ValueError: as `art` and `pop_art.pop`.
     """
-    check_count("distributed.popart", "num_outputs", num_outputs)
-    check_hyper_parameters("distributed.popart", step_size, scale_lb, scale_ub, reduction)
-    return pop_art.with_art(
-        partial(
-            art,
-            step_size=step_size,
-            scale_lb=scale_lb,
-            scale_ub=scale_ub,
-            reduction=reduction,
-            bias_correction=bias_correction,
-            group=group,
-        ),
-        num_outputs,
-    )
+    return pop_art.popart(num_outputs, step_size, gather=all_gather(group), **options)
 
 
-def _gathered(own: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Every rank's tensor, all of one shape, stacked in the order of the ranks."""
-    return _all_gather(own, group.group_name, group.size())
+def all_gather(group: dist.ProcessGroup | None = None) -> Gather:
+    """The ``gather`` of `pop_art.art` and `pop_art.popart`: every rank's tensor, stacked in the order of the ranks.
+
+    Args:
+        group: the ranks that take part; all by default. It is looked up at each call.
+    """
+    return partial(_gathered, group)
 
 
-# An operator of its own, for torch.vmap has no rule for the collective: it would make one for each lane, and in
-# torch.compile not wait for them.
+def _gathered(group: dist.ProcessGroup | None, own: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "distributed: torch.distributed is not initialized. Call torch.distributed.init_process_group first, or, "
+            "for one process, use popart_func.art and popart_func.popart."
+        )
+    chosen = dist.group.WORLD if group is None else group
+    if not isinstance(chosen, dist.ProcessGroup):
+        # new_group gives a number to the processes that it leaves out.
+        got = "one without this process" if isinstance(chosen, int) else type(group).__name__
+        raise TypeError(f"distributed: `group` must be a ProcessGroup that this process is in, or None, got {got}.")
+    return _all_gather(own, chosen.group_name, chosen.size())
+
+
+# An operator of our own: `torch.vmap` has no rule for the collective (it would call one for each lane), and
+# `torch.compile` would not wait for it.
 @torch.library.custom_op(
     "popart_func::all_gather", mutates_args=(), schema="(Tensor own, str group, int ranks) -> Tensor"
 )
@@ -155,23 +119,3 @@ def _(own: Tensor, group: str, ranks: int) -> Tensor:
 @_all_gather.register_vmap
 def _(info: Any, in_dims: tuple[int, None, None], own: Tensor, group: str, ranks: int) -> tuple[Tensor, int]:
     return _all_gather(own.movedim(in_dims[0], 0), group, ranks), 1
-
-
-def _joined(own: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Every rank's rows, ``sizes`` of them, one rank after the other."""
-    padded = torch.cat([own, own.new_zeros(max(sizes) - own.shape[0], *own.shape[1:])])
-    return torch.cat([rows[:size] for rows, size in zip(_gathered(padded, group), sizes, strict=True)])
-
-
-def _checked_group(caller: str, group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    if not dist.is_initialized():
-        raise RuntimeError(
-            f"{caller}: torch.distributed is not initialized. Call torch.distributed.init_process_group first, or, for "
-            f"one process, use popart_func.art and popart_func.popart."
-        )
-    chosen = dist.group.WORLD if group is None else group
-    if isinstance(chosen, dist.ProcessGroup):
-        return chosen
-    # new_group gives a number to the processes that it leaves out.
-    got = "one without this process" if isinstance(chosen, int) else type(group).__name__
-    raise TypeError(f"{caller}: `group` must be a ProcessGroup that this process is in, or None, got {got}.")

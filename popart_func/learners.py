@@ -129,7 +129,7 @@ def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("art_learner", batch)
-        statistics = _update_statistics(popart, state.statistics, example)
+        statistics = _move_statistics(popart, state.statistics, example)
         return _descend(apply, optimizer, state._replace(statistics=statistics), example)
 
     return Learner(_init_with("art_learner", popart, optimizer), update)
@@ -205,7 +205,7 @@ def normalized_sgd_learner(
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("normalized_sgd_learner", batch)
-        statistics = _update_statistics(popart, state.statistics, example)
+        statistics = _move_statistics(popart, state.statistics, example)
         lower, upper = split(state.params, head)
 
         def predict(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
@@ -285,12 +285,8 @@ def _tasks(statistics: PopArtState, example: _Example) -> Tensor | None:
     return None if statistics.shift.shape[-1] == 1 else example.indices
 
 
-def _update_statistics(popart: PopArt, statistics: PopArtState, example: _Example) -> PopArtState:
-    """ART without POP: what popart does to a head is done to one without inputs, and left."""
-    tasks = statistics.shift.shape[-1]
-    no_head = {"weight": statistics.shift.new_zeros(tasks, 0), "bias": statistics.shift.new_zeros(tasks)}
-    _, statistics = popart.update(no_head, statistics, example.y, _tasks(statistics, example))
-    return statistics
+def _move_statistics(popart: PopArt, statistics: PopArtState, example: _Example) -> PopArtState:
+    return popart.art(statistics, example.y, _tasks(statistics, example))
 
 
 def _descend(

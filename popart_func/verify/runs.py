@@ -124,13 +124,10 @@ def drawn_statistics(run: Run, time: int, settings: Settings) -> PopArt:
     def init(params: models.Params | None = None) -> PopArtState:
         return pop_art.init_state(settings.architecture.tasks, dtype=shift.dtype, device=shift.device)
 
-    def update(
-        params: models.Params, state: PopArtState, targets: Tensor, indices: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], PopArtState]:
-        new = draw.statistics(shift, scale, torch.zeros_like(shift))
-        return pop_art.pop(params, state, new), new
+    def art(state: PopArtState, targets: Tensor, indices: Tensor | None = None) -> PopArtState:
+        return draw.statistics(shift, scale, torch.zeros_like(shift))
 
-    return PopArt(init, update)
+    return PopArt(init, art)
 
 
 Make = Callable[[Run, int, Settings], Learner]

@@ -7,17 +7,20 @@ anew on every closure that a learner makes), and prints which went red, as JSON:
 from __future__ import annotations
 import __future__
 
+import ast
+import builtins
 import inspect
 import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from types import CodeType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from popart_func import learners, models, moments, optim, pop_art, verify
+from popart_func import learners, models, moments, optim, pop_art, target_statistics, verify
 from popart_func.verify import lanes, peers
 
 SEEDS = range(40)
@@ -113,7 +116,9 @@ MUTANTS = {
         "ratio = old.variance.sqrt() / new.variance.sqrt()",
         {*HEADS, "pop_composes"},
     ),
-    "POP forgets the residues": Mutant(pop_art.pop, " + (old.residue - new.residue)", "", HEADS),
+    "POP forgets the residues": Mutant(
+        pop_art.pop, "(old.shift - new.shift) + (old.residue - new.residue)", "old.shift - new.shift", HEADS
+    ),
     "POP to the same statistics rounds": Mutant(
         pop_art.pop,
         "ratio * params[bias] + difference / new.scale",
@@ -127,100 +132,116 @@ MUTANTS = {
         {"fold_is_invariant"},
     ),
     "unnormalize forgets the residue": Mutant(
-        pop_art.unnormalize, "(values * scale + residue)", "values * scale", {"normalize_inverts"}
+        target_statistics.unnormalize, "(values * scale + residue)", "values * scale", {"normalize_inverts"}
     ),
     "unnormalize takes the scale that no bound has clamped": Mutant(
-        pop_art._broadcast_statistics,
+        target_statistics._broadcast_statistics,
         "statistics = state.shift, state.scale, state.residue",
         "statistics = state.shift, state.variance.sqrt(), state.residue",
         {"normalize_inverts", "bound_holds"},
     ),
     "normalize forgets the residue": Mutant(
-        pop_art.normalize, "((values - shift) - residue)", "(values - shift)", {"normalize_inverts", *BOUND, "info"}
+        target_statistics.normalize,
+        "((values - shift) - residue)",
+        "(values - shift)",
+        {"normalize_inverts", *BOUND, "info"},
     ),
     "β_t is that of the next update": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "_bias_corrected(step, count, dtype)",
         "_bias_corrected(step, count + 1, dtype)",
         CORRECTED,
     ),
     "β_t counts the updates of all tasks": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "_bias_corrected(step, count, dtype)",
         "_bias_corrected(step, count.sum().expand(count.shape), dtype)",
         CORRECTED,
     ),
     "β_t cancels": Mutant(
-        pop_art._bias_corrected,
+        target_statistics._bias_corrected,
         "-torch.expm1(count.to(dtype) * torch.log1p(-step))",
         "1 - (1 - step) ** count.to(dtype)",
         CORRECTED,
     ),
     "the variance is ν − μ²": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "torch.lerp(state.variance, square, step)",
         "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step)"
         " - (state.shift + step * mean)**2",
         {*BOUND, *RUNNING, "info"},
     ),
     "the variance lacks (1 − β)": Mutant(
-        pop_art.art_from_moments,
-        "(spread + (1 - step) * mean.square()",
-        "(spread + mean.square()",
+        target_statistics._move,
+        "spread + (1 - step) * mean.square().clamp(max=largest)",
+        "spread + mean.square().clamp(max=largest)",
         {"bound_is_reached", *RUNNING, *TRAINED},
     ),
     "a batch's variance is left out": Mutant(
-        pop_art.art_from_moments, "square = (spread + ", "square = (0 * spread + ", {*BOUND, "batches", *TRAINED}
+        target_statistics._move,
+        "spread + (1 - step) * mean.square().clamp(max=largest)",
+        "(1 - step) * mean.square().clamp(max=largest)",
+        {*BOUND, "batches", *TRAINED},
     ),
     "the mean's rounding is lost": Mutant(
-        pop_art._two_sum,
+        target_statistics._two_sum,
         "return total, (a - (total - b_part)) + (b - b_part)",
         "return total, torch.zeros_like(total)",
         {*BOUND, *RUNNING},
     ),
     "the scale is the variance": Mutant(
-        pop_art.art_from_moments, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
+        target_statistics._move, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
     ),
     "no bound keeps the scale down": Mutant(
-        pop_art.art_from_moments,
-        ".clamp(min=scale_lb).clamp(max=scale_ub)",
-        ".clamp(min=scale_lb)",
+        target_statistics._move,
+        "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
+        "variance.clamp(min=0).sqrt().clamp(min=scale_lb)",
         SCALED,
     ),
     "no bound keeps the scale up": Mutant(
-        pop_art.art_from_moments,
-        ".clamp(min=scale_lb).clamp(max=scale_ub)",
-        ".clamp(max=scale_ub)",
+        target_statistics._move,
+        "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
+        "variance.clamp(min=0).sqrt().clamp(max=scale_ub)",
         {*SCALED, "bound_holds"},
     ),
     "a sequential batch forgets to correct its steps": Mutant(
-        pop_art.art, "                bias_correction=bias_correction,\n", "", {"sequential_batch"}
+        target_statistics._move,
+        "options.bias_correction",
+        'options.bias_correction and options.reduction != "sequential"',
+        {"sequential_batch"},
     ),
     "a sum's corrected step does not count its targets": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "_bias_corrected(step, count, dtype)",
         "_bias_corrected(step_size, count, dtype)",
         {"batches"},
     ),
     "an absent task moves": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "torch.where(samples > 0, after, before)",
         "after",
         {*CORRECTED, "popart_update", "algorithm_1", "art_alone", "algorithm_2"},
     ),
     "a sum counts as a mean": Mutant(
-        pop_art.art_from_moments, 'step_size * samples if reduction == "sum" else step_size', "step_size", {"batches"}
+        target_statistics._move,
+        'step_size * samples if options.reduction == "sum" else step_size',
+        "step_size",
+        {"batches"},
     ),
     "a sequential batch runs backwards": Mutant(
-        pop_art.art, "in range(targets.shape[0]):", "in reversed(range(targets.shape[0])):", {"sequential_batch"}
+        target_statistics.art_with,
+        "range(targets.shape[0])",
+        "reversed(range(targets.shape[0]))",
+        {"sequential_batch"},
     ),
     "gradients flow into the statistics": Mutant(
-        pop_art.prepare, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
+        target_statistics.art_with, "targets.detach().to(dtype)", "targets.to(dtype)", {"no_statistics_gradient"}
     ),
     "gradients flow through the residue": Mutant(
-        pop_art.prepare,
-        "count=state.count.detach()",
-        "count=state.count.detach(), residue=state.residue.to(dtype)",
+        target_statistics.art_with,
+        "PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())",
+        "PopArtState(*(field.detach().to(dtype) for field in state))._replace("
+        "count=state.count.detach(), residue=state.residue.to(dtype))",
         {"no_statistics_gradient"},
     ),
     "the popped head is dropped": Mutant(
@@ -262,14 +283,14 @@ MUTANTS = {
     ),
     "the loss is not averaged over the batch": Mutant(
         learners._half_square,
-        " / outputs.shape[:-1].numel()",
-        "",
+        "0.5 * delta.square().sum() / outputs.shape[:-1].numel()",
+        "0.5 * delta.square().sum()",
         {*NORMALIZED, *EQUIVALENCE, *MOMENTS, "sgd_alone", "info"},
     ),
     "the head's moments stay": Mutant(
         learners.popart_learner,
-        "        if rescale_moments:",
-        "        if False:",
+        "if rescale_moments:\n ratio = _\n factors = _\n opt_state = _",
+        "pass",
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "the moments' ratio upside down": Mutant(
@@ -279,42 +300,42 @@ MUTANTS = {
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "the second moment takes the ratio once": Mutant(
-        optim.rescale_moments, "nu=scaled(part.nu, 2)", "nu=scaled(part.nu, 1)", {"moments_adam"}
+        optim.rescale_moments, "scaled(part.nu, 2)", "scaled(part.nu, 1)", {"moments_adam"}
     ),
     "moments below the head take the ratio once": Mutant(
         optim.gradient_factors, "ratio.squeeze(-1).square()", "ratio.squeeze(-1)", MOMENTS
     ),
     "the scale is clamped before the root": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
         "variance.clamp(min=0).clamp(min=scale_lb).clamp(max=scale_ub).sqrt()",
         {*BOUND, *SCALED, *TRAINED},
     ),
     "a bound leaves its trace in the variance": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "PopArtState(shift, scale, variance, count, residue)",
         "PopArtState(shift, scale, scale.square(), count, residue)",
         SCALED,
     ),
     "an ε in the variance": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "variance.clamp(min=0).sqrt()",
         "(variance.clamp(min=0) + 1e-8).sqrt()",
         {*SCALED, "bound_is_reached"},
     ),
     "β_t counts targets, not updates": Mutant(
-        pop_art.art_from_moments,
+        target_statistics._move,
         "count = state.count + 1",
         "count = state.count + samples.int()",
         {"bound_holds", "batches"},
     ),
     "the residue is subtracted": Mutant(
-        pop_art.art_from_moments, "step * mean + state.residue", "step * mean - state.residue", RUNNING
+        target_statistics._move, "step * mean + state.residue", "step * mean - state.residue", RUNNING
     ),
     "a batch's variance is the unbiased one": Mutant(
         moments.moments,
-        ".square().sum(0) / at_least_one",
-        ".square().sum(0) / (samples - 1).clamp(min=1)",
+        "torch.where(belongs, deviations - mean, 0).square().sum(0) / at_least_one",
+        "torch.where(belongs, deviations - mean, 0).square().sum(0) / (samples - 1).clamp(min=1)",
         {"bound_is_reached", "batches", *TRAINED},
     ),
     "a batch's mean is over all tasks' targets": Mutant(
@@ -324,16 +345,22 @@ MUTANTS = {
         {"bound_holds", "batches", *TRAINED},
     ),
     "an ε in normalize": Mutant(
-        pop_art.normalize,
-        "/ scale",
-        "/ (scale + 1e-8)",
+        target_statistics.normalize,
+        "((values - shift) - residue) / scale",
+        "((values - shift) - residue) / (scale + 1e-8)",
         {"normalize_inverts", "bound_is_reached", "info", *MOMENTS, *EQUIVALENCE},
     ),
     "popart forgets the upper bound": Mutant(
-        pop_art.popart, "            scale_ub=scale_ub,\n", "", {"popart_update", *TRAINED}
+        pop_art.popart,
+        'ArtOptions("popart", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)',
+        'ArtOptions("popart", step_size, scale_lb, 1e6, reduction, bias_correction, gather)',
+        {"popart_update", *TRAINED},
     ),
     "popart forgets the bias correction": Mutant(
-        pop_art.popart, "            bias_correction=bias_correction,\n", "", {"popart_update"}
+        pop_art.popart,
+        'ArtOptions("popart", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)',
+        'ArtOptions("popart", step_size, scale_lb, scale_ub, reduction, False, gather)',
+        {"popart_update"},
     ),
     "Adam's decays change places": Mutant(
         optim.adam,
@@ -348,20 +375,21 @@ MUTANTS = {
         {"optimizers"},
     ),
     "Adam's 1 − bᵗ of a plain number counts from one": Mutant(
-        optim._one_minus_power, "count.to(dtype) * (math", "(count + 1).to(dtype) * (math", {"optimizers"}
+        optim._one_minus_power,
+        "count.to(dtype) * (math.log(rate) if rate > 0 else -math.inf)",
+        "(count + 1).to(dtype) * math.log(rate)",
+        {"optimizers"},
     ),
     "Nesterov looks back": Mutant(
         optim.trace,
-        "optree.tree_map(accumulate, grads, moments) if nesterov",
-        "optree.tree_map(accumulate, grads, state.trace) if nesterov",
+        "optree.tree_map(accumulate, grads, moments)",
+        "optree.tree_map(accumulate, grads, state.trace)",
         {"optimizers"},
     ),
     "a schedule counts from one": Mutant(
         optim.scale_by_learning_rate, "learning_rate(state.count)", "learning_rate(state.count + 1)", {"optimizers"}
     ),
-    "rescaled, Adam counts anew": Mutant(
-        optim.rescale_moments, "AdamState(part.count,", "AdamState(0 * part.count,", {"moments_adam"}
-    ),
+    "rescaled, Adam counts anew": Mutant(optim.rescale_moments, "part.count", "0 * part.count", {"moments_adam"}),
     "moments below the head follow unasked": Mutant(
         learners.popart_learner,
         'lower if rescale_moments == "all" else ()',
@@ -383,7 +411,12 @@ MUTANTS = {
         "statistics",
         {"algorithm_2", *EQUIVALENCE, "info"},
     ),
-    "the error is reported in normalized units": Mutant(learners._descend, ", inverse=True)", ")", {"info"}),
+    "the error is reported in normalized units": Mutant(
+        learners._descend,
+        "_rescale(state.statistics, normalized_prediction - normalized_target, example, inverse=True)",
+        "_rescale(state.statistics, normalized_prediction - normalized_target, example)",
+        {"info"},
+    ),
     "the error is reported with the shift's rounding": Mutant(
         learners._descend,
         "_rescale(state.statistics, normalized_prediction - normalized_target, example, inverse=True).abs()",
@@ -433,11 +466,11 @@ def through(function: type[torch.autograd.Function]) -> Callable[[pytest.MonkeyP
     """Sends all targets through a function on their way to the statistics."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        art = pop_art.art
+        art = target_statistics.art_with
         replace(
             monkeypatch,
             art,
-            lambda state, targets, *rest, **options: art(state, function.apply(targets), *rest, **options),
+            lambda options, state, targets, *rest: art(options, state, function.apply(targets), *rest),
         )
 
     return patch
@@ -484,17 +517,86 @@ SURROUNDINGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], s
 def mutate(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
     """Puts the changed function wherever the package holds the original."""
     original = mutant.function
-    source = textwrap.dedent(inspect.getsource(inspect.unwrap(original)))
-    assert source.count(mutant.line) == 1, f"{original.__name__} has no such line any more: {mutant.line}"
-    code = compile(
-        source.replace(mutant.line, mutant.instead),
-        f"mutant of {original.__name__}",
-        "exec",
-        flags=__future__.annotations.compiler_flag,
-    )
+    fixed = {*vars(sys.modules[original.__module__]), *vars(builtins)}
+    code = code_of(textwrap.dedent(inspect.getsource(inspect.unwrap(original))), mutant.line, mutant.instead, fixed)
     scope: dict[str, object] = {}
     exec(code, vars(sys.modules[original.__module__]), scope)
     replace(monkeypatch, original, scope[original.__name__])
+
+
+def code_of(source: str, line: str, instead: str, fixed: set[str]) -> CodeType:
+    """The code of a source in which a part that looks like ``line`` is replaced.
+
+    Local names may differ, one for one: a source in which a local was renamed has the same mutants. Where the part is
+    there under the very names of ``line``, that one is taken. ``_`` stands for any expression.
+
+    Args:
+        source: of a function.
+        line: a statement or an expression.
+        instead: what it becomes, in the names of ``line``.
+        fixed: the names that are not local: globals and built-ins.
+    """
+    tree, pattern, other = ast.parse(source), _part(line), _part(instead)
+    if isinstance(pattern, ast.stmt) and isinstance(other, ast.expr):
+        other = ast.Expr(other)
+    found = []
+    for node in ast.walk(tree):
+        names: dict[str, str] = {}
+        if _looks_like(pattern, node, names, fixed):
+            found.append((node, names))
+    same = [one for one in found if all(name == there for name, there in one[1].items())]
+    (node, names), *others = same or found or [(tree, {})]
+    assert len(found) == 1 or same, f"{len(found)} places look like: {line}"
+    assert not others, f"{len(found)} places read: {line}"
+    swapped = _Swap(node, _Rename(names).visit(other)).visit(tree)
+    flags = __future__.annotations.compiler_flag
+    return compile(ast.fix_missing_locations(swapped), f"mutant: {line}", "exec", flags=flags)
+
+
+def _part(text: str) -> ast.AST:
+    (statement,) = ast.parse(text).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
+
+
+def _looks_like(pattern: Any, node: Any, names: dict[str, str], fixed: set[str]) -> bool:
+    """Whether a part has the form of a pattern; ``names`` gets the local names that stand for the pattern's."""
+    if isinstance(pattern, ast.Name) and pattern.id == "_":
+        return isinstance(node, ast.expr)
+    if type(pattern) is not type(node):
+        return False
+    if isinstance(pattern, ast.Name) and not {pattern.id, node.id} & fixed:
+        return names.setdefault(pattern.id, node.id) == node.id and list(names.values()).count(node.id) == 1
+    if isinstance(pattern, ast.AST):
+        return all(
+            _looks_like(getattr(pattern, field), getattr(node, field), names, fixed)
+            for field in pattern._fields
+            if field not in ("ctx", "type_comment")
+        )
+    if isinstance(pattern, list):
+        return len(pattern) == len(node) and all(
+            _looks_like(one, other, names, fixed) for one, other in zip(pattern, node, strict=True)
+        )
+    return pattern == node
+
+
+class _Rename(ast.NodeTransformer):
+    """Puts the names of a source in the place of a pattern's."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.copy_location(ast.Name(self.names.get(node.id, node.id), node.ctx), node)
+
+
+class _Swap(ast.NodeTransformer):
+    """Puts one node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, original: object, other: object) -> None:

@@ -1,0 +1,278 @@
+"""The running statistics of the targets (ART), and both ways between the targets' units and the head's.
+
+State: PopArtState(shift, scale, variance, count, residue), each ``[tasks]``
+
+The statistics are kept in a form that float32 can hold. The textbook's ``σ² = ν − μ²`` cancels: for targets 1000 ± 1 it
+is negative in float32. Here the variance itself is carried, and what rounding takes from the mean is carried along as
+a residue, so that the mean is ``shift + residue``. `pop_art` has these names too, and what moves a head along.
+
+Sources: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Proposition 2;
+Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for several tasks and the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from popart_func._checks import (
+    Reduction,
+    as_samples,
+    check_art_options,
+    check_count,
+    check_indices,
+    check_real,
+    check_sum_of_samples,
+    check_task_axis,
+    is_known,
+)
+from popart_func._typing import Float, Integer, Num, Scalar
+from popart_func.moments import Moments, join, moments
+
+__all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "normalize", "unnormalize"]
+
+
+class PopArtState(NamedTuple):
+    """The statistics of the targets, each of shape ``[tasks]``.
+
+    Attributes:
+        shift: μ, the mean of the targets, rounded; the mean itself is ``shift + residue``.
+        scale: σ, ``clip(√variance, scale_lb, scale_ub)``: the one scale that everything uses.
+        variance: σ² before the bounds, so that a bound that stops binding leaves no trace.
+        count: how many updates each task has had (int32).
+        residue: what rounding took from ``shift``.
+    """
+
+    shift: Float[Tensor, "*lanes tasks"]
+    scale: Float[Tensor, "*lanes tasks"]
+    variance: Float[Tensor, "*lanes tasks"]
+    count: Integer[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
+    residue: Float[Tensor, "*lanes tasks"]
+
+
+Gather = Callable[[Tensor], Tensor]
+"""From one process's tensor ``[...]`` to that of every process, ``[processes, ...]``: see `distributed`."""
+
+
+def init_state(
+    num_tasks: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> PopArtState:
+    """Statistics that normalize nothing yet: shift 0, scale 1.
+
+    >>> init_state(2).scale
+    tensor([1., 1.])
+    """
+    check_count("init_state", "num_tasks", num_tasks)
+    dtype = torch.promote_types(dtype, torch.float32)
+    zeros = torch.zeros(num_tasks, dtype=dtype, device=device)
+    ones = torch.ones(num_tasks, dtype=dtype, device=device)
+    return PopArtState(
+        shift=zeros,
+        scale=ones,
+        variance=ones.clone(),
+        count=torch.zeros_like(zeros, dtype=torch.int32),
+        residue=zeros.clone(),
+    )
+
+
+def art(
+    state: PopArtState,
+    targets: Num[Tensor, "..."],
+    indices: Integer[Tensor, "..."] | None = None,
+    *,
+    step_size: Scalar,
+    scale_lb: Scalar = 1e-4,
+    scale_ub: Scalar = 1e6,
+    reduction: Reduction = "mean",
+    bias_correction: bool = False,
+    gather: Gather | None = None,
+) -> PopArtState:
+    """Moves the statistics toward the targets (ART).
+
+    For one target y, with ``e = y − μ``::
+
+        μ' = μ + β e        v' = v + β ((1 − β) e² − v)        σ' = clip(√v', scale_lb, scale_ub)
+
+    This is ``μ' = (1−β) μ + β y``, ``ν' = (1−β) ν + β y²``, ``σ'² = ν' − μ'²`` without the cancellation. Several
+    targets of one task enter through their mean and variance:
+
+    - ``"mean"``: one update with step β, however many targets there are.
+    - ``"sum"``: every target adds ``β (y − μ)``, so n targets make one update with step nβ (rlax's rule). A step above
+      1 diverges.
+    - ``"sequential"``: one update per target, in order.
+
+    A task without a target keeps its entries to the bit. The statistics carry no gradient, not even from a step size. A
+    target that is NaN or infinite makes the statistics of its task NaN, and no others.
+
+    Args:
+        state: the statistics, each ``[tasks]``.
+        targets: unnormalized targets. Without indices ``[..., tasks]``; with a single task any shape. With indices
+            any shape. The result has the wider dtype of the state's and theirs.
+        indices: the task of each target, integers in ``[0, tasks)`` of the targets' shape.
+        step_size: β in (0, 1], a number or a 0-d tensor. Not a decay.
+        scale_lb: least scale, > 0.
+        scale_ub: greatest scale, >= ``scale_lb``.
+        reduction: ``"mean"``, ``"sum"`` or ``"sequential"``.
+        bias_correction: use ``β_t = β / (1 − (1−β)^t)`` at a task's t-th update. β_1 is 1, so that the start values are
+            forgotten at once.
+        gather: brings the tensors of several processes together, so that the statistics are those of all their targets;
+            `distributed.all_gather` makes one. None for one process.
+
+    Raises:
+        TypeError: targets that are not real tensors, or indices that are not integers.
+        ValueError: shapes, bounds, step size or reduction; indices out of range or a ``"sum"`` whose step exceeds 1,
+            where the values can be read (on the CPU, outside of transforms).
+
+    Source: the 2016 paper, equations 1 to 3; the compensated form is this library's.
+
+    >>> state = art(init_state(1), torch.tensor([5.0]), step_size=0.5)
+    >>> state.shift, state.variance
+    (tensor([2.5000]), tensor([6.7500]))
+    """
+    options = ArtOptions("art", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)
+    return art_with(options, state, targets, indices)
+
+
+class ArtOptions(NamedTuple):
+    """The options of `art`, and the function that the user called with them, which errors name."""
+
+    caller: str
+    step_size: Scalar
+    scale_lb: Scalar = 1e-4
+    scale_ub: Scalar = 1e6
+    reduction: Reduction = "mean"
+    bias_correction: bool = False
+    gather: Gather | None = None
+
+
+def art_with(options: ArtOptions, state: PopArtState, targets: Tensor, indices: Tensor | None = None) -> PopArtState:
+    """`art` with its options in one piece."""
+    caller, step_size, gather = options.caller, options.step_size, options.gather
+    check_art_options(*options[:5])
+    targets, indices = as_samples(caller, state.shift, targets, indices)
+    dtype = _wider(state, targets)
+    targets = targets.detach().to(dtype)
+    state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
+    if options.reduction == "sequential":
+        if gather is not None:
+            sizes = gather(torch.tensor(targets.shape[0], device=targets.device)).tolist()
+            targets = _gathered_rows(gather, targets, sizes)
+            indices = None if indices is None else _gathered_rows(gather, indices, sizes)
+        for position in range(targets.shape[0]):
+            one = slice(position, position + 1)
+            batch = moments(state.shift, state.residue, targets[one], None if indices is None else indices[one])
+            state = _move(options, state, batch)
+        return state
+    batch = moments(state.shift, state.residue, targets, indices)
+    if gather is not None:
+        batch = join(Moments(*gather(torch.stack(batch)).unbind(1)))
+    if options.reduction == "sum" and not isinstance(step_size, Tensor):
+        if indices is None and gather is None:
+            check_sum_of_samples(caller, step_size, targets.shape[0])
+        elif is_known(batch.samples):
+            check_sum_of_samples(caller, step_size, int(batch.samples.max()))
+    return _move(options, state, batch)
+
+
+def _move(options: ArtOptions, state: PopArtState, batch: Moments) -> PopArtState:
+    """The statistics after a batch of which the moments are known; a ``"sequential"`` batch is one target."""
+    samples, mean, spread = batch
+    dtype = mean.dtype
+    step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
+    count = state.count + 1
+    step = step_size * samples if options.reduction == "sum" else step_size
+    if options.bias_correction:
+        step = _bias_corrected(step, count, dtype)
+
+    # An infinite variance stays infinite for ever. The largest number in its place is forgotten in time.
+    largest = torch.finfo(dtype).max
+    shift, residue = _two_sum(state.shift, step * mean + state.residue)
+    square = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
+    # v + β (square − v), or square − (1−β) (square − v) where β > ½: so the smaller part is rounded.
+    variance = torch.lerp(state.variance, square, step)
+    scale = variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
+    new = PopArtState(shift, scale, variance, count, residue)
+    return PopArtState(*(torch.where(samples > 0, after, before) for after, before in zip(new, state, strict=True)))
+
+
+def _gathered_rows(gather: Gather, rows: Tensor, sizes: list[int]) -> Tensor:
+    """The rows of every process, ``sizes`` of them, in the order of the processes."""
+    padded = torch.cat([rows, rows.new_zeros(max(sizes) - rows.shape[0], *rows.shape[1:])])
+    return torch.cat([part[:size] for part, size in zip(gather(padded), sizes, strict=True)])
+
+
+def normalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
+    """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
+
+    Args:
+        state: the statistics, each ``[tasks]``.
+        values: without indices ``[..., tasks]``, with a single task any shape; with indices any shape.
+        indices: the task of each value, integers of the values' shape.
+
+    Returns:
+        A tensor of the values' shape, in the wider of the state's dtype and theirs.
+
+    >>> normalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(5.0))
+    tensor(2.)
+    """
+    values, shift, scale, residue = _broadcast_statistics("normalize", state, values, indices)
+    return ((values - shift) - residue) / scale
+
+
+def unnormalize(
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
+    """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
+
+    >>> unnormalize(init_state(1)._replace(shift=torch.tensor([3.0])), torch.tensor(2.0))
+    tensor(5.)
+    """
+    values, shift, scale, residue = _broadcast_statistics("unnormalize", state, values, indices)
+    return (values * scale + residue) + shift
+
+
+def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
+    """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
+    if not isinstance(step, Tensor):
+        step = torch.full((), step, dtype=dtype, device=count.device)
+    total = -torch.expm1(count.to(dtype) * torch.log1p(-step))
+    return torch.where(count == 1, 1, step / total)
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The rounded sum and its exact rounding error (Knuth). Needs IEEE arithmetic: no re-association."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def _broadcast_statistics(
+    caller: str, state: PopArtState, values: Tensor, indices: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values in the dtype to compute in; shift, scale and residue in the shape in which they act on them."""
+    check_real(caller, "values", values)
+    statistics = state.shift, state.scale, state.residue
+    if indices is not None:
+        check_indices(caller, state.shift, "values", values, indices)
+        rows = indices.reshape(-1).long()
+        shift, scale, residue = (field.index_select(0, rows).reshape(indices.shape) for field in statistics)
+    elif state.shift.shape[-1] == 1:
+        shift, scale, residue = (field.squeeze(-1) for field in statistics)
+    else:
+        check_task_axis(caller, state.shift, "values", values)
+        shift, scale, residue = statistics
+    return values.to(_wider(state, values)), shift, scale, residue
+
+
+def _wider(state: PopArtState, values: Tensor) -> torch.dtype:
+    own = state.shift.dtype
+    return torch.promote_types(own, values.dtype) if values.is_floating_point() else own
+
+
+def _cast(value: Scalar, dtype: torch.dtype) -> Scalar:
+    return value.detach().to(dtype) if isinstance(value, Tensor) else value
