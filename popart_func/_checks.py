@@ -1,4 +1,7 @@
-"""Checks of arguments: what can be known is checked where it enters, and nothing is ever asked of a traced value."""
+"""Checks of arguments, made once where they enter the library. The value of a traced tensor is never read.
+
+``check_*`` raises or returns nothing; ``as_*`` returns the argument in the form that the library works with.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from popart_func._typing import Scalar
 
 __all__ = [
     "Reduction",
+    "as_head_names",
     "as_samples",
     "check_art_options",
     "check_count",
     "check_factors",
+    "check_head_name",
     "check_indices",
     "check_params",
     "check_real",
@@ -26,16 +31,15 @@ __all__ = [
     "check_scalar",
     "check_sum_of_samples",
     "check_task_axis",
-    "head_names",
     "is_known",
 ]
 
 Reduction = Literal["mean", "sum", "sequential"]
-"""How the samples that a task has in one batch act: see `pop_art.art`."""
+"""How the targets that a task has in one batch act together: see `pop_art.art`."""
 
 
 def is_known(*tensors: Tensor) -> bool:
-    """Whether the tensors' values can be read here at no cost: on the CPU, outside of every transform and trace."""
+    """Whether values can be read here, at no cost: on the CPU, outside of every transform and trace."""
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return False
     return not any(
@@ -53,7 +57,7 @@ def check_count(caller: str, name: str, value: Any) -> None:
 
 
 def check_params(caller: str, params: Any) -> None:
-    """Raises unless parameters are a flat mapping from name to tensor, and not empty."""
+    """Raises unless parameters are a flat, non-empty mapping from name to tensor."""
     if isinstance(params, Mapping) and params and all(isinstance(value, Tensor) for value in params.values()):
         return
     got = type(params).__name__
@@ -75,13 +79,13 @@ def check_scalar(
     below: int | float | None = None,
     most: int | float | None = None,
 ) -> None:
-    """Raises unless a hyper-parameter is a number within bounds, or a real 0-d tensor (whose value is left alone)."""
+    """Raises unless a hyper-parameter is a number within bounds, or a real 0-d tensor, whose value is not read."""
     if isinstance(value, Tensor):
         if value.ndim != 0 or value.is_complex() or value.dtype == torch.bool:
             raise ValueError(
                 f"{caller}: `{name}` must be a number or a real 0-d tensor, "
                 f"got a tensor of shape {tuple(value.shape)} and dtype {value.dtype}. "
-                f"For one value per lane, take the lanes apart with torch.vmap."
+                f"For one value per lane, use torch.vmap over the lanes."
             )
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -101,7 +105,7 @@ def check_scalar(
 
 
 def check_factors(caller: str, factors: Mapping[str, Tensor]) -> None:
-    """Raises where a factor is known to be infinite, as a ratio of scales is whose second is zero."""
+    """Raises if a factor is known to be infinite, as σ/σ' is for σ' = 0."""
     for name, factor in factors.items():
         if is_known(factor) and factor.isinf().any():
             raise ValueError(f"{caller}: `factors` must be finite, got {factor.tolist()} for {name!r}.")
@@ -153,7 +157,7 @@ def check_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices
 
 
 def as_samples(caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
+    """Checked targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
     check_real(caller, "targets", targets)
     if shift.ndim != 1:
         raise ValueError(
@@ -177,8 +181,15 @@ def check_sum_of_samples(caller: str, step_size: int | float, samples: int) -> N
         )
 
 
-def head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
-    """The names of weight and bias, and that their shapes fit the statistics."""
+def check_head_name(caller: str, params: Mapping[str, Tensor], head: str) -> None:
+    """Raises unless some parameters lie below a layer of this name."""
+    if not any(name.startswith(f"{head}.") for name in params):
+        layers = sorted({name.rpartition(".")[0] for name in params})
+        raise ValueError(f"{caller}: `head` must name a layer of `params`, one of {layers}, got {head!r}.")
+
+
+def as_head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
+    """The names of a head's weight and bias (None without one), checked to be one layer that fits the statistics."""
     weights = [name for name in params if name.rpartition(".")[2] == "weight"]
     prefix = weights[0].removesuffix("weight") if weights else ""
     bias = prefix + "bias"
@@ -205,7 +216,7 @@ def head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tupl
 
 
 def check_same_mean(caller: str, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
-    """Shift and residue, before and after."""
+    """Raises if a head without bias would have to follow a mean that moves: shift and residue, before and after."""
     known = is_known(*old, *new)
     if not known or not all(map(torch.equal, old, new)):
         raise ValueError(

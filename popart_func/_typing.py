@@ -1,6 +1,6 @@
-"""The words for dtypes and shapes in annotations, ``Float[Tensor, "batch tasks"]``.
+"""Types with dtype and shape for annotations, such as ``Float[Tensor, "batch tasks"]``.
 
-They are jaxtyping's where it is loaded, as it is under pytest, where every annotation is enforced. Elsewhere
+They are jaxtyping's where jaxtyping is loaded. It is under pytest, which enforces every annotation. Elsewhere
 annotations are never evaluated, and jaxtyping need not be installed.
 """
 

@@ -1,9 +1,9 @@
-"""The float32 arithmetic of XLA on CPUs, to the bit, in plain PyTorch: what `random` needs to draw what JAX draws.
+"""XLA's float32 arithmetic on CPUs, to the bit, in plain PyTorch. `random` needs it to draw what JAX draws.
 
-XLA rounds ``a * b + c`` once, and has logarithms of its own: the polynomials of Cephes, evaluated so. Here numbers are
-carried in float64, in which a product of two float32 is exact, and rounded where XLA rounds. (Rounding twice instead of
-once shows in one of 2²⁹ cases.) Functions that a mode of PyTorch may override: in `interop.jax.to_jax_function` JAX
-computes them itself.
+XLA rounds ``a * b + c`` once, and computes logarithms by the polynomials of Cephes. Here numbers are carried in
+float64, in which a product of two float32 is exact, and rounded where XLA rounds. (Rounding twice instead of once
+changes one result in 2²⁹.) A mode of PyTorch may override the public functions: in `interop.jax.to_jax_function` JAX
+computes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["erfinv", "float32", "log", "multiply_add"]
 
 
 def float32(number: int | float) -> float:
-    """A number rounded, without a tensor, whose value a trace could not read, and as `torch.compile` can follow it."""
+    """A Python number rounded to float32. No tensor is made: a trace could not read its value."""
     exponent = max(math.frexp(number)[1], -125)  # below are the denormal numbers
     return round(math.ldexp(number, 24 - exponent)) * 2.0 ** (exponent - 24)
 
@@ -30,13 +30,13 @@ def _rounded(*numbers: float) -> tuple[float, ...]:
     return tuple(map(float32, numbers))
 
 
-# Cephes' logf, for a mantissa less 1.
+# Cephes' logf: the polynomial in ``mantissa − 1``.
 _LOG = _rounded(
     *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1),
     *(2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
 )
 _LN2_HIGH, _LN2_LOW = _rounded(0.693359375, -2.12194440e-4)
-# Mantissas go from √½, rounded, to twice that: here from halfway below it, so that errors of `torch.log2` don't count.
+# Mantissas lie between √½ and √2. The bound is half a unit lower, so that rounding in `torch.log2` can't matter.
 _LEAST_MANTISSA = math.log2(float32(math.sqrt(0.5)) - 2.0**-26)
 # Cephes' log1p near 0.
 _NEAR = float32(math.sqrt(2) - 1)
@@ -78,13 +78,13 @@ def multiply_add(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
 
 @_overridable
 def log(x: Tensor) -> Tensor:
-    """The logarithm of float32 numbers from 2⁻¹²⁶ to 2⁷."""
+    """The natural logarithm of float32 numbers from 2⁻¹²⁶ to 2⁷, with the bits of XLA."""
     return _log(x.double()).float()
 
 
 @_overridable
 def erfinv(x: Tensor) -> Tensor:
-    """The inverse error function of float32 numbers in (−1, 1)."""
+    """The inverse error function of float32 numbers in (−1, 1), with the bits of XLA."""
     wide = x.double()
     square = _round(-wide * wide)
     w = -torch.where(square > -_NEAR, _log1p_near(square), _log(_round(1 + square)))
@@ -98,7 +98,7 @@ def erfinv(x: Tensor) -> Tensor:
 
 def _log(x: Tensor) -> Tensor:
     exponent = torch.floor(torch.log2(x) - _LEAST_MANTISSA)
-    y = _round(x * torch.exp2(-exponent)) - 1  # which rounding makes exact, however exact the powers are
+    y = _round(x * torch.exp2(-exponent)) - 1  # exact, since the rounding removes the error of exp2
     square = _round(y * y)
     cube = _round(square * y)
     first, second, third = (_polynomial(y, _LOG[start : start + 3]) for start in (0, 3, 6))
@@ -121,5 +121,5 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _round(x: Tensor) -> Tensor:
-    """To float32, carried on in float64."""
+    """Rounds to float32; the result is float64 again."""
     return x.float().double()

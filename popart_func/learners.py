@@ -1,17 +1,17 @@
-"""Four ways to learn targets of any magnitude, as pairs of pure functions with one state and one info.
+"""Learners: one step of regression on targets of any magnitude, by SGD, ART, Pop-Art or normalized SGD.
 
 State: LearnerState(params, statistics, opt_state)
 init:   learner.init(params) -> LearnerState
 update: learner.update(state, batch) -> (LearnerState, Info)
 
-`sgd_learner` regresses on the raw targets, `art_learner` on normalized ones, `popart_learner` also preserves its
-outputs (Algorithm 1), `normalized_sgd_learner` reaches the same by scaling a gradient instead of the head (Algorithm
-2). All are written for one lane; `torch.vmap` over states, batches and hyper-parameters runs thousands.
+`sgd_learner` regresses on the raw targets, `art_learner` on normalized ones. `popart_learner` also preserves its
+outputs (Algorithm 1). `normalized_sgd_learner` makes the same predictions by scaling a gradient instead of the head
+(Algorithm 2). All are pure and written for one lane; `torch.vmap` over states, batches and hyper-parameters runs
+thousands.
 
-``apply(params, x)`` gives the network's outputs, the head's last axis included: ``[outputs]`` for one example,
-``[batch, outputs]`` for a batch. A batch is ``(x, y)`` or ``(x, y, indices)``: with indices each example has one
-target, that of the output ``indices`` names; without, one for every output (with a single output, ``y`` may lack the
-last axis).
+``apply(params, x)`` gives the outputs of the network: ``[outputs]`` for one example, ``[batch, outputs]`` for a batch.
+A batch is ``(x, y)`` or ``(x, y, indices)``. Without indices, y has a target for every output; with a single output, y
+may lack the last axis. With indices, each example has one target, for the output that ``indices`` names.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from popart_func import optim
-from popart_func._checks import check_params
+from popart_func._checks import check_head_name, check_params
 from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
@@ -52,12 +52,12 @@ Batch = tuple[Any, ...]
 
 
 class LearnerState(NamedTuple):
-    """What the next step needs, the same for all learners, so that they can be compared; SGD's statistics stay 0 and 1.
+    """What the next step needs. All learners have the same; with SGD the statistics stay at 0 and 1.
 
     Attributes:
-        params: the network's flat parameters.
-        statistics: of the targets.
-        opt_state: the optimizer's.
+        params: the flat parameters of the network.
+        statistics: the statistics of the targets.
+        opt_state: the state of the optimizer.
     """
 
     params: dict[str, Tensor]
@@ -66,7 +66,7 @@ class LearnerState(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a person looks at: everything after ART and POP of this batch, before its gradient step.
+    """What a person looks at, measured after ART and POP of this batch and before its gradient step.
 
     Attributes:
         loss: half squared error of the normalized prediction, summed over outputs, averaged over the batch; 0-d.
@@ -93,7 +93,7 @@ class Learner(NamedTuple):
 
 
 def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
-    """Regression on the raw targets: what the others are measured against.
+    """Regression on the raw targets, the baseline for the other learners.
 
     Args:
         apply: ``apply(params, x)`` -> outputs.
@@ -119,7 +119,7 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
 
 
 def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt) -> Learner:
-    """Regression on normalized targets; the head is not preserved, so each change of the statistics moves its outputs.
+    """ART alone: regression on normalized targets, without POP, so that new statistics move every prediction.
 
     Args:
         apply: ``apply(params, x)`` -> normalized outputs.
@@ -143,17 +143,17 @@ def popart_learner(
     head: str = "output_linear",
     rescale_moments: bool | Literal["head", "all"] = True,
 ) -> Learner:
-    """Pop-Art (Algorithm 1): normalized targets, and a head that keeps its outputs when the statistics move.
+    """Pop-Art (Algorithm 1): normalized targets, and POP, so that new statistics move no prediction.
 
     Args:
         apply: ``apply(params, x)`` -> normalized outputs.
         optimizer: such as `optim.adam(1e-3)`.
         popart: the statistics, see `pop_art.popart`.
         head: the name of the last linear layer in the parameters, such as ``"critic.head"``.
-        rescale_moments: which of the optimizer's moments follow the statistics into their new units
-            (`optim.rescale_moments`): those of the head (``"head"`` or True), so that momentum does what it does in
-            Algorithm 2; those below it too (``"all"``, for one statistic), as if all earlier targets had been
-            normalized by today's statistics; or none (False).
+        rescale_moments: which of the optimizer's moments follow the statistics into the new units
+            (`optim.rescale_moments`). ``"head"`` or True: those of the head, which makes momentum equal to that of
+            Algorithm 2. ``"all"``: also those below the head, as if all earlier targets had been normalized by the new
+            statistics; for one statistic only. False: none.
 
     Raises:
         ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics.
@@ -184,21 +184,21 @@ def popart_learner(
         params = {name: together[name] for name in state.params}
         return _descend(checked_apply, optimizer, LearnerState(params, statistics, opt_state), example)
 
-    return Learner(_init_with("popart_learner", popart, optimizer), update)
+    return Learner(_init_with("popart_learner", popart, optimizer, head), update)
 
 
 def normalized_sgd_learner(
     apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "output_linear"
 ) -> Learner:
-    """Normalized SGD (Algorithm 2): raw targets; below the head, the gradient is scaled by σ⁻², output by output.
+    """Normalized SGD (Algorithm 2): raw targets, and gradients below the head scaled by σ⁻², output by output.
 
-    With plain `optim.sgd` and the same start it makes the predictions of `popart_learner`, step by step (Proposition
-    3). The outputs of ``apply`` are unnormalized here.
+    With plain `optim.sgd` and the same first parameters it makes the predictions of `popart_learner`, step by step
+    (Proposition 3). The outputs of ``apply`` are unnormalized here.
 
     Args:
         apply: ``apply(params, x)`` -> unnormalized outputs.
         optimizer: such as `optim.sgd(0.01)`.
-        popart: the statistics, see `pop_art.popart`; the head is never popped.
+        popart: the statistics, see `pop_art.popart`; POP is not used.
         head: the name of the last linear layer in the parameters.
     """
     checked_apply = _with_checked_head("normalized_sgd_learner", apply, head)
@@ -215,7 +215,7 @@ def normalized_sgd_learner(
         prediction = _select(outputs, example)
         delta = prediction - example.y
 
-        # δ reaches the head as it is, the layers below as σ⁻² δ: scaled output by output, before the head's weights.
+        # The head gets δ, the layers below get σ⁻² δ: scaled output by output, before it passes the head's weights.
         scaled_delta = _rescale(statistics, _rescale(statistics, delta, example), example)
         lower_grads, _ = pull_back(_lift(scaled_delta, outputs, example))
         _, upper_grads = pull_back(_lift(delta, outputs, example))
@@ -234,10 +234,11 @@ def normalized_sgd_learner(
         grads = unify(SplitParams(lower_grads, upper_grads))
         return _apply_gradients(optimizer, state._replace(statistics=statistics), grads), info
 
-    return Learner(_init_with("normalized_sgd_learner", popart, optimizer), update)
+    return Learner(_init_with("normalized_sgd_learner", popart, optimizer, head), update)
 
 
 class _Example(NamedTuple):
+    caller: str
     x: Any
     y: Tensor
     indices: Tensor | None
@@ -253,11 +254,11 @@ def _unpack(caller: str, batch: Batch) -> _Example:
         raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
     if indices is not None and not isinstance(indices, Tensor):
         raise TypeError(f"{caller}: the indices of `batch` must be a tensor, got {type(indices).__name__}.")
-    return _Example(x, y, indices)
+    return _Example(caller, x, y, indices)
 
 
 def _with_checked_head(caller: str, apply: Apply, head: str) -> Apply:
-    """Refuses a head that is not the last layer, where its size tells."""
+    """``apply`` with a check that the head has as many outputs as ``apply`` returns."""
 
     def checked(params: Params, x: Any) -> Tensor:
         outputs = apply(params, x)
@@ -272,16 +273,20 @@ def _with_checked_head(caller: str, apply: Apply, head: str) -> Apply:
     return checked
 
 
-def _init_with(caller: str, popart: PopArt, optimizer: GradientTransformation) -> Callable[[Params], LearnerState]:
+def _init_with(
+    caller: str, popart: PopArt, optimizer: GradientTransformation, head: str | None = None
+) -> Callable[[Params], LearnerState]:
     def init(params: Params) -> LearnerState:
         check_params(caller, params)
+        if head is not None:
+            check_head_name(caller, params, head)
         return LearnerState(dict(params), popart.init(params), optimizer.init(dict(params)))
 
     return init
 
 
 def _tasks(statistics: PopArtState, example: _Example) -> Tensor | None:
-    """The statistic of each target. One statistic is shared by all outputs; indices then only choose the output."""
+    """The statistic of each target, by its index. None where all outputs share one statistic."""
     return None if statistics.shift.shape[-1] == 1 else example.indices
 
 
@@ -328,12 +333,12 @@ def _select(outputs: Tensor, example: _Example) -> Tensor:
     """The outputs that have a target, in the shape of the targets."""
     y, indices = example.y, example.indices
     if outputs.ndim == 0:
-        raise ValueError("learner: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
+        raise ValueError(f"{example.caller}: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
     if indices is not None:
         if not indices.shape == y.shape == outputs.shape[:-1]:
             raise ValueError(
-                f"learner: with indices, targets and indices must have the shape {tuple(outputs.shape[:-1])}, that of "
-                f"the outputs without their last axis, got {tuple(y.shape)} and {tuple(indices.shape)}."
+                f"{example.caller}: with indices, targets and indices must have the shape of the outputs without their "
+                f"last axis, {tuple(outputs.shape[:-1])}, got {tuple(y.shape)} and {tuple(indices.shape)}."
             )
         return outputs.gather(-1, indices.long()[..., None]).squeeze(-1)
     if y.shape == outputs.shape:
@@ -341,12 +346,13 @@ def _select(outputs: Tensor, example: _Example) -> Tensor:
     if outputs.shape[-1] == 1 and y.shape == outputs.shape[:-1]:
         return outputs.squeeze(-1)
     raise ValueError(
-        f"learner: the targets must have the shape of the outputs, {tuple(outputs.shape)}, got {tuple(y.shape)}."
+        f"{example.caller}: the targets must have the shape of the outputs, {tuple(outputs.shape)}, "
+        f"got {tuple(y.shape)}."
     )
 
 
 def _lift(cotangent: Tensor, outputs: Tensor, example: _Example) -> Tensor:
-    """The cotangent of all outputs from that of the selected ones, averaged over the batch: `_select` turned round."""
+    """The transpose of `_select`, averaged over the batch: a cotangent of the targets becomes one of all outputs."""
     cotangent = (cotangent / outputs.shape[:-1].numel()).to(outputs.dtype)
     if example.indices is None:
         return cotangent.reshape(outputs.shape)
@@ -354,7 +360,7 @@ def _lift(cotangent: Tensor, outputs: Tensor, example: _Example) -> Tensor:
 
 
 def _rescale(statistics: PopArtState, delta: Tensor, example: _Example, *, inverse: bool = False) -> Tensor:
-    """``δ / σ``, or ``σ δ``: a difference between the targets' units and the head's, so the shift has no part."""
+    """``δ / σ``, or the inverse ``σ δ``: changes the units of a difference, to which the shift does not apply."""
     zero = torch.zeros_like(statistics.shift)
     centred = statistics._replace(shift=zero, residue=zero)
     return (unnormalize if inverse else normalize)(centred, delta, _tasks(statistics, example))

@@ -1,8 +1,8 @@
-"""The verification networks, and any module as a pure function of its parameters.
+"""Modules as pure functions (`stateless`), their first parameters by seed, their split at the head; example networks.
 
-A network is cut before its last linear layer, its *head*: ``h = lower(x)``, ``n = W h + b``. Parameters are flat dicts
-from name to tensor, as `torch.nn.Module.named_parameters` gives them. Modules are blueprints: they are run only through
-`torch.func.functional_call`, on parameters that are passed in.
+A network is split before its last linear layer, the *head*: ``h = lower(x)``, ``n = W h + b``. Parameters are flat
+dicts from name to tensor, as `torch.nn.Module.named_parameters` gives them. A module is a blueprint: it runs only
+through `torch.func.functional_call`, on parameters that are passed in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popart_func import tree
+from popart_func._checks import check_head_name
 
 __all__ = [
     "LowerLayers",
@@ -79,7 +80,7 @@ class UnifiedModel(LowerLayers):
 
 
 def _init_head(linear: nn.Linear) -> None:
-    # nn.Linear has drawn its usual values by now, so the random stream goes on as after any other layer.
+    # nn.Linear has drawn its usual values by now, so that the random stream advances as for any other layer.
     nn.init.ones_(linear.weight)
     nn.init.zeros_(linear.bias)
 
@@ -87,9 +88,8 @@ def _init_head(linear: nn.Linear) -> None:
 def stateless(module: nn.Module) -> Callable[..., Any]:
     """A module as a pure function: ``apply(params, *args) == module(*args)`` with these parameters.
 
-    The module serves as a blueprint; its own parameters are never read or changed. Its buffers are read unless
-    ``params`` brings them along, and what a forward pass would change in them (as batch normalization does) is
-    dropped.
+    The module is a blueprint: its own parameters are neither read nor changed. Its buffers are read, unless ``params``
+    has them. What a forward pass changes in them, as batch normalization does, is dropped.
 
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
@@ -112,14 +112,13 @@ def stateless(module: nn.Module) -> Callable[..., Any]:
 
 
 def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> dict[str, Tensor]:
-    """The parameters a fresh module has under a seed, without touching the global random state.
+    """The parameters of a new module under a seed; the global random state stays as it was.
 
     Bit-equal to ``torch.manual_seed(seed); make_module().named_parameters()``.
 
     Args:
-        make_module: builds the module, drawing from the global generator as `torch.nn` does. On a GPU its random
-            state is only seeded (and put back) where CUDA is initialised already, so build on the CPU and move the
-            result.
+        make_module: builds the module, drawing from the global generator as `torch.nn` does. Build on the CPU and move
+            the result: a GPU's generator is seeded (and put back) only where CUDA is initialised already.
         seed: an integer.
 
     Returns:
@@ -148,14 +147,14 @@ def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[SupportsInd
 
 
 class SplitParams(NamedTuple):
-    """A network's parameters, cut at its head. Both halves keep their full names."""
+    """A network's parameters, split at its head. Both halves keep their full names."""
 
     lower: dict[str, Tensor]
     upper: dict[str, Tensor]
 
 
 def split(params: Params, head: str = "output_linear") -> SplitParams:
-    """Cuts the flat parameters of any module at its head.
+    """Splits the flat parameters of any module at its head.
 
     Args:
         params: name to tensor.
@@ -171,18 +170,16 @@ def split(params: Params, head: str = "output_linear") -> SplitParams:
     >>> sorted(upper)
     ['output_linear.bias', 'output_linear.weight']
     """
+    check_head_name("split", params, head)
     upper = {name: value for name, value in params.items() if name.startswith(f"{head}.")}
-    if not upper:
-        layers = sorted({name.rpartition(".")[0] for name in params})
-        raise ValueError(f"split: `head` must name a layer of `params`, one of {layers}, got {head!r}.")
     return SplitParams(lower={name: value for name, value in params.items() if name not in upper}, upper=upper)
 
 
 def unify(split_params: SplitParams) -> dict[str, Tensor]:
-    """One flat dict out of the two halves: the inverse of `split`.
+    """Merges the two halves into one flat dict: the inverse of `split`.
 
     Raises:
-        ValueError: a name stands in both halves.
+        ValueError: a name is in both halves.
 
     >>> params = init_params(lambda: UnifiedModel(16, 10, 1), seed=0)
     >>> tree.max_difference(params, unify(split(params)))

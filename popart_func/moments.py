@@ -1,6 +1,7 @@
-"""How many targets each task has in a batch, and their mean and variance: all that a batch says to the statistics.
+"""The moments of a batch of targets: for each task their number, mean and variance.
 
-Batches that are read apart, by several processes or one after the other, are joined by joining their moments.
+The statistics need nothing else of a batch. `join` gives the moments of several batches together, as when several
+processes have one each.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ __all__ = ["Moments", "join", "moments"]
 
 
 class Moments(NamedTuple):
-    """Of the deviations ``e = (y − μ) − r`` of a batch's targets from the mean so far; each ``[tasks]``, 0 where none.
+    """Moments of the deviations ``e = (y − μ) − r`` of a batch's targets from the mean so far, each ``[tasks]``.
 
     Attributes:
-        samples: how many targets each task has, in the others' dtype.
-        mean: their mean.
-        spread: their variance about that mean, biased: divided by ``samples``.
+        samples: the number of targets of each task, in the dtype of the others.
+        mean: their mean; 0 without targets.
+        spread: their variance about that mean, divided by ``samples`` (biased); 0 without targets.
     """
 
     samples: Float[Tensor, "*batches tasks"]
@@ -35,7 +36,13 @@ def moments(
     targets: Float[Tensor, "..."],
     indices: Integer[Tensor, " samples"] | None,
 ) -> Moments:
-    """The moments of one batch, ``[samples, tasks]``, or with indices ``[samples]``.
+    """The moments of one batch.
+
+    Args:
+        shift: the rounded mean so far, ``[tasks]``.
+        residue: what rounding took from it, ``[tasks]``.
+        targets: ``[samples, tasks]``, or with indices ``[samples]``.
+        indices: the task of each target, ``[samples]``.
 
     >>> moments(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([[2.0], [6.0]]), None)
     Moments(samples=tensor([2.]), mean=tensor([3.]), spread=tensor([4.]))
@@ -55,10 +62,10 @@ def moments(
 
 
 def join(batches: Moments) -> Moments:
-    """The moments of several batches' targets together, from theirs, ``[batches, tasks]``.
+    """The moments of several batches together, from those of each, ``[batches, tasks]``.
 
-    The variance of the whole is the mean of the batches' variances and the variance of their means, weighted by their
-    samples (Chan, Golub and LeVeque, 1983). Equal to the moments of the joined batch up to rounding.
+    The variance of all targets is the mean of the batches' variances plus the variance of their means, both weighted
+    by their numbers of samples (Chan, Golub and LeVeque, 1983). The result is that of one large batch up to rounding.
 
     >>> join(Moments(*torch.tensor([[[2.0], [1.0]], [[3.0], [6.0]], [[4.0], [0.0]]])))
     Moments(samples=tensor([3.]), mean=tensor([4.]), spread=tensor([4.6667]))
@@ -67,6 +74,6 @@ def join(batches: Moments) -> Moments:
     weights = batches.samples / samples.clamp(min=1)
     some = batches.samples > 0
     mean = (weights * batches.mean).sum(0)
-    # Where a batch has none of a task, even an infinite distance of its mean must count as nothing.
+    # A batch without targets of a task must add nothing, even where its distance from the mean is infinite.
     squares = torch.where(some, batches.spread + (batches.mean - mean).square(), 0)
     return Moments(samples, mean, (weights * squares).sum(0))

@@ -1,11 +1,10 @@
-"""Gradient transformations with optax's contract, for flat or nested parameters.
+"""Optimizers as gradient transformations, with optax's contract, for flat or nested parameters.
 
-State: whatever a transformation needs, as NamedTuples and dicts of tensors
+State: NamedTuples and dicts of tensors
 init:   sgd(learning_rate).init(params) -> state
-update: sgd(learning_rate).update(grads, state, params) -> (updates, state), with ``params + updates`` the new
-  parameters
+update: sgd(learning_rate).update(grads, state, params) -> (updates, state); the new parameters are ``params + updates``
 
-Every rate is a number, a 0-d tensor (so that each lane can have its own), or a schedule: a function from the count of
+A rate is a number, a 0-d tensor (so that each lane can have its own), or a schedule: a function from the number of
 updates so far, a 0-d int32 tensor, to a 0-d tensor.
 """
 
@@ -53,19 +52,19 @@ class GradientTransformation(NamedTuple):
 
 
 class LearningRateState(NamedTuple):
-    """How many updates there were, a 0-d int32 tensor."""
+    """The number of updates so far, a 0-d int32 tensor."""
 
     count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
 
 
 class MomentumState(NamedTuple):
-    """The decaying sum of gradients, in the structure of the parameters."""
+    """The decaying sum of gradients, a tree like the parameters."""
 
     trace: PyTree
 
 
 class AdamState(NamedTuple):
-    """Adam's count (0-d int32) and its first and second moments, in the structure of the parameters."""
+    """Adam's number of updates (0-d int32), and its first and second moments, trees like the parameters."""
 
     count: Tensor  # type: ignore[assignment]  # a tuple's own `count` is not missed
     mu: PyTree
@@ -115,11 +114,12 @@ def adam(learning_rate: Rate, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar 
     Source: Kingma and Ba (2015), Algorithm 1; as `optax.adam` and `torch.optim.Adam`.
     """
     _check_rate("adam", learning_rate)
+    _check_adam("adam", b1, b2, eps)
     return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
 
 
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
-    """One transformation after the other; the state is the tuple of their states.
+    """Applies transformations one after the other. The state is the tuple of their states.
 
     >>> init, update = chain(trace(0.9), scale_by_learning_rate(0.1))
     """
@@ -129,7 +129,9 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
     def update(grads: PyTree, state: tuple[Any, ...], params: PyTree = None) -> tuple[PyTree, tuple[Any, ...]]:
         if len(state) != len(transforms):
-            raise ValueError(f"chain: `state` must have {len(transforms)} parts, one a transform, got {len(state)}.")
+            raise ValueError(
+                f"chain: `state` must have {len(transforms)} parts, one for each transformation, got {len(state)}."
+            )
         new_state = []
         for transform, part in zip(transforms, state, strict=True):
             grads, part = transform.update(grads, part, params)
@@ -140,10 +142,10 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """``params + updates``, leaf by leaf, in the parameters' dtypes.
+    """Adds updates to parameters, leaf by leaf, in the parameters' dtypes.
 
     Raises:
-        ValueError: a leaf of the updates has another shape than that of the parameters: nothing is broadcast.
+        ValueError: a leaf of the updates has another shape than that of the parameters. Nothing is broadcast.
     """
 
     def apply(param: Tensor, change: Tensor) -> Tensor:
@@ -158,7 +160,12 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
-    """``u = −α g``; a schedule sees the number of updates so far, from 0."""
+    """``u = −α g``. A schedule gets the number of updates so far, which starts at 0.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    _check_rate("scale_by_learning_rate", learning_rate)
 
     def init(params: PyTree) -> LearningRateState:
         return LearningRateState(_zero_count(params))
@@ -171,7 +178,12 @@ def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
 
 
 def trace(decay: Scalar, *, nesterov: bool = False) -> GradientTransformation:
-    """Momentum: ``m' = g + ρ m``, and ``u = m'``, or ``u = g + ρ m'`` (Nesterov)."""
+    """Momentum: ``m' = g + ρ m``, and ``u = m'``, or ``u = g + ρ m'`` (Nesterov).
+
+    Raises:
+        ValueError: ``decay`` out of range.
+    """
+    check_scalar("trace", "decay", decay, least=0, below=1)
 
     def init(params: PyTree) -> MomentumState:
         return MomentumState(optree.tree_map(torch.zeros_like, params))
@@ -187,10 +199,12 @@ def trace(decay: Scalar, *, nesterov: bool = False) -> GradientTransformation:
 
 
 def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> GradientTransformation:
-    """``u = m̂ / (√v̂ + ε)``: `adam` without its learning rate."""
-    check_scalar("adam", "b1", b1, least=0, below=1)
-    check_scalar("adam", "b2", b2, least=0, below=1)
-    check_scalar("adam", "eps", eps, least=0)
+    """``u = m̂ / (√v̂ + ε)``: `adam` without its learning rate.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    _check_adam("scale_by_adam", b1, b2, eps)
 
     def init(params: PyTree) -> AdamState:
         zeros = optree.tree_map(torch.zeros_like, params)
@@ -216,23 +230,23 @@ def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> G
 
 
 def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
-    """Expresses an optimizer's moments in units in which some gradients are larger by a factor.
+    """Rescales an optimizer's moments when the units of gradients change, as POP changes them.
 
-    Where a gradient is larger by a factor c, first moments become ``c m`` and second moments ``c² v``, as if the whole
-    history had been measured in the new units. Finds `MomentumState` and `AdamState` wherever they are in the state;
-    other transformations' states are left as they are.
+    Where gradients become larger by a factor c, first moments become ``c m`` and second moments ``c² v``, as if all
+    earlier gradients had been in the new units. `MomentumState` and `AdamState` are found anywhere in the state. The
+    states of other transformations stay as they are.
 
     Args:
         state: of any transformation over a flat dict of parameters.
-        factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it; after POP, those
-            of `gradient_factors`.
+        factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it. After POP,
+            `gradient_factors` gives them.
 
     Returns:
         The state, with the named parameters' moments rescaled.
 
     Raises:
-        ValueError: a name that the moments do not have; or (on the CPU, outside of transforms) an infinite factor, as
-            σ/σ' is for σ' = 0, which would make NaN of a moment of zero. A factor that is NaN makes its moments NaN.
+        ValueError: a name that the moments do not have; or an infinite factor, where it can be read (on the CPU,
+            outside of transforms): it makes NaN of a moment of zero. A factor that is NaN makes its moments NaN.
 
     >>> state = trace(0.9).init({"w": torch.ones(1), "b": torch.ones(1)})
     >>> state.trace["b"] += 3
@@ -247,7 +261,7 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
             raise ValueError(
                 f"rescale_moments: `factors` must name parameters, one of {sorted(moments)}, got {missing}."
             )
-        # One factor after the other: its square may be beyond the dtype's range where the result is not.
+        # Multiply twice: the square of a factor may overflow where the result does not.
         return {
             name: functools.reduce(torch.mul, [factors[name]] * power, moment).to(moment.dtype)
             if name in factors
@@ -266,24 +280,24 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
 
 
 def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] = ()) -> dict[str, Tensor]:
-    """By how much POP changes the gradients of a loss in normalized units, ``½ (n − (y − μ)/σ)²``.
+    """The factors by which POP changes the gradients of a loss in normalized units, ``½ (n − (y − μ)/σ)²``.
 
-    With ``r = σ/σ'``, every error becomes r times as large. So do the gradients of the head, row by row. Below the
-    head, gradients also pass through its weights, which POP multiplies by r: they become r² times as large. That holds
-    for one statistic; with several, a gradient below the head is a sum over outputs, each with a ratio of its own, and
-    no factor turns the old sum into the new one.
+    With ``r = σ/σ'``, every error becomes r times as large, and so do the gradients of the head, row by row. Gradients
+    below the head also pass through its weights, which POP multiplies by r: they become r² times as large. That holds
+    for one statistic. With several, a gradient below the head is a sum over outputs with different ratios, and no
+    factor turns the old sum into the new one.
 
     Args:
         ratio: σ/σ', ``[tasks]``.
         upper: the names of the head's parameters.
-        lower: those of the layers below, where their moments are to follow as well.
+        lower: the names of the parameters below the head whose moments shall follow too.
 
     Returns:
-        What `rescale_moments` takes as factors.
+        The factors for `rescale_moments`.
 
     Raises:
-        ValueError: ``lower`` with several statistics: known by the ratio's shape, so when this is called, in transforms
-            too. A `learners.popart_learner` with ``rescale_moments="all"`` calls it in each update.
+        ValueError: ``lower`` with several statistics; `learners.popart_learner` with ``rescale_moments="all"`` raises
+            it in its first update.
 
     Source: derived for this library.
 
@@ -297,7 +311,7 @@ def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] =
             f"below the head is a sum over outputs, each with a ratio of its own."
         )
     factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
-    # 0-d per lane, so that it broadcasts with a parameter of any shape.
+    # 0-d, so that it broadcasts with a parameter of any shape.
     return factors | {name: ratio.squeeze(-1).square() for name in lower}
 
 
@@ -315,6 +329,12 @@ def _one_minus_power(rate: Scalar, count: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(rate, Tensor):
         return -torch.expm1(count.to(dtype) * rate.to(dtype).log())
     return -torch.expm1(count.to(dtype) * (math.log(rate) if rate > 0 else -math.inf))
+
+
+def _check_adam(caller: str, b1: Scalar, b2: Scalar, eps: Scalar) -> None:
+    check_scalar(caller, "b1", b1, least=0, below=1)
+    check_scalar(caller, "b2", b2, least=0, below=1)
+    check_scalar(caller, "eps", eps, least=0)
 
 
 def _check_rate(caller: str, rate: Rate) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from popart_func._checks import Reduction, check_art_options, check_count, check_same_mean, head_names
+from popart_func._checks import Reduction, as_head_names, check_art_options, check_count, check_same_mean
 from popart_func._typing import Integer, Num, Scalar
 from popart_func.models import Params
 from popart_func.target_statistics import (
@@ -107,7 +107,7 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
     tensor([2.])
     """
-    weight, bias = head_names("pop", params, old.shift)
+    weight, bias = as_head_names("pop", params, old.shift)
     if old.shift.shape != new.shift.shape:
         raise ValueError(
             f"pop: `old` and `new` must have the same tasks, got shapes {tuple(old.shift.shape)} and "
@@ -139,7 +139,7 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
     {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
     """
-    weight, bias = head_names("fold", params, state.shift)
+    weight, bias = as_head_names("fold", params, state.shift)
     folded: dict[str, Tensor] = dict(params)
     folded[weight] = params[weight] * state.scale[..., None]
     if bias is None:

@@ -1,14 +1,14 @@
-"""Random numbers without state: the keys of `jax.random`, in plain PyTorch operations.
+"""Random numbers without state: the keys and draws of `jax.random`, to the bit, in plain PyTorch operations.
 
-A key is an int32 tensor ``[2]`` that holds the two 32-bit words of JAX's threefry key (`jax.random.key_data`, which
-calls them uint32). The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`), to the
-bit. Where floats are rounded on the way (`uniform` between other bounds than 0 and 1, `normal`, `categorical`) they are
-what XLA computes on CPUs; on other devices it may differ in the last bits from itself. Inside
-`interop.jax.to_jax_function` XLA computes them, to the bit under `jax.jit`. Everything is a pure function of its key:
-it works under `torch.vmap` (lane *i* is what seed *i* gives alone), under `torch.compile`, in a traced step and on
-every engine.
+A key is an int32 tensor ``[2]``: the two 32-bit words of JAX's threefry key (`jax.random.key_data` has them as uint32).
+The same key gives the same numbers as in JAX 0.5 and newer (`jax_threefry_partitionable`). Draws that round floats
+(`uniform` between other bounds than 0 and 1, `normal`, `categorical`) have the bits that XLA computes on CPUs; XLA on
+another device may differ in the last bits. Inside `interop.jax.to_jax_function` XLA itself computes them.
 
-A key is used once: `split` it, or `fold_in` a counter.
+Every draw is a pure function of its key. It works under `torch.vmap` (lane *i* gets what seed *i* gets alone), under
+`torch.compile`, in a traced step and on every engine.
+
+Use a key once: `split` it, or `fold_in` a counter.
 
 >>> action, noise = split(key(0))
 >>> randint(action, (3,), 0, 10)
@@ -50,7 +50,7 @@ def key(seed: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
     """The key of a seed: `jax.random.key`.
 
     Args:
-        seed: from 0 to 2**64 − 1, or a 0-d integer tensor. From 2**32 on it is JAX's only where JAX has 64 bits.
+        seed: from 0 to 2**64 − 1, or a 0-d integer tensor. From 2**32 on JAX gives the same key only with x64 enabled.
 
     Raises:
         TypeError: not an integer.
@@ -73,10 +73,10 @@ def key(seed: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
 
 
 def split(key: Integer[Tensor, "2"], num: int | Sequence[int] = 2) -> Integer[Tensor, "*num 2"]:
-    """Independent keys from one: `jax.random.split`.
+    """Splits a key into independent keys: `jax.random.split`.
 
     Args:
-        key: not to be used again.
+        key: don't use it again.
         num: how many, or the shape of an array of them.
 
     Returns:
@@ -86,16 +86,16 @@ def split(key: Integer[Tensor, "2"], num: int | Sequence[int] = 2) -> Integer[Te
     torch.Size([3, 2])
     """
     _check_key("split", key)
-    shape = _checked_shape("split", (num,) if isinstance(num, int) else num)
+    shape = _as_shape("split", (num,) if isinstance(num, int) else num)
     return torch.stack(_threefry(key, *_counters(shape, key)), dim=-1)
 
 
 def fold_in(key: Integer[Tensor, "2"], data: int | Integer[Tensor, ""]) -> Integer[Tensor, "2"]:
-    """The key of a counter, such as a step: `jax.random.fold_in`.
+    """A key for each value of a counter, such as a step: `jax.random.fold_in`.
 
     Args:
-        key: stays good for other counters.
-        data: an integer or a 0-d integer tensor; its lower 32 bits count.
+        key: may be used again with other counters.
+        data: an integer or a 0-d integer tensor; only its lower 32 bits are used.
 
     >>> fold_in(key(0), 1)
     tensor([ 928981903, -841280227], dtype=torch.int32)
@@ -116,14 +116,14 @@ def bits(key: Integer[Tensor, "2"], shape: Sequence[int] = ()) -> Integer[Tensor
     tensor([-224768089,  -91998574], dtype=torch.int32)
     """
     _check_key("bits", key)
-    first, second = _threefry(key, *_counters(_checked_shape("bits", shape), key))
+    first, second = _threefry(key, *_counters(_as_shape("bits", shape), key))
     return first ^ second
 
 
 def uniform(
     key: Integer[Tensor, "2"], shape: Sequence[int] = (), minval: Scalar = 0.0, maxval: Scalar = 1.0
 ) -> Float[Tensor, "..."]:
-    """Numbers in ``[minval, maxval)``, multiples of 2⁻²³ of it, float32: `jax.random.uniform`.
+    """Uniform numbers in ``[minval, maxval)``, float32, 2²³ equidistant values: `jax.random.uniform`.
 
     >>> uniform(key(0), (2,))
     tensor([0.9477, 0.9786])
@@ -155,7 +155,7 @@ def randint(
     minval: int | Integer[Tensor, "..."],
     maxval: int | Integer[Tensor, "..."],
 ) -> Integer[Tensor, "..."]:
-    """Integers in ``[minval, maxval)``, int32: `jax.random.randint`. ``minval`` where the range is empty.
+    """Uniform integers in ``[minval, maxval)``, int32: `jax.random.randint`. An empty range gives ``minval``.
 
     Args:
         key: the key.
@@ -167,7 +167,7 @@ def randint(
     tensor([1, 0, 2, 1], dtype=torch.int32)
     """
     _check_key("randint", key)
-    shape = _checked_shape("randint", shape)
+    shape = _as_shape("randint", shape)
     first, second = split(key)
     low, span, power = _range(minval, maxval, shape, key)
     offset = _modulo(bits(first, shape), span) * power + _modulo(bits(second, shape), span)
@@ -200,13 +200,13 @@ def categorical(
 
     Args:
         key: the key.
-        logits: unnormalized log probabilities, float32. Others are drawn in float32, too, where JAX draws in their own
-            dtype, and so something else.
-        axis: along which they belong together.
-        shape: the result's, ending in the shape of ``logits`` without the axis; by default that shape.
+        logits: unnormalized log probabilities, float32. For other dtypes the draw is float32 too, while JAX draws in
+            their dtype and gets other numbers.
+        axis: the axis of the categories.
+        shape: the result's shape. It must end in the shape of ``logits`` without the axis, which is the default.
 
     Raises:
-        ValueError: a shape that does not end so.
+        ValueError: ``shape`` does not end in the shape of ``logits`` without the axis.
 
     >>> categorical(key(0), torch.tensor([0.0, 10.0, 0.0]), shape=(3,))
     tensor([1, 1, 1])
@@ -214,7 +214,7 @@ def categorical(
     _check_key("categorical", key)
     axis = axis if axis < 0 else axis - logits.ndim
     batch = [size for position, size in enumerate(logits.shape) if position != axis + logits.ndim]
-    shape = batch if shape is None else list(_checked_shape("categorical", shape))
+    shape = batch if shape is None else list(_as_shape("categorical", shape))
     if shape[len(shape) - len(batch) :] != batch:
         raise ValueError(f"categorical: `shape` must end in {tuple(batch)}, got {tuple(shape)}.")
     place = len(shape) + 1 + axis
@@ -228,7 +228,7 @@ def permutation(key: Integer[Tensor, "2"], x: int | Num[Tensor, "..."], axis: in
     Args:
         key: the key.
         x: a tensor, or a number n for the integers ``0 .. n − 1`` (int64).
-        axis: along which whole slices are moved.
+        axis: the axis that is permuted; slices move as a whole.
 
     >>> permutation(key(0), 5)
     tensor([0, 1, 4, 3, 2])
@@ -245,7 +245,7 @@ def permutation(key: Integer[Tensor, "2"], x: int | Num[Tensor, "..."], axis: in
 
 
 def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Threefry-2x32 with 20 rounds (Salmon et al., 2011): int32 addition wraps, as uint32's does."""
+    """Threefry-2x32 with 20 rounds (Salmon et al., 2011). Addition of int32 wraps as that of uint32 does."""
     words = key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA
     first, second = first + words[0], second + words[1]
     for group in range(5):
@@ -257,7 +257,7 @@ def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tenso
 
 
 def _counters(shape: Sequence[int], key: Tensor) -> tuple[Tensor, Tensor]:
-    """The position of each element, its upper and its lower 32 bits."""
+    """Each element's position as 64 bits: the upper and the lower 32."""
     low = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device).reshape(tuple(shape))
     return torch.zeros_like(low), low
 
@@ -268,14 +268,14 @@ def _units(words: Tensor) -> Tensor:
 
 
 def _shift_right(words: Tensor, by: int) -> Tensor:
-    """The shift that fills with zeros."""
+    """Logical shift to the right: zeros come in from the left."""
     return (words >> by) & ((1 << (32 - by)) - 1)
 
 
 def _range(minval: Any, maxval: Any, shape: Sequence[int], key: Tensor) -> tuple[Any, Any, Any]:
-    """The least number, how many there are, and 2³² modulo that: what the upper 32 of 64 bits count.
+    """The least number, how many numbers there are (the span), and 2³² modulo the span.
 
-    Numbers where the bounds are, by which engines divide fast.
+    Python numbers where the bounds are Python numbers: engines divide by constants fast.
     """
     low, high = (_bound(name, end) for name, end in (("minval", minval), ("maxval", maxval)))
     if isinstance(low, int) and isinstance(high, int):
@@ -302,12 +302,12 @@ def _modulo_small(words: Tensor, span: Any) -> Tensor:
 
 
 def _modulo_large(words: Tensor, span: Any) -> Tensor:
-    """By 2³¹ and more, which goes into no word twice."""
+    """The remainder for spans of 2³¹ and more: they go into a 32-bit word at most once."""
     return torch.where(_below(words, span), words, words - span)
 
 
 def _below(first: Tensor, second: Any) -> Tensor:
-    """Comparison as unsigned numbers."""
+    """``first < second`` as unsigned numbers."""
     return (first ^ _LEAST) < (second ^ _LEAST)
 
 
@@ -336,7 +336,7 @@ def _check_integers(caller: str, name: str, value: Tensor) -> None:
         raise TypeError(f"{caller}: `{name}` must be integers, got dtype {value.dtype}.")
 
 
-def _checked_shape(caller: str, shape: Sequence[int]) -> tuple[int, ...]:
+def _as_shape(caller: str, shape: Sequence[int]) -> tuple[int, ...]:
     if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in shape):
         raise ValueError(f"{caller}: a shape must be made of integers of at least 0, got {tuple(shape)}.")
     if math.prod(shape) >= 2**31:

@@ -1,10 +1,8 @@
-"""Pytrees of tensors, through optree.
+"""Operations on pytrees of tensors, through optree: stack, unstack, partition, combine, max_difference.
 
-Parameters, states and batches are pytrees: dicts, NamedTuples, tuples and lists of tensors, nested at will. These are
-the few operations on whole trees that the library needs and that optree does not have under one name.
-
-Dict leaves come in sorted order here, as in JAX, while `torch.utils._pytree` keeps the order of insertion. Never zip
-the leaves of one library with the structure of another.
+Parameters, states and batches are pytrees: dicts, NamedTuples, tuples and lists of tensors, nested at will. Dict leaves
+come in sorted order here, as in JAX; `torch.utils._pytree` keeps the order of insertion. Never zip the leaves of one
+library with the structure of another.
 """
 
 from __future__ import annotations
@@ -63,9 +61,9 @@ def unstack(tree: PyTree) -> list[PyTree]:
 
 
 def partition(tree: PyTree, predicate: Callable[[Tensor], bool]) -> tuple[PyTree, PyTree]:
-    """Splits the leaves of a tree in two, with None where the other half holds the leaf.
+    """Splits a tree in two by a predicate on its leaves; each half has None where the other has the leaf.
 
-    `combine` puts the halves together again.
+    `combine` is the inverse.
 
     >>> partition({"w": torch.ones(2), "n": torch.tensor(1)}, torch.is_floating_point)
     ({'w': tensor([1., 1.]), 'n': None}, {'w': None, 'n': tensor(1)})
@@ -76,7 +74,7 @@ def partition(tree: PyTree, predicate: Callable[[Tensor], bool]) -> tuple[PyTree
 
 
 def combine(first: PyTree, second: PyTree) -> PyTree:
-    """Fills each None of one tree with the leaf of the other: the inverse of `partition`.
+    """Merges two trees: each None of one becomes the leaf of the other. The inverse of `partition`.
 
     Raises:
         ValueError: the structures differ, or a place holds a leaf in both trees.

@@ -329,13 +329,13 @@ X = torch.zeros(3, 6, dtype=F64)
         (
             (X, torch.zeros(2), torch.tensor([0, 1])),
             ValueError,
-            r"with indices, targets and indices must have the shape \(3,\).*got \(2,\) and \(2,\)",
+            r"with indices, targets and indices must have the shape of the outputs without.*\(3,\), got \(2,\) and \(2,\)",
         ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_errors(name, batch, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{name}_learner: .*{message}"):
         update(name, batch)
 
 
@@ -344,10 +344,10 @@ def test_errors_of_single_outputs_and_heads():
     with pytest.raises(ValueError, match=r"shape of the outputs, \(3, 1\), got \(3, 3\)"):
         update("sgd", (X, torch.zeros(3, 3)), outputs=1)
     scalar = pf.sgd_learner(lambda params, x: params["w"].sum(), pf.sgd(0.1))
-    with pytest.raises(ValueError, match="`apply` must return outputs of shape"):
+    with pytest.raises(ValueError, match="sgd_learner: `apply` must return outputs of shape"):
         scalar.update(scalar.init({"w": torch.ones(2)}), (X, torch.zeros(3)))
     learner = make_learner("popart", 2, head="value")
-    with pytest.raises(ValueError, match="split: `head` must name a layer"):
+    with pytest.raises(ValueError, match="popart_learner: `head` must name a layer"):
         learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 2)))
     for name in ("popart", "normalized_sgd"):
         learner = make_learner(name, 1, popart=pf.popart(1, 0.1), head="hidden3")
