@@ -104,8 +104,9 @@ class Load:
     def __str__(self) -> str:
         if self.is_whole:
             return self.buffer.name
+        terms = [str(one.value) if one.stride == 1 else f"{one.value} * {one.stride}" for one in self.dynamic]
         place = address(self.layout, index_names(self.shape))
-        return f"{self.buffer.name}[{' + '.join([place, *(f'{one.value} * {one.stride}' for one in self.dynamic)])}]"
+        return f"{self.buffer.name}[{' + '.join(([place] if place != '0' or not terms else []) + terms)}]"
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,13 +50,13 @@ def listing(scan: LaneScan) -> Listing:
     >>> step = lambda total, x: (total + x.square().sum(), total)
     >>> scan = make_lane_scan("scan", step, torch.zeros(3), torch.ones(5, 3, 4))
     >>> print(listing(scan).loops)
-    input in0: float32[1]
-    input in1: float32[4]
+    carry in0: float32[1]
+    x in1: float32[4]
     at each time step:
       t1 = reduce(so_far + value, from 0; i0 < 4; (in1 * in1))
       t2 = (in0 + t1)
       t3 = in0
-    carry in0 <- t2
+    carry in0 <- t2, in place
     output t3
     """
     target = target_of(scan.device)

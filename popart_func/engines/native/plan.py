@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import NamedTuple
 
 from popart_func.engines.native.expressions import Buffer
@@ -31,7 +32,8 @@ class KernelPlan(NamedTuple):
     buffers: list[Buffer]
 
     def __str__(self) -> str:
-        lines = [f"input {buffer}" for buffer in self.program.inputs]
+        kinds = ["carry"] * len(self.program.carry) + ["x"] * self.program.xs
+        lines = [f"{kind} {buffer}" for kind, buffer in zip_longest(kinds, self.program.inputs, fillvalue="input")]
         for head, nests in (("before the time loop:", self.once), ("at each time step:", self.always)):
             if nests:
                 lines += [head, *(f"  {line}" for nest in nests for line in str(nest).split("\n"))]

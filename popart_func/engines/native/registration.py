@@ -47,11 +47,16 @@ def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
         ValueError: PyTorch has no op of this name; tracing replaces it by simpler ones, so that no kernel contains it;
             or the engine has it already and ``replace`` is not given.
 
-    >>> from popart_func.engines import native, scan_lanes
-    >>> native.register_op("erfinv", lambda kernel, out, x: kernel.pointwise("inverse_erf({0})", out.dtype, x))
-    >>> native.register_op("mul", lambda kernel, out, x, y: kernel.pointwise("{0} * {1}", out.dtype, x, y))
-    Traceback (most recent call last):
-    ValueError: register_op: native has the op 'mul' already: pass replace=True to replace it.
+    >>> @torch.library.custom_op("demo::cube", mutates_args=())
+    ... def cube(x: torch.Tensor) -> torch.Tensor:
+    ...     return x**3
+    >>> _ = cube.register_fake(torch.empty_like)
+    >>> register_op("demo::cube", lambda kernel, out, x: kernel.pointwise("{0} * {0} * {0}", out.dtype, x))
+    >>> from popart_func.engines import native
+    >>> from popart_func.engines.lane_scan import make_lane_scan
+    >>> scan = make_lane_scan("scan", lambda c, x: (cube(c) + x, c), torch.ones(2, 5), torch.ones(9, 5))
+    >>> print(native.listing(scan).loops.splitlines()[4])
+        t1 = ((in0 * in0 * in0) + in1)
     """
     global _count
     if not isinstance(name, str):
