@@ -92,7 +92,7 @@ def check_statement(statement: Statement) -> None:
     check_expression(statement.value)
     shape = statement.value.shape
     if isinstance(statement, Reduce | ArgReduce):
-        _rule(bool(shape), "a reduction has an axis to reduce", statement)
+        _rule(bool(shape), "a reduction has an axis to reduce", target)
         _rule(isinstance(statement, Reduce) or shape[-1] > 0, "a best element is one of at least one", statement)
         shape = shape[:-1]
     _rule(target.shape == shape, "the target of a statement has the shape of its value", statement)
@@ -102,6 +102,11 @@ def check_statement(statement: Statement) -> None:
         _rule(1 not in shape, "a pointwise statement has no axes of length 1", statement)
     if not isinstance(statement, Scatter):
         _rule(not target.dynamic, "only a scatter writes to computed places", statement)
+
+
+def _changes(statement: Statement) -> bool:
+    """Whether a statement changes a buffer that others have filled."""
+    return isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites)
 
 
 def check_program(program: Program) -> None:
@@ -123,7 +128,7 @@ def check_program(program: Program) -> None:
             _rule(full, f"a buffer is written before it is read, {load.buffer.name} is not", statement)
         buffer = writes(statement)
         _rule(buffer not in inputs, "no statement writes to an input", statement)
-        if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
+        if _changes(statement):
             _rule(is_full(buffer), f"a buffer is filled before it is changed, {buffer.name} is not", statement)
         else:
             filled[buffer] = filled.get(buffer, 0) + math.prod(statement.target.shape)
@@ -155,19 +160,23 @@ def check_plan(plan: KernelPlan) -> None:
     _check_order(nests)
     for nest in nests:
         computed = {writes(part) for part in nest.statements}
-        for load in (load for part in nest.statements for load in reads(part)):
-            if load.buffer in plan.local:
-                within = load.buffer in computed and load.is_whole and load.shape == nest.shape
-                _rule(within, f"what has no memory is read in its own loop only, {load.buffer.name} is not", nest)
-    memory = {*plan.buffers, *plan.local, *plan.merged, *(part for part in plan.program.inputs if part.uniform)}
+        for load in (load for part in nest.statements for load in reads(part) if load.buffer in plan.local):
+            _rule(load.buffer in computed, f"only its own loop reads {load.buffer.name}, which has no memory", nest)
+    memory = {*plan.buffers, *plan.merged, *(part for part in plan.program.inputs if part.uniform)}
+    outputs = {part for part in (*plan.program.carry, *plan.program.ys) if part is not None}
     touched = {writes(part) for part in scheduled} | {load.buffer for part in scheduled for load in reads(part)}
-    _rule(touched <= memory, "each buffer has memory, or needs none", sorted(part.name for part in touched - memory))
+    missing = (touched - plan.local - memory) | (outputs - memory)
+    _rule(not missing, "each buffer has memory, or needs none", sorted(part.name for part in missing))
     _check_merged(plan)
 
 
 def _check_order(nests: Sequence[LoopNest]) -> None:
-    """Each loop nest comes after all writes to what it reads, save for what it computes at the same index itself."""
-    left = Counter(writes(statement) for nest in nests for statement in nest.statements)  # writes that are to come
+    """Each loop nest comes after all writes to what it reads, save for what it computes at the same index itself.
+
+    A nest that changes a buffer comes after those that fill it.
+    """
+    fills = Counter(writes(part) for nest in nests for part in nest.statements if not _changes(part))
+    left = Counter(writes(part) for nest in nests for part in nest.statements)  # writes that are to come
     for nest in nests:
         here = {writes(statement) for statement in nest.statements}
         done: set[Buffer] = set()
@@ -176,8 +185,12 @@ def _check_order(nests: Sequence[LoopNest]) -> None:
                 own = load.is_whole and load.shape == nest.shape and load.buffer in done
                 known = own if load.buffer in here else not left[load.buffer]
                 _rule(known, f"a loop nest reads what has been written, {load.buffer.name} has not been", nest)
-            done.add(writes(statement))
+            target = writes(statement)
+            ready = not _changes(statement) or not fills[target]
+            _rule(ready, f"a loop nest changes what has been filled, {target.name} has not been", nest)
+            done.add(target)
         left.subtract(writes(statement) for statement in nest.statements)
+        fills.subtract(writes(statement) for statement in nest.statements if not _changes(statement))
 
 
 def _check_merged(plan: KernelPlan) -> None:
