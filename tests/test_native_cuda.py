@@ -313,6 +313,16 @@ TABLES = ("floating_point", "double", "integers", "movement")
 NVCC, NO_NVRTC = shutil.which("nvcc"), why_no_nvrtc()
 
 
+def test_lists_the_source_of_a_device() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "cpu", OnHost(lambda source: pytest.fail("nothing is built"), team=True))
+        shown = native.listing(paper_scan())
+    assert (shown.language, shown.variant) == ("CUDA C++", "on the host, team")
+    assert "run_lanes(const __grid_constant__ Run run)" in shown.source
+    state = paper_scan().carry
+    assert shown.state_bytes == 4 * sum(leaf[0].numel() for leaf in state) == 4 * 517
+
+
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize(
     ("kernel", "team"),

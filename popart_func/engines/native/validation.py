@@ -163,7 +163,7 @@ def check_plan(plan: KernelPlan) -> None:
         for load in (load for part in nest.statements for load in reads(part) if load.buffer in plan.local):
             _rule(load.buffer in computed, f"only its own loop reads {load.buffer.name}, which has no memory", nest)
     memory = {*plan.buffers, *plan.merged, *(part for part in plan.program.inputs if part.uniform)}
-    outputs = {part for part in (*plan.program.carry, *plan.program.ys) if part is not None}
+    outputs = {part for part in (*plan.program.carry, *plan.program.ys) if part is not None and part.numel}
     touched = {writes(part) for part in scheduled} | {load.buffer for part in scheduled for load in reads(part)}
     missing = (touched - plan.local - memory) | (outputs - memory)
     _rule(not missing, "each buffer has memory, or needs none", sorted(part.name for part in missing))
