@@ -14,16 +14,23 @@ from torch import nn
 from popart_func import tree
 from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.native import engine
 from popart_func.engines.native.cpu import target as cpu
 from popart_func.engines.native.cpu.compile import build
 from popart_func.engines.native.expressions import Operation
 from popart_func.engines.native.lower import lower
 from popart_func.engines.native.statements import ArgReduce, Cumulate, Reduce
+from popart_func.engines.native.target import Target
 
 pytestmark = [
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
     pytest.mark.usefixtures("unchecked"),  # thousands of steps in eager
 ]
+
+
+def test_targets_have_one_shape() -> None:
+    assert all(isinstance(target, Target) for target in engine.TARGETS.values())
+    assert set(engine.TARGETS) == {"cpu", "cuda"}
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

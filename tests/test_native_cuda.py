@@ -63,7 +63,7 @@ static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &
 static void atomicOr(int32_t* to, int32_t bits) { *to |= bits; }
 %s
 // One thread after the other; returns how often one wrote where another of its block had, or beyond `size` bytes.
-extern "C" int emulate(const Run* run, unsigned blocks, unsigned threads, unsigned size) {
+extern "C" int emulate(const KernelArguments* run, unsigned blocks, unsigned threads, unsigned size) {
   static unsigned owner[sizeof shared_memory];
   const auto* bytes = (const unsigned char*)shared_memory;
   int collisions = 0;
@@ -318,7 +318,7 @@ def test_lists_the_source_of_a_device() -> None:
         patch.setitem(TARGETS, "cpu", OnHost(lambda source: pytest.fail("nothing is built"), team=True))
         shown = native.listing(paper_scan())
     assert (shown.language, shown.variant) == ("CUDA C++", "on the host, team")
-    assert "run_lanes(const __grid_constant__ Run run)" in shown.source
+    assert "run_lanes(const __grid_constant__ KernelArguments run)" in shown.source
     state = paper_scan().carry
     assert shown.state_bytes == 4 * sum(leaf[0].numel() for leaf in state) == 4 * 517
 
@@ -474,6 +474,6 @@ def test_agrees_for_lanes_of_any_size(width: int) -> None:
 def test_kernels_take_no_type_but_eight_bytes_each() -> None:
     """`pack` relies on it."""
     source = captured(lambda: native.run(paper_scan())).text
-    (members,) = re.findall(r"struct Run \{(.*?)\};", source, re.DOTALL)
+    (members,) = re.findall(r"struct KernelArguments \{(.*?)\};", source, re.DOTALL)
     types = {line.split()[0] for line in members.strip().splitlines()}
     assert types <= {"const", "void*", "int64_t", "int32_t*"}

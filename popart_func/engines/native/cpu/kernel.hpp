@@ -79,7 +79,7 @@ template <int N, class T> static inline void copy_block(T (*to)[L], const T (*fr
 }
 
 // The argument of a kernel.
-struct Run {
+struct KernelArguments {
   const void* const* inputs;      // carry, xs, hparams, constants
   const int64_t* lane_strides;    // of each input, in elements
   const int64_t* time_strides;

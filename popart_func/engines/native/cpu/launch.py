@@ -11,8 +11,8 @@ from popart_func.engines.native.target import KernelArguments, Launch
 __all__ = ["launcher"]
 
 
-class _Run(ctypes.Structure):
-    """`Run` of kernel.hpp."""
+class _KernelArguments(ctypes.Structure):
+    """`KernelArguments` of kernel.hpp."""
 
     _fields_ = [
         ("inputs", ctypes.POINTER(ctypes.c_void_p)),
@@ -29,7 +29,7 @@ def launcher(library: ctypes.CDLL) -> Launch:
 
     def launch(arguments: KernelArguments) -> int:
         inputs, lane_strides, time_strides, outputs, lanes, steps = arguments
-        run = _Run(
+        run = _KernelArguments(
             (ctypes.c_void_p * len(inputs))(*(leaf.data_ptr() for leaf in inputs)),
             (ctypes.c_int64 * len(inputs))(*lane_strides),
             (ctypes.c_int64 * len(inputs))(*time_strides),

@@ -17,13 +17,13 @@ __all__ = ["CpuSource", "cpu_source"]
 SMALL = 32
 """Up to how many numbers of state per lane a block is two registers wide.
 
-With one register, operations wait for each other: a step of two numbers is twice as fast with two. A step of 491 (the
-network 16-10-10-10-10-1) then leaves the first-level cache, and takes 1.5 times as long.
+With one register, operations wait for each other: a step of two numbers is twice as fast with two registers. A step of
+491 numbers (the network 16-10-10-10-10-1) takes 1.5 times as long with two, since it then leaves the first-level cache.
 """
 
 
 class CpuSource(NamedTuple):
-    """A kernel's C++; it exports ``run(const Run*, int threads)``, which returns the bits of errors."""
+    """A kernel's C++; it exports ``run(const KernelArguments*, int threads)``, which returns the bits of errors."""
 
     text: str
 
@@ -31,7 +31,9 @@ class CpuSource(NamedTuple):
 def cpu_source(plan: KernelPlan) -> CpuSource:
     """Writes the source of a kernel."""
     writer = LoopWriter(plan, memory="b.")
-    with writer.block("static void run_block(const Run& run, Block& b, const int64_t first, const int valid)"):
+    with writer.block(
+        "static void run_block(const KernelArguments& run, Block& b, const int64_t first, const int valid)"
+    ):
         write_time_loop(writer, plan)
     floats = [buffer.dtype for buffer in plan.buffers if buffer.dtype.is_floating_point]
     widest = max((dtype.itemsize for dtype in floats), default=4)
@@ -49,7 +51,7 @@ def cpu_source(plan: KernelPlan) -> CpuSource:
 
 
 _ENTRY = """
-extern "C" __attribute__((visibility("default"))) int32_t run(const Run* run, int threads) {
+extern "C" __attribute__((visibility("default"))) int32_t run(const KernelArguments* run, int threads) {
   return for_each_block<Block>(run->lanes, threads, [run](Block& b, int64_t first, int valid) {
     run_block(*run, b, first, valid);
   });

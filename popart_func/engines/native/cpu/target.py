@@ -29,11 +29,11 @@ class CpuTarget:
         return why_no_compiler()
 
     def prepare(self) -> None:
-        """Begins to ask the compiler what it makes of this machine."""
+        """Begins to ask the compiler about this machine; see `ask_compiler`."""
         ask_compiler()
 
     def variant(self, scan: LaneScan) -> str:
-        """The only one."""
+        """A step has one kernel on a CPU, for any number of lanes."""
         return "block"
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CpuSource:

@@ -67,7 +67,10 @@ def lanes_in_teams(device: torch.device) -> int:
 
 
 def pack(arguments: KernelArguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """The kernel's argument, `Run`, all of whose members are eight bytes wide. ``bad`` takes the bits of errors."""
+    """The kernel's argument: the members of its `KernelArguments`, each eight bytes wide.
+
+    ``bad``: takes the bits of errors.
+    """
     members = [
         *(leaf.data_ptr() for leaf in arguments.inputs),
         *arguments.lane_strides,

@@ -58,9 +58,9 @@ class CudaSource(NamedTuple):
     """A kernel for a CUDA device.
 
     Attributes:
-        text: its source, for NVRTC. It defines ``run_lanes``, whose one argument is `Run`: eight bytes for each input's
-            address, lane stride and time stride (in elements), each output's address, lanes, steps and the address of
-            an ``int32_t`` that takes the errors' bits.
+        text: its source, for NVRTC. It defines ``run_lanes``, whose one argument is a `KernelArguments`: eight bytes
+            for each input's address, lane stride and time stride (in elements), each output's address, lanes, steps
+            and the address of an ``int32_t`` that takes the bits of errors.
         threads: of a block: at most, where each runs a lane; exactly, where a block is a team.
         shared: bytes of dynamic shared memory that a block needs.
         checked: whether it may find errors.
@@ -135,8 +135,8 @@ def _team_size(largest: int) -> int:
 
 
 def _kernel(writer: LoopWriter) -> AbstractContextManager[None]:
-    head = 'extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes(const __grid_constant__ Run run)'
-    return writer.block(head)
+    arguments = "const __grid_constant__ KernelArguments run"
+    return writer.block(f'extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes({arguments})')
 
 
 def _place(writer: LoopWriter, buffer: Buffer, kind: str, offset: str) -> None:
@@ -167,7 +167,7 @@ def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, 
 
 
 _RUN = """
-struct Run {
+struct KernelArguments {
   const void* inputs[%d];      // carry, xs, hparams, constants
   int64_t lane_strides[%d];    // of each input, in elements
   int64_t time_strides[%d];

@@ -84,6 +84,7 @@ def _unfold(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, size: int, step
         strides[axis] *= step
         return StridedLayout(out.shape, (*strides, layout.strides[axis]), layout.offset)
 
+    # Stored, since windows overlap: an expression would be computed again for each.
     return kernel.view(kernel.stored(x), view)
 
 
