@@ -11,8 +11,7 @@ from native_scenarios import difference
 from torch import Tensor
 
 from popart_func.engines import native, scan_lanes
-from popart_func.engines.native import register_op
-from popart_func.engines.native.kernel import Kernel, NotLoweredError
+from popart_func.engines.native import Kernel, NotLoweredError, register_op
 from popart_func.engines.native.ops import OPS
 
 pytestmark = [

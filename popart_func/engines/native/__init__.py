@@ -12,8 +12,19 @@ buffers, `make_plan` schedules it, a `Target` writes its source, builds and laun
 
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native.engine import run, why_not
+from popart_func.engines.native.kernel import Kernel, NotLoweredError
 from popart_func.engines.native.listing import Listing, listing
 from popart_func.engines.native.registration import register_op
 from popart_func.engines.native.target import BuildError
 
-__all__ = ["BuildError", "Listing", "UnsupportedError", "listing", "register_op", "run", "why_not"]
+__all__ = [
+    "BuildError",
+    "Kernel",
+    "Listing",
+    "NotLoweredError",
+    "UnsupportedError",
+    "listing",
+    "register_op",
+    "run",
+    "why_not",
+]

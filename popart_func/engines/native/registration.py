@@ -25,14 +25,14 @@ def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
 
     ``lower(kernel, out, *arguments)`` is called while a kernel is built. It receives
 
-    - ``kernel``, a `popart_func.engines.native.kernel.Kernel`, whose methods make expressions: ``kernel.pointwise(c,
+    - ``kernel``, a `popart_func.engines.native.Kernel`, whose methods make expressions: ``kernel.pointwise(c,
       dtype, *operands)`` from a line of C++, ``kernel.reduce``, ``kernel.matmul``, ``kernel.reshape``, ...;
     - ``out``, the shape and dtype of the op's result, a `TensorSpec`; a list of them where there are several results;
     - the op's arguments in its schema's order, defaults filled in. A tensor is an expression with a ``shape`` and a
       ``dtype``, which is *not* broadcast or promoted; numbers, lists and None are what they are.
 
     It returns an expression of the result's shape and dtype, or a list of them. It sees one lane, and no values. It
-    refuses arguments by raising `popart_func.engines.native.kernel.NotLoweredError`.
+    refuses arguments by raising `popart_func.engines.native.NotLoweredError`.
 
     The C++ is compiled for CPUs and CUDA devices alike, and each operand is one number: it can use operators and the
     functions of `arithmetic.hpp` (``maximum``, ``math_sqrt``, ``math_fma``, ``vector_exp``, ``vector_log``, ...).
