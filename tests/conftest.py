@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jaxtyping
@@ -24,6 +25,14 @@ MODULES = [
     if path.stem not in ("__init__", "__main__", "inductor")
 ]
 jaxtyping.install_import_hook(MODULES, "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def checked_stages() -> None:
+    """The native engine checks its representation between stages."""
+    from popart_func.engines.native import validation  # not before the hook is installed
+
+    validation.ENABLED = True
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +55,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Without jaxtyping: for the library's own messages where a type is wrong, and for long loops."""
+    jaxtyped = jaxtyping.jaxtyped
+
+    def plain(*, typechecker: Any) -> Callable[[Any], Any]:
+        """Leaves functions made within functions alone: a learner built in each of 200 steps has many of them."""
+        decorate = jaxtyped(typechecker=typechecker)
+        return lambda part: part if "<locals>" in part.__qualname__ else decorate(part)
+
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping, "jaxtyped", plain)
+        yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

@@ -10,7 +10,7 @@ import optree
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from test_native_ops import INTEGER, TAME, all_floating_point, movement, special
+from op_cases import INTEGER, TAME, all_floating_point, movement, special
 from torch import Tensor
 from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel

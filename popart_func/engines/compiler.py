@@ -1,4 +1,4 @@
-"""The C++ compiler of the machine, which two engines need."""
+"""Finds the C++ compiler of this machine, which the engines native and inductor need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def compiler() -> tuple[str, ...] | None:
 
 @functools.cache
 def _find(asked: str | None, path: str | None) -> tuple[str, ...]:
-    """What is found is kept, for looking takes as long as a short run; what is not may be installed at any time."""
+    """Finds the compiler once, since searching takes as long as a short run.
+
+    A miss raises, so that it is not cached: a compiler may be installed at any time.
+    """
     for command in map(shlex.split, [asked] if asked else ["g++", "clang++"]):
         program = shutil.which(command[0], path=path) if command else None
         if program is not None:

@@ -1,5 +1,5 @@
-// Arithmetic with PyTorch's meaning, on the CPU and on CUDA devices alike, without a header of the standard library.
-// cpu.hpp or cuda.hpp comes before it, with INLINE, INF, NOT_A_NUMBER, the vector functions and perhaps FUSED.
+// Arithmetic as PyTorch defines it, for CPUs and CUDA devices alike. It includes no header of the standard library.
+// The target's kernel.hpp precedes it and defines INLINE, INF, NOT_A_NUMBER, the vector functions and perhaps FUSED.
 
 enum : int32_t { BAD_INDEX = 1, BAD_DIVISOR = 2 };
 
@@ -9,9 +9,9 @@ template <> constexpr bool IS_FLOAT<double> = true;
 template <class T> constexpr bool IS_BOOL = false;
 template <> constexpr bool IS_BOOL<bool> = true;
 template <class T> struct Itself { using Type = T; };
-template <class T> using Same = typename Itself<T>::Type;  // an operand that follows the other's type
+template <class T> using Same = typename Itself<T>::Type;  // an operand that takes the type of another one
 
-// The C functions, of both widths.
+// The functions of the C library, for floats and doubles.
 #define MATH_1(name)                                              \
   INLINE float math_##name(float x) { return name##f(x); }        \
   INLINE double math_##name(double x) { return name(x); }
@@ -34,7 +34,7 @@ template <class T> INLINE T lowest_of() {
   else return T(0);
 }
 
-// NaN wins.
+// Maxima and minima: if either operand is NaN, so is the result, except where the name says "skipping".
 template <class T> INLINE T maximum(T a, Same<T> b) { return (a > b) | (a != a) ? a : b; }
 template <class T> INLINE T minimum(T a, Same<T> b) { return (a < b) | (a != a) ? a : b; }
 template <class T> INLINE T skipping_maximum(T a, Same<T> b) { return (a >= b) | (b != b) ? a : b; }
@@ -71,7 +71,7 @@ ROUNDING(round_ceil, math_ceil)
 ROUNDING(round_trunc, math_trunc)
 ROUNDING(round_even, math_nearbyint)
 
-// A shift beyond the width gives 0, or the sign.
+// A shift by more than the width gives 0, or the sign bit everywhere.
 template <class T> INLINE T shift_left(T a, T by) {
   constexpr T width = sizeof(T) * 8;
   return (by < 0) | (by >= width) ? T(0) : T(a << (by & (width - 1)));
@@ -81,7 +81,7 @@ template <class T> INLINE T shift_right(T a, T by) {
   return T(a >> ((by < 0) | (by >= width) ? T(width - 1) : by));
 }
 
-// Integer division raises in PyTorch for a divisor of 0; here it raises when the run is over.
+// PyTorch raises for an integer divisor of 0. A kernel notes it in `bad` and goes on with 1; the engine raises later.
 template <class T> INLINE T checked_divisor(T b, int32_t& bad) {
   bad |= b == 0 ? int32_t(BAD_DIVISOR) : 0;
   return b == 0 ? T(1) : b;
@@ -141,7 +141,7 @@ template <class T> INLINE T multiply_add(T a, Same<T> b, Same<T> c) {
   return T(c + T(a * b));
 }
 
-// An index, and a note where it lies outside.
+// An index; one out of range is noted in `bad` and replaced by 0, so that no foreign memory is touched.
 INLINE int64_t checked_index(int64_t index, int64_t size, bool wraps, int32_t& bad) {
   index = wraps & (index < 0) ? index + size : index;
   bool outside = (index < 0) | (index >= size);

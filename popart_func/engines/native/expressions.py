@@ -1,7 +1,8 @@
-"""What a step is lowered to: pointwise expressions over strided buffers.
+"""Expressions: the values of a lowered step, computed element by element from strided buffers.
 
-An expression has a shape and a dtype, and a value at each index of its shape. Its leaves are strided, so that every
-view (permute, expand, slice, ...) only rewrites strides, however deep the expression below it is.
+An expression has a shape and a dtype, and a value at each index of its shape. Only its leaves have strides, so that a
+view (permute, expand, slice, ...) rewrites the leaves' strides, however deep the expression above them is. Printed, an
+expression reads like C++ with ``i0``, ``i1``, ... for the index.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
+
+from popart_func.engines.native.layouts import Shape, StridedLayout, address, contiguous_strides
 
 __all__ = [
     "Buffer",
@@ -19,36 +21,18 @@ __all__ = [
     "DynamicIndex",
     "Expr",
     "Iota",
-    "Layout",
     "Load",
-    "NotViewableError",
-    "Op",
-    "Shape",
+    "Operation",
     "broadcast_shape",
-    "contiguous_strides",
+    "index_names",
     "leaves",
-    "reshape_layout",
     "viewed",
 ]
-
-Shape = tuple[int, ...]
-
-
-class NotViewableError(Exception):
-    """Strides can't express the view: the expression must be stored first."""
-
-
-class Layout(NamedTuple):
-    """Where the element at an index lies: at ``offset + Σ index · stride``."""
-
-    shape: Shape
-    strides: tuple[int, ...]
-    offset: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Memory of one lane block, or of all lanes alike.
+    """Memory for one array, in each lane or shared by all lanes.
 
     Attributes:
         name: in the emitted code.
@@ -62,10 +46,22 @@ class Buffer:
     numel: int
     uniform: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes per lane, or of all lanes where they share it."""
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        shared = ", shared by all lanes" if self.uniform else ""
+        return f"{self.name}: {_name(self.dtype)}[{self.numel}]{shared}"
+
 
 @dataclass(frozen=True, eq=False)
 class DynamicIndex:
-    """A computed index: it adds ``value · stride``, and must lie in ``[0, size)``, or from ``-size`` on if it wraps."""
+    """An index that is computed at run time.
+
+    It adds ``value · stride`` to the place. The value must lie in ``[0, size)``; if ``wraps``, in ``[-size, size)``.
+    """
 
     value: Expr
     stride: int
@@ -75,25 +71,25 @@ class DynamicIndex:
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Reads (or, as a target, names) elements of a buffer."""
+    """Elements of a buffer, read; as the target of a statement, written."""
 
     buffer: Buffer
-    layout: Layout
+    layout: StridedLayout
     dynamic: tuple[DynamicIndex, ...] = ()
 
     @property
     def shape(self) -> Shape:
-        """Its shape."""
+        """The shape of what is read."""
         return self.layout.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its dtype."""
+        """The dtype of the buffer."""
         return self.buffer.dtype
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of the buffer, in order."""
+        """Whether it reads the whole buffer, in order."""
         shape, strides, offset = self.layout
         return (
             not self.dynamic
@@ -105,39 +101,52 @@ class Load:
             )
         )
 
+    def __str__(self) -> str:
+        if self.is_whole:
+            return self.buffer.name
+        terms = [str(one.value) if one.stride == 1 else f"{one.value} * {one.stride}" for one in self.dynamic]
+        place = address(self.layout, index_names(self.shape))
+        return f"{self.buffer.name}[{' + '.join(([place] if place != '0' or not terms else []) + terms)}]"
+
 
 @dataclass(frozen=True, eq=False)
 class Const:
-    """One number, everywhere."""
+    """The same number at each index."""
 
     value: float | int | bool
     dtype: torch.dtype
     shape: Shape = ()
 
+    def __str__(self) -> str:
+        return str(self.value)
+
 
 @dataclass(frozen=True, eq=False)
 class Iota:
-    """The integer ``offset + Σ index · stride``."""
+    """The integer ``offset + Σ index · stride``: what counts along axes."""
 
-    layout: Layout
+    layout: StridedLayout
     dtype: torch.dtype = torch.int64
 
     @property
     def shape(self) -> Shape:
-        """Its shape."""
+        """The shape of the layout."""
         return self.layout.shape
+
+    def __str__(self) -> str:
+        return f"({address(self.layout, index_names(self.shape))})"
 
 
 @dataclass(frozen=True, eq=False)
-class Op:
-    """A C++ expression of operands of the same shape.
+class Operation:
+    """A C++ expression of operands that have the same shape.
 
     Attributes:
-        template: with ``{0}``, ``{1}``, ... for the operands.
+        template: C++, with ``{0}``, ``{1}``, ... for the operands.
         operands: expressions.
         dtype: of the result, to which the C++ expression is cast.
         shape: of the result and of the operands.
-        depth: how many operations stand on each other.
+        depth: how many operations stand on each other, this one included.
     """
 
     template: str
@@ -146,12 +155,22 @@ class Op:
     shape: Shape
     depth: int = 0
 
+    def __str__(self) -> str:
+        if self.template == "{0}":
+            return f"{_name(self.dtype)}({self.operands[0]})"
+        return f"({self.template.replace(', BAD', '').format(*self.operands)})"
 
-Expr = Load | Const | Iota | Op
+
+Expr = Load | Const | Iota | Operation
+
+
+def index_names(shape: Sequence[int]) -> list[str]:
+    """The name of the index along each axis: ``i0``, ``i1``, ..."""
+    return [f"i{axis}" for axis in range(len(shape))]
 
 
 def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
-    """What shapes that fit come to: `torch.broadcast_shapes`, which imports sympy.
+    """The shape that compatible shapes broadcast to: `torch.broadcast_shapes`, which imports sympy.
 
     >>> broadcast_shape([(2, 1), (3,)])
     (2, 3)
@@ -161,23 +180,9 @@ def broadcast_shape(shapes: Sequence[Shape]) -> Shape:
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True))
 
 
-def contiguous_strides(shape: Shape) -> tuple[int, ...]:
-    """Row-major strides.
-
-    >>> contiguous_strides((2, 3))
-    (3, 1)
-    """
-    strides = []
-    size = 1
-    for length in reversed(shape):
-        strides.append(size)
-        size *= length
-    return tuple(reversed(strides))
-
-
 def leaves(expr: Expr) -> Iterator[Load | Const | Iota]:
-    """All that an expression reads, index expressions included."""
-    if isinstance(expr, Op):
+    """All leaves of an expression, those of computed indices included."""
+    if isinstance(expr, Operation):
         for operand in expr.operands:
             yield from leaves(operand)
     else:
@@ -187,17 +192,17 @@ def leaves(expr: Expr) -> Iterator[Load | Const | Iota]:
                 yield from leaves(index.value)
 
 
-def viewed(expr: Expr, view: Callable[[Layout], Layout]) -> Expr:
+def viewed(expr: Expr, view: Callable[[StridedLayout], StridedLayout]) -> Expr:
     """The expression seen through a view, a function on layouts.
 
     Raises:
         NotViewableError: the view raised it for a leaf.
     """
-    if isinstance(expr, Op):
+    if isinstance(expr, Operation):
         operands = tuple(viewed(operand, view) for operand in expr.operands)
-        return replace(expr, operands=operands, shape=view(_flat_layout(expr.shape)).shape)
+        return replace(expr, operands=operands, shape=view(_flat(expr.shape)).shape)
     if isinstance(expr, Const):
-        return replace(expr, shape=view(_flat_layout(expr.shape)).shape)
+        return replace(expr, shape=view(_flat(expr.shape)).shape)
     layout = view(expr.layout)
     if isinstance(expr, Load):
         dynamic = tuple(replace(index, value=viewed(index.value, view)) for index in expr.dynamic)
@@ -205,36 +210,10 @@ def viewed(expr: Expr, view: Callable[[Layout], Layout]) -> Expr:
     return replace(expr, layout=layout)
 
 
-def reshape_layout(layout: Layout, shape: Shape) -> Layout:
-    """The layout with another shape of as many elements.
-
-    Raises:
-        NotViewableError: no strides do it.
-    """
-    if math.prod(shape) == 0:
-        return Layout(shape, contiguous_strides(shape), layout.offset)
-    runs: list[tuple[int, int]] = []  # what is contiguous in itself: (size, stride of its last axis)
-    for size, stride in zip(layout.shape, layout.strides, strict=True):
-        if size == 1:
-            continue
-        if runs and runs[-1][1] == size * stride:
-            runs[-1] = (runs[-1][0] * size, stride)
-        else:
-            runs.append((size, stride))
-    strides = [0] * len(shape)
-    left, stride = 1, 0
-    for axis in reversed(range(len(shape))):
-        if shape[axis] == 1:
-            continue
-        if left == 1:
-            left, stride = runs.pop()
-        if left % shape[axis]:
-            raise NotViewableError
-        strides[axis] = stride
-        left //= shape[axis]
-        stride *= shape[axis]
-    return Layout(shape, tuple(strides), layout.offset)
+def _flat(shape: Shape) -> StridedLayout:
+    """A layout that any view can be applied to, for what has a shape but no strides."""
+    return StridedLayout(shape, (0,) * len(shape))
 
 
-def _flat_layout(shape: Shape) -> Layout:
-    return Layout(shape, (0,) * len(shape))
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,82 +1,106 @@
-"""Which loops there are, which statements share one, and which values may be written where they came from."""
+"""The schedule: which loop nests a step has, which statements share one, and which buffers may share memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from popart_func.engines.native.expressions import Buffer, Load, Shape, leaves
+from popart_func.engines.native.expressions import Buffer, Load, index_names, leaves
+from popart_func.engines.native.layouts import Shape
 from popart_func.engines.native.statements import Pointwise, Scatter, Statement, reads, writes
 
-__all__ = ["Group", "in_place", "invariant", "schedule"]
+__all__ = ["LoopNest", "in_place", "invariant", "schedule", "stay_in_registers"]
 
 
 @dataclass
-class Group:
-    """Statements in one loop nest: pointwise ones of one shape, or a single other one."""
+class LoopNest:
+    """Statements in one loop nest: pointwise ones that have the same shape, or a single statement of another kind.
+
+    Attributes:
+        shape: of the loops; None where the nest has a single statement, which brings its own loops.
+        statements: in the order in which they run.
+    """
 
     shape: Shape | None
     statements: list[Statement] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        lines = [str(statement) for statement in self.statements]
+        if not self.shape:
+            return "\n".join(lines)
+        head = ", ".join(f"{name} < {size}" for name, size in zip(index_names(self.shape), self.shape, strict=True))
+        return "\n".join([f"for {head}:", *(f"  {line}" for line in lines)])
 
-def schedule(statements: Iterable[Statement]) -> list[Group]:
-    """Merges loops. A statement joins the last group of its shape that comes after all that it reads.
 
-    Within a group it may read what the group has just computed at the same index: that stays in a register.
+def schedule(statements: Iterable[Statement]) -> list[LoopNest]:
+    """Merges loops: a pointwise statement joins the last nest of its shape in which all that it reads is known.
+
+    A statement that joins an earlier nest overtakes the statements between. That is sound, because a statement only
+    goes to nests that come after, or compute, everything it reads. A value that its own nest has just computed at the
+    same index is never loaded: it is still in a register.
     """
-    groups: list[Group] = []
-    written: dict[Buffer, int] = {}
+    nests: list[LoopNest] = []
+    written: dict[Buffer, int] = {}  # the last nest that writes to a buffer
     for statement in statements:
-        earliest = 0
+        earliest = 0  # the first nest that the statement may be in
         indices = _index_loads(statement)
         for load in reads(statement):
             if load.buffer in written:
-                group = written[load.buffer]
-                fits = load not in indices and _same_index(groups[group], statement, load)
-                earliest = max(earliest, group if fits else group + 1)
+                nest = written[load.buffer]
+                fits = load not in indices and _same_index(nests[nest], statement, load)
+                earliest = max(earliest, nest if fits else nest + 1)
+        # What changes a buffer must come after the statement that filled it: the two visit its elements in different
+        # orders, so they can't share a loop.
         if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
             earliest = max(earliest, written[writes(statement)] + 1)
+        # Only pointwise loops are merged. The last fitting nest, not the first: its operands were computed most
+        # recently, so they are most likely to be in registers or in cache.
         shape = statement.target.shape if isinstance(statement, Pointwise) else None
-        fitting = [
-            index for index in range(earliest, len(groups)) if shape is not None and groups[index].shape == shape
-        ]
+        fitting = [index for index in range(earliest, len(nests)) if shape is not None and nests[index].shape == shape]
         if fitting:
             index = fitting[-1]
         else:
-            index = len(groups)
-            groups.append(Group(shape))
-        groups[index].statements.append(statement)
+            index = len(nests)
+            nests.append(LoopNest(shape))
+        nests[index].statements.append(statement)
+        # Several statements may fill one buffer piece by piece (`cat`); readers must wait for the last of them.
         written[writes(statement)] = max(index, written.get(writes(statement), 0))
-    return groups
+    return nests
 
 
 def _index_loads(statement: Statement) -> set[Load]:
-    """What a statement computes indices from: that comes from a loop of its own.
+    """The loads from which a statement computes indices: their buffers are filled in an earlier loop nest.
 
-    GCC 12 miscompiles a vectorized loop that makes an index out of a bool and looks it up where there is no lane axis.
+    GCC 12 miscompiles a vectorized loop that turns a bool into an index and looks it up in a table without a lane axis.
     """
     values = (index.value for load in reads(statement) for index in load.dynamic)
     return {leaf for value in values for leaf in leaves(value) if isinstance(leaf, Load)}
 
 
-def _same_index(group: Group, statement: Statement, load: Load) -> bool:
-    """Whether a statement could read what a group computes at the very index at which it is computed."""
+def _same_index(nest: LoopNest, statement: Statement, load: Load) -> bool:
+    """Whether a statement, put into a nest, would read an element in the very round of the loops that computes it.
+
+    It must read the whole buffer in order, with the shape of the loops, and so must all writes to it in the nest: a
+    read through a view (`flip`, `expand`) would need an element of a round that is over, or has not begun.
+    """
     return (
         isinstance(statement, Pointwise)
         and load.is_whole
-        and load.shape == statement.target.shape == group.shape
-        and all(other.target.is_whole for other in group.statements if writes(other) is load.buffer)
+        and load.shape == statement.target.shape == nest.shape
+        and all(other.target.is_whole for other in nest.statements if writes(other) is load.buffer)
     )
 
 
 def invariant(statements: Sequence[Statement], moving: Iterable[Buffer]) -> set[Buffer]:
-    """The buffers that are the same at every time step.
+    """The buffers that are the same at every time step, so that they are computed once, before the time loop.
 
     Args:
         statements: of a step.
-        moving: the inputs that change: carry and xs.
+        moving: the inputs that change from step to step: carry and xs.
     """
     changing = set(moving)
+    # Repeated until nothing is added: a buffer may be filled by several statements, and a later one that depends on
+    # the time makes it changing for the statements between as well.
     while True:
         more = {
             writes(statement) for statement in statements if any(load.buffer in changing for load in reads(statement))
@@ -86,34 +110,54 @@ def invariant(statements: Sequence[Statement], moving: Iterable[Buffer]) -> set[
         changing |= more
 
 
-def in_place(groups: Sequence[Group], old: Sequence[Buffer], new: Sequence[Buffer | None]) -> dict[Buffer, Buffer]:
-    """Which new carry can be written over the old one: no one reads the old after the new has been written.
+def in_place(nests: Sequence[LoopNest], old: Sequence[Buffer], new: Sequence[Buffer | None]) -> dict[Buffer, Buffer]:
+    """Which leaves of the new carry can be written over the old ones, so that no copy is needed after a step.
+
+    That is right if nothing reads the old leaf after the new one has been written. Within the nest that writes it, a
+    round of the loops loads everything before it stores anything; so that nest may read the old leaf, but only at the
+    index that it writes. Other indices may have been written by earlier rounds: ``c.flip(0) + x`` is not in place.
 
     Args:
-        groups: of a step, without what is invariant.
-        old: the carry's buffers.
-        new: what becomes of each; None for one that stays.
+        nests: of a step, without those that run before the time loop.
+        old: the buffers of the carry.
+        new: the buffer that becomes each of them; None for a leaf that stays as it is.
 
     Returns:
-        From the new buffer to the old, where it may be; the others have to be copied at the end of a step.
+        new buffer -> the old one whose memory it takes. The others must be copied at the end of a step.
     """
     first_write: dict[Buffer, int] = {}
-    for index, group in enumerate(groups):
-        for statement in group.statements:
+    for index, nest in enumerate(nests):
+        for statement in nest.statements:
             first_write.setdefault(writes(statement), index)
     merged: dict[Buffer, Buffer] = {}
     for before, after in zip(old, new, strict=True):
+        # A buffer that no nest writes is an input or is computed before the time loop; one that is merged already
+        # stands for two leaves of the carry and can lie in one place only.
         if after is None or after not in first_write or after in merged:
             continue
         first = first_write[after]
-        writers = [statement for statement in groups[first].statements if writes(statement) is after]
+        writers = [statement for statement in nests[first].statements if writes(statement) is after]
         late = (
             load
-            for index, group in enumerate(groups[first:], start=first)
-            for statement in group.statements
+            for index, nest in enumerate(nests[first:], start=first)
+            for statement in nest.statements
             for load in reads(statement)
-            if load.buffer is before and not (index == first and _same_index(group, statement, load))
+            if load.buffer is before and not (index == first and _same_index(nest, statement, load))
         )
+        # A new leaf that is filled piece by piece reads the old one at shifted places (`cat([c[1:], x])`).
         if all(writer.target.is_whole for writer in writers) and not any(late):
             merged[after] = before
     return merged
+
+
+def stay_in_registers(nests: Sequence[LoopNest]) -> set[Buffer]:
+    """The buffers that only their own nest reads: their values need no memory."""
+    where = {writes(statement): nest for nest in nests if nest.shape is not None for statement in nest.statements}
+    elsewhere = {
+        load.buffer
+        for nest in nests
+        for statement in nest.statements
+        for load in reads(statement)
+        if where.get(load.buffer) is not nest
+    }
+    return where.keys() - elsewhere

@@ -1,25 +1,43 @@
-"""What fills buffers: the statements of a step, in the order in which they may run."""
+"""Statements fill buffers; a program is a lowered step: statements that are not scheduled yet.
+
+Printed, a statement is one line.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from popart_func.engines.native.expressions import Buffer, Expr, Load, leaves
+from popart_func.engines.native.expressions import Buffer, Expr, Load, index_names, leaves
 
-__all__ = ["ArgReduce", "MatMul", "Pointwise", "Reduce", "Scan", "Scatter", "Statement", "reads", "writes"]
+__all__ = [
+    "ArgReduce",
+    "Cumulate",
+    "MatMul",
+    "Pointwise",
+    "Program",
+    "Reduce",
+    "Scatter",
+    "Statement",
+    "reads",
+    "writes",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Pointwise:
-    """``target[i] = value[i]``. Axes of length 1 are gone, so that loops of the same shape can be merged.
+    """``target[i] = value[i]``. Axes of length 1 are dropped, so that loops of the same shape can be merged.
 
-    ``overwrites``: the target's buffer has been written before, and some of it is to change.
+    ``overwrites``: an earlier statement has filled the buffer, and this one changes some or all of it.
     """
 
     target: Load
     value: Expr
     overwrites: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.target} = {self.value}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +49,10 @@ class Reduce:
     start: str
     combine: str
 
+    def __str__(self) -> str:
+        by = f"{self.combine.format('so_far', 'value')}, from {self.start}"
+        return f"{self.target} = reduce({by}; {_range(self.value)}; {self.value})"
+
 
 @dataclass(frozen=True, eq=False)
 class ArgReduce:
@@ -40,14 +62,21 @@ class ArgReduce:
     value: Expr
     better: str
 
+    def __str__(self) -> str:
+        by = self.better.format("value", "best")
+        return f"{self.target} = position of the first best({by}; {_range(self.value)}; {self.value})"
+
 
 @dataclass(frozen=True, eq=False)
-class Scan:
-    """``target[i, r] = combine(target[i, r - 1], value[i, r])`` along the last axis."""
+class Cumulate:
+    """``target[i, r] = combine(target[i, r - 1], value[i, r])`` along the last axis: `cumsum` and the like."""
 
     target: Load
     value: Expr
     combine: str
+
+    def __str__(self) -> str:
+        return f"{self.target} = cumulate({self.combine.format('so_far', 'value')}; {_range(self.value)}; {self.value})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +87,9 @@ class Scatter:
     value: Expr
     combine: str
 
+    def __str__(self) -> str:
+        return f"{self.target} = {self.combine.format(self.target, self.value)}, one after the other"
+
 
 @dataclass(frozen=True, eq=False)
 class MatMul:
@@ -67,12 +99,38 @@ class MatMul:
     left: Load
     right: Load
 
+    def __str__(self) -> str:
+        return f"{self.target} = {_with_shape(self.left)} @ {_with_shape(self.right)}"
 
-Statement = Pointwise | Reduce | ArgReduce | Scan | Scatter | MatMul
+
+Statement = Pointwise | Reduce | ArgReduce | Cumulate | Scatter | MatMul
+
+
+class Program(NamedTuple):
+    """A lowered step.
+
+    Attributes:
+        inputs: a buffer for each input of the step and each constant: carry, xs, hyper-parameters, constants.
+        xs: how many inputs are xs; they follow the carry.
+        statements: in an order in which they may run.
+        carry: the buffer that each leaf of the carry becomes; None for a leaf that stays as it is.
+        ys: the buffers of the other outputs.
+    """
+
+    inputs: tuple[Buffer, ...]
+    xs: int
+    statements: tuple[Statement, ...]
+    carry: tuple[Buffer | None, ...]
+    ys: tuple[Buffer, ...]
+
+    @property
+    def moving(self) -> tuple[Buffer, ...]:
+        """The inputs that change from step to step: carry and xs."""
+        return self.inputs[: len(self.carry) + self.xs]
 
 
 def reads(statement: Statement) -> Iterator[Load]:
-    """All loads of a statement."""
+    """All loads of a statement, those of computed indices included."""
     values: tuple[Expr, ...]
     if isinstance(statement, MatMul):
         values = statement.left, statement.right
@@ -83,5 +141,14 @@ def reads(statement: Statement) -> Iterator[Load]:
 
 
 def writes(statement: Statement) -> Buffer:
-    """The buffer that a statement fills."""
+    """The buffer that a statement fills or changes."""
     return statement.target.buffer
+
+
+def _range(value: Expr) -> str:
+    """The loop along the last axis."""
+    return f"{index_names(value.shape)[-1]} < {value.shape[-1]}"
+
+
+def _with_shape(load: Load) -> str:
+    return f"{load}{list(load.shape)}"

@@ -1,4 +1,4 @@
-"""C++ source to a loaded kernel, through the system's compiler and a cache on disk."""
+"""C++ source to a loaded kernel, through the system's compiler and the cache on disk."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import functools
 import hashlib
 import os
 import platform
-import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from popart_func.engines.compiler import compiler, why_no_compiler
-from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.native.cache import cache_directory, cache_key, keep_source
+from popart_func.engines.native.target import BuildError
 
-__all__ = ["BuildError", "ask_compiler", "build", "cache_directory", "why_not_here"]
+__all__ = ["ask_compiler", "build"]
 
 FLAGS = (
     "-std=c++17",
@@ -34,18 +33,7 @@ FLAGS = (
     "-fPIC",
     "-pthread",
 )
-"""IEEE arithmetic: no re-association, no contraction. What is given up are error codes and flags that no one reads."""
-
-
-class BuildError(UnsupportedError):
-    """The C++ compiler refused a kernel: a bug here, or a compiler that is too old."""
-
-
-def why_not_here() -> str | None:
-    """Why no kernel can be built here, or None."""
-    if sys.platform == "win32":
-        return "it needs a C++ compiler with GCC's command line, which Windows lacks."
-    return why_no_compiler()
+"""IEEE arithmetic: no re-association, no contraction. Only error codes and flags that nothing reads are given up."""
 
 
 def build(source: str) -> ctypes.CDLL:
@@ -55,21 +43,20 @@ def build(source: str) -> ctypes.CDLL:
         BuildError: the compiler refused it, or the cache can't be written to.
     """
     command = [*_command(), *FLAGS]
-    parts = (*command, ask_compiler()(), source)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    library = cache_directory() / f"{key}.so"
+    library = cache_directory() / f"{cache_key((*command, ask_compiler()(), source))}.so"
     if not _is_whole(library):
         _compile(command, source, library)
+    keep_source(library.with_suffix(".cpp"), source)
     try:
         kernel = ctypes.CDLL(str(library))
-        kernel.run  # noqa: B018  # it has what is called
+        kernel.run  # noqa: B018  # raises if the kernel lacks its entry
     except (OSError, AttributeError) as error:
         raise BuildError(f"native: {command[0]} made a kernel that can't be loaded: {error}") from error
     return kernel
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether a kernel on disk is what was written: a damaged one would take the process with it."""
+    """Whether a kernel on disk is what was written: loading a damaged one would end the process."""
     try:
         return library.with_suffix(".sha256").read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
     except (OSError, UnicodeDecodeError):
@@ -97,37 +84,6 @@ def _compile_in(directory: Path, command: list[str], source: str, library: Path)
     os.replace(digest, library.with_suffix(".sha256"))
 
 
-def cache_directory() -> Path:
-    """Where kernels are kept: ``$POPART_FUNC_CACHE``, else the user's cache directory. Only the user may write there.
-
-    Without a home that can be written to it is a directory of the user's own in the temporary one.
-
-    Raises:
-        BuildError: ``$POPART_FUNC_CACHE`` can't be a directory.
-        PermissionError: it belongs to someone else, or others may write to it: a kernel in it could be theirs.
-    """
-    given = os.environ.get("POPART_FUNC_CACHE")
-    directory = Path(given or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if not given:
-        directory /= "popart_func"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        if given:
-            raise BuildError(
-                f"native: POPART_FUNC_CACHE must name a directory that can be made, got {given}: {error.strerror}."
-            ) from error
-        directory = Path(tempfile.gettempdir()) / f"popart_func-{os.getuid()}"
-        directory.mkdir(mode=0o700, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(
-            f"native: the cache {directory} must belong to you, and only you may write to it: "
-            f"run `chmod go-w {directory}`, or set POPART_FUNC_CACHE to another directory."
-        )
-    return directory
-
-
 def _command() -> tuple[str, ...]:
     found = compiler()
     if found is None:
@@ -138,9 +94,10 @@ def _command() -> tuple[str, ...]:
 
 
 def ask_compiler() -> Callable[[], str]:
-    """Begins to ask the compiler for its version and for what ``-march=native`` means here.
+    """Begins to ask the compiler for its version and for what ``-march=native`` means here; call the result to wait.
 
-    It takes as long as tracing a small step, which can be done meanwhile. A cache may be shared by unlike machines.
+    The answer is a part of the kernel's name, since unlike machines may share a cache. Asking takes as long as tracing
+    a small step, so both can be done at once.
     """
     return _asked(_command())
 

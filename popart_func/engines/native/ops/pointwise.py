@@ -1,36 +1,21 @@
-"""The ops that compute each element by itself: one line of C++ each, or a small function.
+"""Ops that compute each element by itself: one line of C++ each, or a small function.
 
-Templates are C++; the functions in them are `arithmetic.hpp`'s. `ops` says how an op is called.
+Templates are C++; the functions in them come from `arithmetic.hpp` and the target's own header.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from popart_func.engines.native.expressions import Const, Expr, Iota, Layout
+from popart_func.engines.native.expressions import Const, Expr
+from popart_func.engines.native.kernel import Kernel, Lowering
 from popart_func.engines.tracing.step_graph import TensorSpec
 
-if TYPE_CHECKING:
-    from popart_func.engines.native.lower import Kernel
+__all__ = ["POINTWISE"]
 
-__all__ = ["C_TYPES", "POINTWISE", "operand"]
-
-C_TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-    torch.uint8: "uint8_t",
-    torch.bool: "bool",
-}
-"""The dtypes that the engine has, and what they are in C++."""
-
-# Operands are cast to the result's dtype.
+# Operands are cast to the result's dtype. BAD stands for the lane's error bits, where what went wrong is noted.
 ARITHMETIC = {
     "mul": "{0} * {1}",
     "maximum": "maximum({0}, {1})",
@@ -102,56 +87,42 @@ COMPARISONS = {
 }
 
 
-def operand(kernel: Kernel, value: Any, dtype: torch.dtype) -> Expr:
-    """An operand as an expression of a dtype."""
-    if isinstance(value, int | float):
-        wide = torch.float64 if isinstance(value, float) else torch.int64
-        return Const(torch.tensor(value, dtype=wide, device="cpu").to(dtype).item(), dtype)
-    return kernel.cast(value, dtype)
-
-
 def _common_dtype(*operands: Any) -> torch.dtype:
-    """PyTorch's promotion: a 0-d tensor or a number only counts where it is of a higher kind."""
+    """The dtype that operands are promoted to: a 0-d tensor or a number counts only if its kind is higher."""
     samples = [
         part
         if isinstance(part, int | float)
         else torch.empty((0,) if part.shape else (), dtype=part.dtype, device="meta")
         for part in operands
     ]
-    dtype = torch.result_type(samples[0], samples[-1])
-    return dtype
+    return torch.result_type(samples[0], samples[-1])
 
 
-def _arithmetic(template: str) -> Callable[..., Expr]:
+def _arithmetic(template: str) -> Lowering:
     def op(kernel: Kernel, out: TensorSpec, *operands: Any) -> Expr:
         used = (part for part in operands if isinstance(part, Expr | int | float))
-        return kernel.op(template, out.dtype, *(operand(kernel, part, out.dtype) for part in used))
+        return kernel.pointwise(template, out.dtype, *(kernel.operand(part, out.dtype) for part in used))
 
     return op
 
 
-def _comparison(template: str) -> Callable[..., Expr]:
+def _comparison(template: str) -> Lowering:
     def op(kernel: Kernel, out: TensorSpec, *operands: Any) -> Expr:
         dtype = _common_dtype(*operands)
-        return kernel.op(template, out.dtype, *(operand(kernel, part, dtype) for part in operands))
+        return kernel.pointwise(template, out.dtype, *(kernel.operand(part, dtype) for part in operands))
 
     return op
 
 
-def _add(kernel: Kernel, out: TensorSpec, x: Any, y: Any, alpha: Any = 1) -> Expr:
-    y = operand(kernel, y, out.dtype)
-    if alpha != 1:
-        y = kernel.op("{0} * {1}", out.dtype, y, operand(kernel, alpha, out.dtype))
-    return kernel.op(
-        "{0} | {1}" if out.dtype == torch.bool else "{0} + {1}", out.dtype, operand(kernel, x, out.dtype), y
-    )
+def _sum(sign: str) -> Lowering:
+    def op(kernel: Kernel, out: TensorSpec, x: Any, y: Any, alpha: Any = 1) -> Expr:
+        x, y = kernel.operand(x, out.dtype), kernel.operand(y, out.dtype)
+        if alpha != 1:
+            y = kernel.pointwise("{0} * {1}", out.dtype, y, kernel.operand(alpha, out.dtype))
+        # The sum of two bools is their "or"; PyTorch refuses their difference.
+        return kernel.pointwise(f"{{0}} {'|' if out.dtype == torch.bool else sign} {{1}}", out.dtype, x, y)
 
-
-def _sub(kernel: Kernel, out: TensorSpec, x: Any, y: Any, alpha: Any = 1) -> Expr:
-    y = operand(kernel, y, out.dtype)
-    if alpha != 1:
-        y = kernel.op("{0} * {1}", out.dtype, y, operand(kernel, alpha, out.dtype))
-    return kernel.op("{0} - {1}", out.dtype, operand(kernel, x, out.dtype), y)
+    return op
 
 
 def _div(kernel: Kernel, out: TensorSpec, x: Any, y: Any, rounding: str | None = None) -> Expr:
@@ -160,70 +131,49 @@ def _div(kernel: Kernel, out: TensorSpec, x: Any, y: Any, rounding: str | None =
 
 
 def _pow(kernel: Kernel, out: TensorSpec, x: Any, y: Any) -> Expr:
+    # Stored, since the templates name their operand several times.
     simple = {0: "1", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}", 0.5: "math_sqrt({0})", -1: "1 / {0}"}
     if isinstance(y, int | float) and y in simple and (out.dtype.is_floating_point or y >= 0):
-        return kernel.op(simple[y], out.dtype, kernel.stored(operand(kernel, x, out.dtype)))
+        return kernel.pointwise(simple[y], out.dtype, kernel.stored(kernel.operand(x, out.dtype)))
     return _arithmetic("power({0}, {1})")(kernel, out, x, y)
 
 
 def _clamp(kernel: Kernel, out: TensorSpec, x: Expr, low: Any = None, high: Any = None) -> Expr:
     x = kernel.cast(x, out.dtype)
     if low is not None:
-        x = kernel.op("maximum({0}, {1})", out.dtype, x, operand(kernel, low, out.dtype))
+        x = kernel.pointwise("maximum({0}, {1})", out.dtype, x, kernel.operand(low, out.dtype))
     if high is not None:
-        x = kernel.op("minimum({0}, {1})", out.dtype, x, operand(kernel, high, out.dtype))
+        x = kernel.pointwise("minimum({0}, {1})", out.dtype, x, kernel.operand(high, out.dtype))
     return x
 
 
 def _where(kernel: Kernel, out: TensorSpec, condition: Expr, x: Any, y: Any) -> Expr:
-    operands = (kernel.cast(condition, torch.bool), *(operand(kernel, part, out.dtype) for part in (x, y)))
-    return kernel.op("{0} ? {1} : {2}", out.dtype, *operands)
+    operands = (kernel.cast(condition, torch.bool), *(kernel.operand(part, out.dtype) for part in (x, y)))
+    return kernel.pointwise("{0} ? {1} : {2}", out.dtype, *operands)
 
 
 def _round(kernel: Kernel, out: TensorSpec, x: Expr, decimals: int = 0) -> Expr:
     if not decimals:
-        return kernel.op("round_even({0})", out.dtype, x)
+        return kernel.pointwise("round_even({0})", out.dtype, x)
     factor = Const(10.0 ** abs(decimals), out.dtype)
     template = "round_even({0} * {1}) / {1}" if decimals > 0 else "round_even({0} / {1}) * {1}"
-    return kernel.op(template, out.dtype, x, factor)
+    return kernel.pointwise(template, out.dtype, x, factor)
 
 
 def _gelu(kernel: Kernel, out: TensorSpec, x: Expr, approximate: str = "none") -> Expr:
-    return kernel.op("gelu_tanh({0})" if approximate == "tanh" else "gelu({0})", out.dtype, x)
+    return kernel.pointwise("gelu_tanh({0})" if approximate == "tanh" else "gelu({0})", out.dtype, x)
 
 
 def _copy(kernel: Kernel, out: TensorSpec, x: Any, *_: Any) -> Expr:
-    return kernel.expand(operand(kernel, x, out.dtype), out.shape)
+    return kernel.expand(kernel.operand(x, out.dtype), out.shape)
 
 
-def _full(kernel: Kernel, out: TensorSpec, _: Any, value: Any = 0, *__: Any) -> Expr:
-    return kernel.expand(operand(kernel, value, out.dtype), out.shape)
-
-
-def _scalar_tensor(kernel: Kernel, out: TensorSpec, value: Any, *_: Any) -> Expr:
-    return operand(kernel, value, out.dtype)
-
-
-def _empty(kernel: Kernel, out: TensorSpec, *_: Any) -> Expr:
-    return Const(0, out.dtype, out.shape)
-
-
-def _arange(kernel: Kernel, out: TensorSpec, start: Any, end: Any, step: Any = 1, *_: Any) -> Expr:
-    indices = Iota(Layout(out.shape, (1,)))
-    if all(isinstance(value, int) for value in (start, step)):
-        return kernel.cast(Iota(Layout(out.shape, (step,), start)), out.dtype)
-    operands = (operand(kernel, value, out.dtype) for value in (start, step))
-    return kernel.op("{1} + {0} * {2}", out.dtype, kernel.cast(indices, out.dtype), *operands)
-
-
-POINTWISE: dict[str, Callable[..., Any]] = {
+POINTWISE: dict[str, Lowering] = {
     **{name: _arithmetic(template) for name, template in ARITHMETIC.items()},
     **{name: _comparison(template) for name, template in COMPARISONS.items()},
     **dict.fromkeys(("_to_copy", "clone"), _copy),
-    **dict.fromkeys(("full", "full_like"), _full),
-    **dict.fromkeys(("empty", "empty_permuted"), _empty),
-    "add": _add,
-    "sub": _sub,
+    "add": _sum("+"),
+    "sub": _sum("-"),
     "div": _div,
     "pow": _pow,
     "clamp": _clamp,
@@ -232,7 +182,5 @@ POINTWISE: dict[str, Callable[..., Any]] = {
     "round": _round,
     "gelu": _gelu,
     "copy": lambda kernel, out, _, source, *__: _copy(kernel, out, source),
-    "scalar_tensor": _scalar_tensor,
-    "arange": _arange,
 }
 """Every op that computes each element by itself, by its name in ATen."""

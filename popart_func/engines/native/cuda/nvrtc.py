@@ -1,14 +1,13 @@
-"""CUDA source to machine code, by NVRTC, the compiler that comes with PyTorch's CUDA builds: no toolkit is needed.
+"""CUDA source to machine code through NVRTC, the compiler that comes with PyTorch's CUDA builds; it needs no toolkit.
 
-This calls NVRTC's C interface, which is public and stable. `torch.cuda._compile_kernel` is neither: it wants a
-toolkit's headers, and its integers have 32 bits.
+NVRTC's C interface is public and stable. `torch.cuda._compile_kernel` is neither; it needs a toolkit's headers, and its
+integers have 32 bits.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from typing import Any
 
 import torch
 
-from popart_func.engines.native.build import BuildError, cache_directory
+from popart_func.engines.native.cache import cache_directory, cache_key, keep_source
+from popart_func.engines.native.target import BuildError
 
 __all__ = ["compile_cubin", "why_no_nvrtc"]
 
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""IEEE arithmetic: no contraction. Square roots, quotients and subnormal numbers are exact unless asked otherwise."""
+"""IEEE arithmetic: no contraction. NVRTC computes square roots, quotients and subnormal numbers exactly by default."""
 
 
 def why_no_nvrtc() -> str | None:
@@ -49,11 +49,12 @@ def compile_cubin(source: str, architecture: str) -> bytes:
     _check(library, library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
     options = (f"--gpu-architecture={architecture}", *OPTIONS)
     parts = ("nvrtc", f"{major.value}.{minor.value}", *options, source)
-    kept = cache_directory() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.cubin"
+    kept = cache_directory() / f"{cache_key(parts)}.cubin"
     if not kept.exists():
         made = kept.with_suffix(f".{os.getpid()}")
         made.write_bytes(_compile(library, source, options))
         os.replace(made, kept)
+    keep_source(kept.with_suffix(".cu"), source)
     return kept.read_bytes()
 
 
@@ -96,7 +97,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _candidates() -> Iterator[str]:
-    """The version that PyTorch was built with, where it may lie: loaded already, in a wheel, or in a toolkit."""
+    """Where NVRTC of the version that PyTorch was built with may be: loaded already, in a wheel, or in a toolkit."""
     version = (torch.version.cuda or "").partition(".")[0]
     name = f"libnvrtc.so.{version}" if version else "libnvrtc.so"
     yield name

@@ -1,36 +1,21 @@
-"""The native engine on CUDA devices: the kernel is loaded and launched through the driver's public C interface."""
+"""Loads and launches kernels through the CUDA driver's public C interface."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 
 import torch
 from torch import Tensor
 
-from popart_func.engines.native.arguments import Arguments, Launch
-from popart_func.engines.native.build import BuildError
-from popart_func.engines.native.emit_cuda import CudaSource
-from popart_func.engines.native.nvrtc import compile_cubin, why_no_nvrtc
+from popart_func.engines.native.cuda.nvrtc import compile_cubin
+from popart_func.engines.native.cuda.source import CudaSource
+from popart_func.engines.native.target import BuildError, KernelArguments, Launch
 
-__all__ = ["block_size", "cuda_kernel", "lanes_in_teams", "pack", "shared_memory", "why_not_cuda"]
+__all__ = ["block_size", "cuda_kernel", "lanes_in_teams", "pack", "shared_memory"]
 
-# Of CUfunction_attribute.
+# Members of the driver's enumeration CUfunction_attribute.
 MAX_DYNAMIC_SHARED_SIZE_BYTES, PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9
-
-
-def why_not_cuda(device: torch.device) -> str | None:
-    """Why the engine can't run on a CUDA device, or None."""
-    if sys.platform != "linux":
-        return "on CUDA devices it runs under Linux only."
-    if torch.version.cuda is None:
-        return "this build of PyTorch has no CUDA."
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device."
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        return f"there is no {device}."
-    return why_no_nvrtc()
 
 
 def shared_memory(device: torch.device) -> int:
@@ -56,7 +41,7 @@ def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:
         if source.shared:
             _check(driver.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, source.shared))
 
-    def launch(arguments: Arguments) -> int:
+    def launch(arguments: KernelArguments) -> int:
         threads, blocks = source.threads, arguments.lanes
         if not source.team:
             threads = block_size(arguments.lanes, threads, properties.multi_processor_count)
@@ -74,15 +59,18 @@ def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:
 
 
 def lanes_in_teams(device: torch.device) -> int:
-    """Up to how many lanes a team each is faster than a thread each: as long as there are processors left over.
+    """Up to how many lanes a team for each is faster than a thread for each: while processors are left over.
 
     On an H100 teams took 2.3 against 2.9 ns per lane-step with 2000 lanes, and 2.4 against 1.6 with 4000.
     """
     return 20 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def pack(arguments: Arguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """The kernel's argument, `Run`: all its members are eight bytes wide. ``bad`` takes the bits of what was bad."""
+def pack(arguments: KernelArguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    """The kernel's argument: the members of its `KernelArguments`, each eight bytes wide.
+
+    ``bad``: takes the bits of errors.
+    """
     members = [
         *(leaf.data_ptr() for leaf in arguments.inputs),
         *arguments.lane_strides,
@@ -96,7 +84,7 @@ def pack(arguments: Arguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:
 
 
 def block_size(lanes: int, most: int, multiprocessors: int) -> int:
-    """Threads of a block: few enough that every multiprocessor gets lanes.
+    """Threads of a block where each runs a lane: few enough that every multiprocessor gets lanes.
 
     >>> block_size(1000, 128, 132), block_size(10**6, 128, 132)
     (8, 128)

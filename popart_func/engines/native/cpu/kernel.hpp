@@ -1,5 +1,6 @@
-// What every kernel for a CPU starts with: lanes in SIMD registers, vector functions, and blocks of lanes on threads.
-// arithmetic.hpp follows.
+// The beginning of every kernel for a CPU: lanes in vector registers, vector functions, blocks of lanes on threads.
+// arithmetic.hpp follows. The including source defines WIDEST, the bytes of its widest floating-point number, and
+// REGISTERS, how many vector registers a block of lanes fills.
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -8,14 +9,15 @@
 #include <thread>
 #include <vector>
 
-// Two passes keep GCC 12 from vectorizing. The first makes rotations of pairs of shifts, of which it can't vectorize those
-// of signed numbers: threefry's random bits take eight times as long. The second moves conversions into the branches of
-// a conditional, so that comparisons of floats and of doubles meet in one: normal numbers take three times as long.
+// Two passes keep GCC 12 from vectorizing, so they are turned off. forwprop turns pairs of shifts into rotations; GCC
+// can't vectorize rotations of signed numbers, and threefry's random bits take eight times as long. pre moves
+// conversions into the branches of a conditional, which then mixes comparisons of floats and of doubles; normal numbers
+// take three times as long.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("no-tree-forwprop", "no-tree-pre")
 #endif
 
-// One block of lanes fills REGISTERS vector registers with numbers of the widest floating-point type.
+// L lanes make a block: as many as fill REGISTERS vector registers with numbers of the widest floating-point type.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64;
 #elif defined(__AVX__)
@@ -29,7 +31,7 @@ constexpr int L = REGISTERS * REGISTER / WIDEST;
 #define INLINE static inline
 #define LANES _Pragma("omp simd") for (int l = 0; l < L; ++l)
 
-// glibc has vector forms of these, of at most 4 ulp; they are used where a loop over lanes calls them.
+// glibc has vector versions of these functions, exact to 4 ulp. The compiler uses them in loops over lanes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__) && __GLIBC_PREREQ(2, 35)
 #define VECTOR(name)                                                             \
   extern "C" __attribute__((simd("notinbranch"))) double name(double) noexcept;  \
@@ -48,12 +50,12 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 #define INF std::numeric_limits<double>::infinity()
 #define NOT_A_NUMBER std::numeric_limits<double>::quiet_NaN()
 
-// One rounding where the hardware has it, in sums of products only: elsewhere a product is rounded before it is added.
+// Sums of products round once per term where the hardware can. All other products are rounded before they are added.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define FUSED
 #endif
 
-// Lanes of a tensor [lanes, N] as a block [N, L]; lanes beyond the last repeat it.
+// Copies lanes of a tensor [lanes, N] to a block [N, L] and back. Places beyond the last lane repeat it.
 template <int N, class T> static inline void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
   if (N == 1 && stride == 1 && valid == L) {
     for (int l = 0; l < L; ++l) block[0][l] = from[l];
@@ -76,7 +78,8 @@ template <int N, class T> static inline void copy_block(T (*to)[L], const T (*fr
   for (int i = 0; i < N; ++i) LANES to[i][l] = from[i][l];
 }
 
-struct Run {
+// The argument of a kernel.
+struct KernelArguments {
   const void* const* inputs;      // carry, xs, hparams, constants
   const int64_t* lane_strides;    // of each input, in elements
   const int64_t* time_strides;
@@ -84,7 +87,7 @@ struct Run {
   int64_t lanes, steps;
 };
 
-// Calls work(block, first lane, lanes in it) for each block of lanes. What was bad in any lane comes back.
+// Calls work(block, first lane, lanes in it) for each block of lanes, on threads. Returns all lanes' error bits.
 template <class Block, class Work> static int32_t for_each_block(int64_t lanes, int threads, Work work) {
   const int64_t blocks = (lanes + L - 1) / L;
   std::atomic<int64_t> next{0};

@@ -1,4 +1,4 @@
-"""The native engine on the CPU: the kernel's argument, and the call."""
+"""A loaded kernel as a function."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ctypes
 
 import torch
 
-from popart_func.engines.native.arguments import Arguments, Launch
+from popart_func.engines.native.target import KernelArguments, Launch
 
-__all__ = ["cpu_kernel"]
+__all__ = ["launcher"]
 
 
-class _Run(ctypes.Structure):
-    """`Run` of cpu.hpp."""
+class _KernelArguments(ctypes.Structure):
+    """`KernelArguments` of kernel.hpp."""
 
     _fields_ = [
         ("inputs", ctypes.POINTER(ctypes.c_void_p)),
@@ -24,12 +24,12 @@ class _Run(ctypes.Structure):
     ]
 
 
-def cpu_kernel(library: ctypes.CDLL) -> Launch:
+def launcher(library: ctypes.CDLL) -> Launch:
     """A loaded kernel as a function; ``torch.get_num_threads()`` threads run it."""
 
-    def launch(arguments: Arguments) -> int:
+    def launch(arguments: KernelArguments) -> int:
         inputs, lane_strides, time_strides, outputs, lanes, steps = arguments
-        run = _Run(
+        run = _KernelArguments(
             (ctypes.c_void_p * len(inputs))(*(leaf.data_ptr() for leaf in inputs)),
             (ctypes.c_int64 * len(inputs))(*lane_strides),
             (ctypes.c_int64 * len(inputs))(*time_strides),

@@ -1,6 +1,5 @@
-// What every kernel for a CUDA device starts with: a lane is run by one thread of a block of THREADS, or by a block that
-// is a TEAM of threads. arithmetic.hpp follows.
-// NVRTC compiles it, and has no headers.
+// The beginning of every kernel for a CUDA device: one thread of a block of THREADS runs a lane or, where the source
+// defines TEAM, the whole block does. arithmetic.hpp follows. NVRTC compiles it, and has no headers.
 #ifdef __CUDACC_RTC__
 using int8_t = signed char;
 using uint8_t = unsigned char;
@@ -15,7 +14,7 @@ constexpr int L = 1;
 #define ALIGNED
 #define INLINE __device__ __forceinline__
 #define LANES for (int l = 0; l < L; ++l)
-#define FUSED  // every device has it
+#define FUSED  // every device has fused multiply-add
 
 #define VECTOR(name)                                             \
   INLINE float vector_##name(float x) { return name##f(x); }     \
@@ -29,23 +28,23 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 
 extern __shared__ __align__(16) char shared_memory[];
 
-// The elements of one thread in shared memory: vectors of 16 bytes, the next thread's beside them. The compiler turns
-// neighbouring accesses into one of a vector, and neighbouring threads never meet in a bank.
+// A thread's elements in shared memory: vectors of 16 bytes, with the next thread's vector beside each. So the compiler
+// can join accesses to neighbouring elements into one of a vector, and neighbouring threads never use the same bank.
 template <class T> struct Column {
   T* at;
   static constexpr int W = 16 / sizeof(T);
   INLINE T* operator[](unsigned i) const { return at + i / W * W * THREADS + i % W; }
 };
 
-// The elements of a team's lane in shared memory. Every 33rd is left free, so that neither neighbours nor a column of a
-// matrix meet in a bank.
+// A team's elements in shared memory. Every 33rd place is left free, so that neither neighbouring elements nor the
+// elements of a matrix' column are in the same bank.
 template <class T> struct Skewed {
   T* at;
   INLINE T* operator[](unsigned i) const { return at + i + i / 32; }
 };
 
-// What stands between groups of statements. The compiler would else keep all that it has read from shared memory in
-// registers, of which there are too few.
+// Stands between loop nests in a thread's kernel. Without it the compiler keeps everything that it has read from shared
+// memory in registers, of which there are too few.
 #define FENCE asm volatile("" ::: "memory")
 
 #ifdef TEAM
@@ -62,7 +61,7 @@ INLINE void meet() {
 #define UNROLL _Pragma("unroll (N <= 168 ? N : 4)")  // what may lie in registers must be unrolled
 #endif
 
-// A lane of a tensor [lanes, N] as a block [N, 1].
+// Copies a lane of a tensor [lanes, N] to a block [N, 1] and back.
 template <int N, class Block, class T>
 INLINE void load_lanes(Block&& block, const T* from, int64_t, int) {
   UNROLL for (int i = MEMBER; i < N; i += TEAM) block[i][0] = from[i];
@@ -74,7 +73,7 @@ template <int N, class To, class From> INLINE void copy_block(To&& to, From&& fr
   UNROLL for (int i = MEMBER; i < N; i += TEAM) to[i][0] = from[i][0];
 }
 
-// Fetches what the next time step reads, while this one computes.
+// Fetches an input of the next time step while this one computes.
 INLINE void prefetch(const void* address) {
 #ifdef __CUDACC__
   asm volatile("prefetch.global.L1 [%0];" ::"l"(address));

@@ -1,0 +1,208 @@
+"""The source of a kernel for a CUDA device, in either of two variants.
+
+*A thread for each lane*: small buffers in registers, the large ones in shared memory. No thread is idle, so many lanes
+have the highest throughput. *A team of threads for each lane*: all buffers in shared memory, each thread takes its
+share of their elements, and the team synchronizes after each loop nest. A step takes a fraction of the time, so this is
+faster while processors are left over; and it serves lanes so large that shared memory does not hold a warp of them.
+Both compute the same operations in the same order, so their results are equal to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.native.c_code import header, memory_type
+from popart_func.engines.native.expressions import Buffer
+from popart_func.engines.native.loops import LoopWriter
+from popart_func.engines.native.plan import KernelPlan
+from popart_func.engines.native.time_loop import write_time_loop
+
+__all__ = ["CudaSource", "cuda_source"]
+
+# These were tuned on an H100, for Pop-Art on the network 16-10-10-10-10-1 in float32.
+
+UNROLLED = 2048
+"""Loops of at most so many operations are unrolled in a thread's kernel.
+
+Registers can't be indexed at run time, so small buffers can live in registers only if every index is known when the
+kernel is compiled. The paper's step is wholly unrolled: 255 registers, about 5200 instructions. More would take long to
+compile.
+"""
+
+UNROLLED_TEAM = 64
+"""The same for a team's kernel, which keeps nothing in registers between loops: more would only make it longer."""
+
+SMALL = 32
+"""Buffers of at most so many numbers live in a thread's registers."""
+
+STATE_IN_REGISTERS = 168
+"""About how many four-byte numbers of the carry a thread keeps in registers.
+
+The carry is read and written at each step, so it gains most from registers, of which a thread has 255. With one of the
+network's matrices of 100 numbers among them, four warps instead of three share a multiprocessor: 2.5 instead of 2.1
+lane-steps in a nanosecond. With the matrix of 160, registers are spilled.
+"""
+
+WARP = 32
+"""Threads of a block, at most, where shared memory is needed: small blocks leave less of it unused."""
+
+THREADS = 128
+"""Threads of a block, at most, where none is needed."""
+
+
+class CudaSource(NamedTuple):
+    """A kernel for a CUDA device.
+
+    Attributes:
+        text: its source, for NVRTC. It defines ``run_lanes``, whose one argument is a `KernelArguments`: eight bytes
+            for each input's address, lane stride and time stride (in elements), each output's address, lanes, steps
+            and the address of an ``int32_t`` that takes the bits of errors.
+        threads: of a block: at most, where each runs a lane; exactly, where a block is a team.
+        shared: bytes of dynamic shared memory that a block needs.
+        checked: whether it may find errors.
+        team: whether a block is a team, which runs one lane.
+    """
+
+    text: str
+    threads: int
+    shared: int
+    checked: bool
+    team: bool
+
+
+def cuda_source(plan: KernelPlan, shared: int, *, team: bool) -> CudaSource:
+    """Writes the source of a kernel for a CUDA device.
+
+    Args:
+        plan: of the kernel.
+        shared: bytes of shared memory that a block may have.
+        team: whether a team runs each lane. A team does so anyway where shared memory can't hold a warp of lanes.
+
+    Raises:
+        UnsupportedError: a lane needs too much memory.
+    """
+    columns = _columns(plan)
+    warp = WARP * _starts(columns)[-1]
+    if team or warp > shared:
+        return _team_source(plan, shared)
+    threads = WARP if columns else THREADS
+    writer = LoopWriter(plan, memory="", unrolled=UNROLLED, between="FENCE;")
+    with _kernel(writer):
+        writer.line("const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;")
+        writer.line("if (first >= run.lanes) return;")
+        for buffer in plan.buffers:
+            if buffer not in columns:
+                writer.line(f"{memory_type(buffer)} {buffer.name}[{max(buffer.numel, 1)}][L];")
+        for buffer, start in zip(columns, _starts(columns), strict=False):
+            _place(writer, buffer, "Column", f"{start} * THREADS + 16 * threadIdx.x")
+        _run(writer, plan)
+    return _finish(writer, plan, threads, warp, team=False)
+
+
+def _team_source(plan: KernelPlan, shared: int) -> CudaSource:
+    *starts, needed = _starts(plan.buffers, skewed=True)
+    if needed > shared:
+        raise UnsupportedError(
+            f"native: a lane must fit into {shared} bytes of shared memory on this device; this step needs {needed}."
+        )
+    writer = LoopWriter(plan, memory="", unrolled=UNROLLED_TEAM, team=True, between="MEET;")
+    with _kernel(writer):
+        writer.line("const int64_t first = blockIdx.x;")
+        for buffer, start in zip(plan.buffers, starts, strict=False):
+            _place(writer, buffer, "Skewed", f"{start}")
+        _run(writer, plan)
+    threads = _team_size(max((buffer.numel for buffer in plan.buffers), default=1))
+    return _finish(writer, plan, threads, needed, team=True)
+
+
+def _team_size(largest: int) -> int:
+    """Threads for a lane: one for every 32 elements of the largest buffer, but a whole number of warps.
+
+    With 1000 lanes of networks with layers of 32, 64 and 96, teams of 32, of 64 or 128, and of 128 (256 was not tried)
+    were best on an H100.
+
+    >>> _team_size(32 * 32), _team_size(64 * 64)
+    (32, 128)
+    """
+    size = WARP
+    while size < 256 and size * 32 < largest:
+        size *= 2
+    return size
+
+
+def _kernel(writer: LoopWriter) -> AbstractContextManager[None]:
+    arguments = "const __grid_constant__ KernelArguments run"
+    return writer.block(f'extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes({arguments})')
+
+
+def _place(writer: LoopWriter, buffer: Buffer, kind: str, offset: str) -> None:
+    """Declares a buffer in shared memory, at an offset in bytes."""
+    ctype = memory_type(buffer)
+    writer.line(f"const {kind}<{ctype}> {buffer.name} = {{({ctype}*)(shared_memory + {offset})}};")
+
+
+def _run(writer: LoopWriter, plan: KernelPlan) -> None:
+    writer.line("constexpr int valid = 1;")
+    writer.line("int32_t bad[L] = {0};")
+    write_time_loop(writer, plan, prefetch=True)
+    writer.line("if (bad[0]) atomicOr(run.bad, bad[0]);")
+
+
+def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, team: bool) -> CudaSource:
+    program = plan.program
+    inputs, outputs = len(program.inputs), len(program.carry) + len(program.ys)
+    head = [
+        f"#define THREADS {threads}",
+        "#define TEAM THREADS" if team else "",
+        header("cuda/kernel.hpp"),
+        header("arithmetic.hpp"),
+        _RUN % (inputs, inputs, inputs, outputs),
+    ]
+    checked = any("bad[l]" in line for line in writer.lines)
+    return CudaSource("\n".join([*head, *writer.lines, ""]), threads, shared, checked, team)
+
+
+_RUN = """
+struct KernelArguments {
+  const void* inputs[%d];      // carry, xs, hparams, constants
+  int64_t lane_strides[%d];    // of each input, in elements
+  int64_t time_strides[%d];
+  void* outputs[%d];           // carry [lanes, ...], ys [steps, lanes, ...]
+  int64_t lanes, steps;
+  int32_t* bad;
+};
+"""
+
+
+def _columns(plan: KernelPlan) -> list[Buffer]:
+    """The buffers that lie in shared memory, since a thread's registers do not hold them.
+
+    Of the large buffers, those of the carry may still have registers, while the budget lasts. The largest that fits
+    comes first: it frees most shared memory, which decides how many warps share a multiprocessor.
+    """
+    carry = plan.program.inputs[: len(plan.program.carry)]
+    large = sorted((b for b in plan.buffers if b.numel > SMALL), key=lambda b: (-b.dtype.itemsize, -b.numel))
+    free = 4 * STATE_IN_REGISTERS - sum(b.nbytes for b in carry if b.numel <= SMALL)
+    columns = []
+    for buffer in large:
+        if buffer in carry and buffer.nbytes <= free:
+            free -= buffer.nbytes
+        else:
+            columns.append(buffer)
+    return columns
+
+
+def _starts(buffers: Sequence[Buffer], *, skewed: bool = False) -> list[int]:
+    """Where buffers start, in bytes, and where the last one ends. Each takes whole vectors of 16 bytes.
+
+    ``skewed``: every 33rd element of memory is left free, as in `Skewed` of kernel.hpp.
+    """
+    starts = [0]
+    for buffer in buffers:
+        length = buffer.numel + skewed * (buffer.numel // 32)
+        starts.append(starts[-1] + math.ceil(length * buffer.dtype.itemsize / 16) * 16)
+    return starts

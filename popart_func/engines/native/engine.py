@@ -1,0 +1,143 @@
+"""Runs a scan: builds the step's kernel for a kind of device, unless that has been done, and launches it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient
+from popart_func.engines.native import validation
+from popart_func.engines.native.cpu import CPU
+from popart_func.engines.native.cuda import CUDA
+from popart_func.engines.native.lower import lower
+from popart_func.engines.native.plan import KernelPlan, make_plan
+from popart_func.engines.native.registration import registrations
+from popart_func.engines.native.target import KernelArguments, Launch, Target
+from popart_func.engines.tracing.start_up import without_collector
+from popart_func.engines.tracing.step_graph import StepGraph, describe, op_name
+from popart_func.tree import PyTree
+
+__all__ = ["TARGETS", "planned", "run", "target_of", "why_not"]
+
+TARGETS: dict[str, Target[Any]] = {"cpu": CPU, "cuda": CUDA}
+"""The target for each type of device."""
+
+# The bits of errors, as in arithmetic.hpp, and the ops that may raise them.
+BAD_INDEX, BAD_DIVISOR = 1, 2
+INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
+DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why the engine can't run on a device, or None where it can."""
+    if device.type not in TARGETS:
+        return f"it runs on CPUs and on CUDA devices, not on {device}."
+    return TARGETS[device.type].why_not(device)
+
+
+def target_of(device: torch.device) -> Target[Any]:
+    """The target for a device.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if device.type not in TARGETS:
+        raise UnsupportedError(f"native: {why_not(device)}")
+    return TARGETS[device.type]
+
+
+def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
+    """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Not differentiable.
+
+    The step is traced and compiled once for its shapes and dtypes. The numbers of lanes, steps and threads, and the
+    values of hyper-parameters and inputs, are arguments of the kernel.
+
+    Raises:
+        UnsupportedError: an op, dtype or shape that the engine lacks.
+        BuildError: the compiler refused the kernel.
+        IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
+    """
+    inputs = (*scan.carry, *scan.xs, *scan.hparams)
+    target_of(scan.device).prepare()
+    graph, carries = scan.graph(), len(scan.carry)
+    refuse_gradient("native", graph.wants_gradient)
+    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
+    tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
+    outputs = [
+        torch.empty(
+            (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
+            dtype=spec.dtype,
+            device=scan.device,
+        )
+        for index, spec in enumerate(graph.outputs)
+    ]
+    uniform = _uniform(scan, graph)
+    moving = range(carries, carries + len(scan.xs))
+    lane_strides = [
+        0 if same else leaf.stride(1 if i in moving else 0)
+        for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))
+    ]
+    time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
+    arguments = KernelArguments(tensors, lane_strides, time_strides, outputs, scan.lanes, scan.steps)
+    launch = _kernel(scan, graph)
+    _raise_errors(graph, launch(arguments))
+    carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
+    return carry, ys
+
+
+def planned(scan: LaneScan, graph: StepGraph) -> KernelPlan:
+    """The plan of a step's kernel; under pytest, each stage is checked.
+
+    Raises:
+        UnsupportedError: an op, dtype or shape that the engine lacks.
+    """
+    program = lower(graph, len(scan.carry), len(scan.xs), _uniform(scan, graph))
+    if validation.ENABLED:
+        validation.check_program(program)
+    plan = make_plan(program)
+    if validation.ENABLED:
+        validation.check_plan(plan)
+    return plan
+
+
+def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
+    """The step's kernel, built unless that has been done."""
+    target = target_of(scan.device)
+    variant = target.variant(scan)
+    key = "native", scan.device, scan.shared, variant, registrations()
+    if key not in graph.compiled:
+        with without_collector():
+            source = target.source(planned(scan, graph), scan.device, variant)
+            graph.compiled[key] = target.build(source, scan.device)
+    return graph.compiled[key]
+
+
+def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
+    """For each input and constant whether all lanes share it."""
+    return (*(axis is None for axis in scan.lane_axes()), *(True for _ in graph.constants))
+
+
+def _outer_axes(scan: LaneScan) -> list[int]:
+    """How many axes of each input, time and lanes, lie outside of what one lane reads in one step."""
+    return [1] * len(scan.carry) + [1 if shared else 2 for shared in scan.shared] + [1] * len(scan.hparams)
+
+
+def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
+    """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
+    leaf = leaf.resolve_neg()
+    strides = torch.empty(leaf.shape[outer:], device="meta").stride()
+    return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
+
+
+def _raise_errors(graph: StepGraph, bad: int) -> None:
+    """Raises for the bits of errors that a kernel returned, naming the lines that may have caused them."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"] if bad else []
+    if bad & BAD_INDEX:
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
+        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")
+    if bad & BAD_DIVISOR:
+        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in DIVISIONS)
+        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {', or in '.join(lines)}.")

@@ -1,0 +1,86 @@
+"""Ops that users add to the native engine."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from popart_func.engines.native.kernel import Lowering
+from popart_func.engines.native.ops import OPS
+from popart_func.engines.tracing.decompositions import decomposition
+
+__all__ = ["register_op", "registrations"]
+
+_count = 0
+
+
+def registrations() -> int:
+    """How many ops have been registered: kernels that were built before the last registration are built anew."""
+    return _count
+
+
+def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
+    """Adds an op to the native engine: a custom one, or one of ATen's that the engine lacks.
+
+    ``lower(kernel, out, *arguments)`` is called while a kernel is built. It receives
+
+    - ``kernel``, a `popart_func.engines.native.Kernel`, whose methods make expressions: ``kernel.pointwise(c,
+      dtype, *operands)`` from a line of C++, ``kernel.reduce``, ``kernel.matmul``, ``kernel.reshape``, ...;
+    - ``out``, the shape and dtype of the op's result, a `TensorSpec`; a list of them where there are several results;
+    - the op's arguments in its schema's order, defaults filled in. A tensor is an expression with a ``shape`` and a
+      ``dtype``, which is *not* broadcast or promoted; numbers, lists and None are what they are.
+
+    It returns an expression of the result's shape and dtype, or a list of them. It sees one lane, and no values. It
+    refuses arguments by raising `popart_func.engines.native.NotLoweredError`.
+
+    The C++ is compiled for CPUs and CUDA devices alike, and each operand is one number: it can use operators and the
+    functions of `arithmetic.hpp` (``maximum``, ``math_sqrt``, ``math_fma``, ``vector_exp``, ``vector_log``, ...).
+
+    Args:
+        name: of the op: ``"namespace::op"``, where ``"aten::"`` may be left out. All of its overloads are meant.
+        lower: see above.
+        replace: whether to replace the op that the engine has under this name.
+
+    Raises:
+        TypeError: ``name`` is not a string, or ``lower`` not a function.
+        ValueError: PyTorch has no op of this name; tracing replaces it by simpler ones, so that no kernel contains it;
+            or the engine has it already and ``replace`` is not given.
+
+    >>> @torch.library.custom_op("demo::cube", mutates_args=())
+    ... def cube(x: torch.Tensor) -> torch.Tensor:
+    ...     return x**3
+    >>> _ = cube.register_fake(torch.empty_like)
+    >>> register_op("demo::cube", lambda kernel, out, x: kernel.pointwise("{0} * {0} * {0}", out.dtype, x))
+    >>> from popart_func.engines import native
+    >>> from popart_func.engines.lane_scan import make_lane_scan
+    >>> scan = make_lane_scan("scan", lambda c, x: (cube(c) + x, c), torch.ones(2, 5), torch.ones(9, 5))
+    >>> print(native.listing(scan).loops.splitlines()[4])
+        t1 = ((in0 * in0 * in0) + in1)
+    """
+    global _count
+    if not isinstance(name, str):
+        raise TypeError(f"register_op: `name` must be a string such as 'mylib::myop', got {type(name).__name__}.")
+    if not callable(lower):
+        raise TypeError(
+            f"register_op: `lower` must be a function (kernel, out, *arguments), got {type(lower).__name__}."
+        )
+    if not re.fullmatch(r"(\w+::)?\w+", name):
+        raise ValueError(f"register_op: `name` must be 'namespace::op', or 'op' for one of ATen's, got {name!r}.")
+    key = name.removeprefix("aten::")
+    namespace, _, op = name.rpartition("::")
+    packet = getattr(getattr(torch.ops, namespace or "aten"), op, None)
+    if packet is None:
+        raise ValueError(
+            f"register_op: PyTorch has no op {name!r}: correct `name`, or define the op first, "
+            f"with torch.library.custom_op."
+        )
+    if all(decomposition(getattr(packet, overload)) is not None for overload in packet.overloads()):
+        raise ValueError(
+            f"register_op: {name!r} never reaches the engine, because tracing replaces it by simpler ops: "
+            f"print a trace of your step, and register those of its ops that the engine lacks."
+        )
+    if key in OPS and not replace:
+        raise ValueError(f"register_op: native has the op {key!r} already: pass replace=True to replace it.")
+    OPS[key] = lower
+    _count += 1

@@ -1,0 +1,162 @@
+"""The compiler that the native engine finds, and the kernels that it keeps on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from popart_func.engines import native, scan_lanes
+from popart_func.engines.compiler import compiler
+from popart_func.engines.native.cache import cache_directory, keep_source
+
+pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
+
+
+def test_a_kernel_on_disk_serves_the_next_process(tmp_path: Path) -> None:
+    program = """
+import sys, torch
+from popart_func.engines import native
+from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.native.cpu import compile
+if sys.argv[1] == "no compiler":
+    compile._compile = None
+scan = make_lane_scan("scan_lanes", lambda c, x: (c + x, c), torch.zeros(3), torch.arange(4.0))
+print(native.run(scan)[0].tolist())
+"""
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache")}
+    for argument in ("a compiler", "no compiler"):
+        command = [sys.executable, "-c", program, argument]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert result.stdout == "[6.0, 6.0, 6.0]\n"
+    (library,) = (tmp_path / "cache").glob("*.so")
+    assert library.suffix == ".so"
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
+    with pytest.raises(PermissionError, match="only you may write to it"):
+        cache_directory()
+
+
+DAMAGES = """
+import pathlib, shutil, sys, os, torch
+from popart_func import scan
+
+def total():
+    print(scan(lambda c, x: (c + x, c), torch.tensor(0.0), torch.ones(3), engine="native")[0].item(), flush=True)
+
+whole = pathlib.Path(os.environ["POPART_FUNC_CACHE"])
+total()
+(kernel,) = whole.glob("*.so")
+content = kernel.read_bytes()
+half = len(content) // 2
+for name, damaged in (("truncated", content[:4096]), ("empty", b""), ("zeros", content[:half] + bytes(half))):
+    print(name, end=" ", flush=True)
+    copy = shutil.copytree(whole, whole.with_name(name))
+    (copy / kernel.name).write_bytes(damaged)
+    os.environ["POPART_FUNC_CACHE"] = str(copy)
+    total()
+    assert len((copy / kernel.name).read_bytes()) > half, name
+"""
+
+
+def test_a_damaged_kernel_is_built_anew(tmp_path: Path) -> None:
+    """In a process of its own: loading a damaged kernel would be the end of this one. The output says at which."""
+    (tmp_path / "whole").mkdir(mode=0o700)
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "whole")}
+    command = [sys.executable, "-c", DAMAGES]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "3.0\ntruncated 3.0\nempty 3.0\nzeros 3.0\n", result.stderr
+    assert result.returncode == 0, result.stderr
+
+
+def step_of(value: float) -> Any:
+    """A new step with a kernel of its own."""
+    return lambda c, x: (c * value + 1, c)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / "cache"))
+    return cache_directory()
+
+
+def test_the_source_is_kept_beside_the_kernel(cache: Path) -> None:
+    scan_lanes(step_of(2.5), torch.zeros(2), length=1, engine="native")
+    (library,) = cache.glob("*.so")
+    text = library.with_suffix(".cpp").read_text()
+    assert "run_block" in text
+    assert float.hex(2.5) in text
+    assert sorted(path.suffix for path in cache.iterdir()) == [".cpp", ".sha256", ".so"]  # nothing half written
+    library.with_suffix(".cpp").unlink()
+    scan_lanes(step_of(2.5), torch.zeros(2), length=1, engine="native")
+    assert library.with_suffix(".cpp").read_text() == text, "a kernel that was kept without its source gets it"
+
+
+@pytest.mark.parametrize("function", ["mkstemp", "fdopen", "replace"])
+def test_a_source_that_can_not_be_kept_is_let_go(function: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a read-only cache no file can be made; in a full one it can't be written."""
+    scan_lanes(step_of(3.5), torch.zeros(2), length=1, engine="native")
+    (source,) = cache.glob("*.cpp")
+    source.unlink()
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile if function == "mkstemp" else os, function, refuse)
+        assert scan_lanes(step_of(3.5), torch.ones(2), length=1, engine="native")[0].tolist() == [4.5, 4.5]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
+
+
+def test_a_kept_source_is_not_written_again(tmp_path: Path) -> None:
+    keep_source(tmp_path / "kernel.cpp", "first")
+    keep_source(tmp_path / "kernel.cpp", "second")
+    assert (tmp_path / "kernel.cpp").read_text() == "first"
+    keep_source(tmp_path / "no such directory" / "kernel.cpp", "third")
+
+
+def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "set CXX" in (native.why_not(torch.device("cpu")) or "")
+    assert "not on meta" in (native.why_not(torch.device("meta")) or "")
+
+
+def test_the_compiler_that_is_asked_for_is_taken_or_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    found = compiler()
+    assert found is not None
+    monkeypatch.setenv("CXX", f"{found[0]} -DEXTRA")
+    assert compiler() == (found[0], "-DEXTRA")
+    assert scan_lanes(lambda c, x: (c + 1, c), torch.zeros(1), length=1, engine="native")[0] == 1
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "CXX is 'no-such-compiler', which was not found" in (native.why_not(torch.device("cpu")) or "")
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path / name))
+        with pytest.raises(native.BuildError, match="POPART_FUNC_CACHE must name a directory that can be made"):
+            cache_directory()
+
+
+def test_a_cache_that_can_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(native.UnsupportedError, match=r"no kernel can be kept in .*Read-only.*Set POPART_FUNC_CACHE"):
+        scan_lanes(lambda c, x: (c + 23, c), torch.zeros(2), length=1, engine="native")
