@@ -24,7 +24,7 @@ from popart_func.engines import (
     EngineUnavailableError,
     UnsupportedError,
     available_engines,
-    choice,
+    cost_model,
     resolve_engine,
     scan,
     scan_lanes,
@@ -286,7 +286,7 @@ def test_a_step_that_changes_what_it_is_given_is_refused(engine, step):
     """With its line, where it is traced; `eager` does not see what a step closes over."""
     if (engine, step) == ("eager", changes_what_it_closes_over):
         pytest.skip("eager can't see it")
-    message = r"step: an argument of it.* changed in place.*: a step must be pure\. Write `x = x \+ 1` instead of"
+    message = r"scan_lanes: `step` changes an argument.* in place.*: a step must be pure\. Write `x = x \+ 1` instead"
     with pytest.raises(TypeError, match=message) as caught:
         scan_lanes(step, torch.ones(2), torch.ones(2, 2, 3), engine=engine)
     assert engine == "eager" or "# HERE`" in str(caught.value)
@@ -299,7 +299,7 @@ def test_auto_and_unavailable_engines(monkeypatch):
     for name in COMPILED:
         with pytest.raises(EngineUnavailableError, match=rf"the engine '{name}' can't run on cpu: no C\+\+ compiler"):
             scan(lambda c, x: (c, c), torch.zeros(1), torch.zeros(2), engine=name)
-    engines._say_once.cache_clear()
+    engines.selection._say_once.cache_clear()
     with pytest.warns(
         UserWarning, match=r"engine 'auto': .* can't run on cpu: no C\+\+ compiler.* Going on with eager"
     ):
@@ -332,25 +332,26 @@ def network_scan(width, batch, lanes, steps):
 )
 def test_how_much_faster_inductor_should_be(width, batch, lanes, threads, ratio):
     """As measured, on both sides."""
-    work = choice.Work.of(network_scan(width, batch, lanes, 1).graph())
-    seconds = choice.predict(work, lanes, threads, register=64)
+    counts = cost_model.OperationCounts.of(network_scan(width, batch, lanes, 1).graph())
+    seconds = cost_model.predict(counts, lanes, threads, register=64)
     assert 0.7 * ratio < seconds.native / seconds.inductor < 1.5 * ratio
 
 
-def test_the_work_in_a_step():
+def test_the_operations_of_a_step():
     def step(carry, x):
         return torch.addmm(carry, carry.T @ carry, carry).tanh(), carry[0] * x
 
-    work = choice.Work.of(make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double()).graph())
-    assert work == choice.Work(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+    problem = make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double())
+    expected = cost_model.OperationCounts(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+    assert cost_model.OperationCounts.of(problem.graph()) == expected
 
 
 def test_inductor_is_for_few_lanes_of_large_products_in_long_runs():
     """Whatever the machine."""
-    assert "ms on inductor and" in choice.why_inductor(network_scan(256, 128, 1, 100_000))
-    assert choice.why_inductor(network_scan(256, 128, 1, 100)) is None
-    assert choice.why_inductor(network_scan(10, 1, 50, 100_000)) is None
-    assert choice.why_inductor(network_scan(10, 1, 1, 100_000)) is None
+    assert "ms on inductor and" in cost_model.why_inductor(network_scan(256, 128, 1, 100_000))
+    assert cost_model.why_inductor(network_scan(256, 128, 1, 100)) is None
+    assert cost_model.why_inductor(network_scan(10, 1, 50, 100_000)) is None
+    assert cost_model.why_inductor(network_scan(10, 1, 1, 100_000)) is None
 
 
 @pytest.mark.skipif(len(RUNNABLE) < 3, reason="no C++ compiler")
@@ -362,7 +363,7 @@ def test_auto_takes_inductor_where_it_should_be_faster(monkeypatch):
         raise UnsupportedError("inductor: not today.")
 
     start = torch.zeros(1, 128, 128)
-    engines._say_once.cache_clear()
+    engines.selection._say_once.cache_clear()
     monkeypatch.setattr(engines.inductor, "run", lambda lanes: (f"{lanes.steps} steps", ()))
     with pytest.warns(UserWarning, match=r"'auto': a step should take .* ms on native .* Going on with inductor"):
         assert scan_lanes(step, start, length=10**6)[0] == "1000000 steps"

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from popart_func.engines.tracing.step_graph import TensorSpec, trace
+from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.functions import to_jax_function
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.trees import to_jax, to_torch
@@ -301,7 +302,7 @@ def test_every_lowering_is_tested_here() -> None:
         (gradients, image, kernel, rows),
     ):
         with sdpa_kernel(SDPBackend.MATH):
-            used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
+            used |= set(trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert set(LOWERINGS) <= used, sorted(set(LOWERINGS) - used)
 
 

@@ -23,7 +23,8 @@ from popart_func.engines import native
 from popart_func.engines.tracing import decompositions, recorder, shapes
 from popart_func.engines.tracing.mutations import is_mutable
 from popart_func.engines.tracing.recorder import is_recording
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, trace
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError
+from popart_func.engines.tracing.tracer import trace_step
 
 CPU = torch.device("cpu")
 SPEC = TensorSpec((3, 4), torch.float32, CPU)
@@ -31,7 +32,7 @@ SPEC = TensorSpec((3, 4), torch.float32, CPU)
 
 def traced(function: Callable[..., Any], *specs: TensorSpec) -> StepGraph:
     specs = specs or (SPEC,)
-    return trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
+    return trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
 
 
 def changes_what_a_view_shows(x: Tensor) -> Any:

@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe, trace
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_params, stateless
 from popart_func.optim import adam
@@ -23,7 +24,7 @@ SPEC = TensorSpec((3, 4), torch.float32, torch.device("cpu"))
 
 def traced(function: Callable[..., Any], *specs: TensorSpec) -> StepGraph:
     specs = specs or (SPEC,)
-    return trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
+    return trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
 
 
 class Doubled(torch.autograd.Function):
@@ -68,7 +69,7 @@ def test_a_whole_learner_is_a_graph_of_core_operations() -> None:
     learner = popart_learner(stateless(model), adam(1e-3), popart(1, 0.1))
     arguments = (learner.init(init_params(lambda: model, 0)), (torch.ones(4), torch.ones(1)))
     leaves, structure = optree.tree_flatten(arguments)
-    graph = trace(learner.update, structure, [TensorSpec.of(leaf) for leaf in leaves])
+    graph = trace_step(learner.update, structure, [TensorSpec.of(leaf) for leaf in leaves])
     for node in graph.module.graph.nodes:
         assert node.op in ("placeholder", "call_function", "output")
         assert node.op != "call_function" or not node.target._schema.is_mutable
@@ -192,5 +193,5 @@ def test_leaves_errors_that_are_not_about_tracing_as_they_are() -> None:
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
         traced(function)
-    with pytest.raises(TypeError, match=r"every leaf it returns must be a tensor, got float at \(1,\)"):
+    with pytest.raises(TypeError, match=r"every leaf that `step` returns must be a tensor, got float at \(1,\)"):
         traced(lambda x: (x, 1.0))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vjp
 
+from popart_func._torch import FakeTensorMode
 from popart_func.interop.trees import (
     argument_to_array,
     has_64_bits,

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from popart_func._torch import FakeTensor, is_functorch_wrapped_tensor
 from popart_func.interop.trees import (
     array_to_tensor,
     check_dense,

@@ -11,10 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from popart_func._torch import (
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    set_grad_enabled,
+    storage_id,
+    torch_pytree,
+)
 from popart_func.engines.lane_scan import UnsupportedError
 
 __all__ = ["STOP_GRADIENT", "StopGradientMarks"]
@@ -75,15 +80,15 @@ class StopGradientMarks(TorchFunctionMode):
         if written is not None:
             self._check_written(func.__name__, written)
         result = func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
+        if func is set_grad_enabled:
             self._no_grad = not args[0]
         elif func is torch.autograd.grad and not kwargs.get("create_graph"):
             return tuple(map(_marked_if_real, result))
         elif self._stops and written is not None:
             written.copy_(_marked(written))
         elif self._stops:
-            owners = {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            return pytree.tree_map(lambda value: self._without_gradient(value, owners), result)
+            owners = {_memory(leaf) for leaf in torch_pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            return torch_pytree.tree_map(lambda value: self._without_gradient(value, owners), result)
         return result
 
     @property
@@ -125,7 +130,7 @@ def _memory(tensor: Tensor) -> Any:
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     tensor = getattr(tensor, "stand_in", tensor)
-    return tensor.untyped_storage()._cdata
+    return storage_id(tensor)
 
 
 def _noted(tensor: Tensor, where: dict[Any, Tensor]) -> Tensor:

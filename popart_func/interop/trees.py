@@ -16,12 +16,15 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils import _pytree as torch_pytree
 from torch.utils.dlpack import from_dlpack
 
+from popart_func._torch import (
+    FakeTensor,
+    is_functorch_wrapped_tensor,
+    is_jit_tracing,
+    is_make_fx_tracing,
+    torch_pytree,
+)
 from popart_func.engines.tracing.recorder import Traced, is_recording
 
 __all__ = [
@@ -124,7 +127,7 @@ def register_dataclass(cls: type[T]) -> type[T]:
 
 def is_tracing() -> bool:
     """Whether PyTorch traces, so that what JAX computes would be taken for a constant."""
-    return is_recording() or get_proxy_mode() is not None or torch._C._is_tracing()
+    return is_recording() or is_make_fx_tracing() or is_jit_tracing()
 
 
 def has_64_bits() -> bool:

@@ -38,7 +38,8 @@ from popart_func.engines.native.statements import (
     reads,
     writes,
 )
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
+from popart_func.engines.tracing.walk import bind_arguments
 
 __all__ = ["Kernel", "Program", "UnsupportedError", "lower"]
 
@@ -282,23 +283,17 @@ class Kernel:
 
 
 def _lower_node(kernel: Kernel, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    if node.target.__name__ == "getitem":  # type: ignore[union-attr]
+    name = op_name(node)
+    if name == "getitem":
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    schema: Any = getattr(node.target, "_schema", None)
-    name = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
     outs = node.meta["val"]
     specs = [TensorSpec.of(out) for out in (outs if isinstance(outs, list | tuple) else [outs])]
     for spec in specs:
         _check_dtype(node, spec.dtype)
     if name not in ops.OPS:
         raise UnsupportedError(f"native: no op {name!r}, which gives {_shapes(specs)}; {describe(node)}.")
-    arguments = []
-    for position, argument in enumerate(schema.arguments):
-        given = node.args[position] if position < len(node.args) and not argument.kwarg_only else None
-        value = node.kwargs.get(argument.name, argument.default_value if given is None else given)
-        arguments.append(fx.node.map_arg(value, values.__getitem__))
     try:
-        return ops.OPS[name](kernel, specs[0] if len(specs) == 1 else specs, *arguments)
+        return ops.OPS[name](kernel, specs[0] if len(specs) == 1 else specs, *bind_arguments(node, values).values())
     except ops.NotLoweredError as error:
         raise UnsupportedError(f"native: {name!r}, which gives {_shapes(specs)}: {error}; {describe(node)}.") from None
 

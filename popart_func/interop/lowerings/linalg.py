@@ -1,4 +1,4 @@
-"""Lowerings of linear algebra and Fourier transforms, as thin as JAX has them; `lowerings` says how an op is called.
+"""Lowerings of linear algebra and Fourier transforms, as thin as JAX has them; `table` says how an op is called.
 
 A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. Codes of
 success are 0.
@@ -7,7 +7,6 @@ success are 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["LINALG"]
 
@@ -89,7 +89,7 @@ def _fourier_to_real(out: TensorSpec, x: Any, axes: Any, normalization: int, _: 
     return _fourier(x, axes, normalization, jnp.fft.irfftn, s=sizes, norm="forward")
 
 
-LINALG: dict[str, Callable[..., Any]] = {
+LINALG: dict[str, Lowering] = {
     "linalg_inv_ex": _inverse,
     "linalg_cholesky_ex": _cholesky,
     "_linalg_solve_ex": _solve,

@@ -1,4 +1,4 @@
-"""Lowerings of convolution, pooling, interpolation and batch normalization; `lowerings` says how an op is called.
+"""Lowerings of convolution, pooling, interpolation and batch normalization; `table` says how an op is called.
 
 A backward op, which a step has that calls `torch.func.grad`, is what JAX makes of the forward one.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["NETWORKS"]
 
@@ -225,7 +226,7 @@ INTERPOLATIONS = ("upsample_bilinear2d", "upsample_bicubic2d", "upsample_triline
 # Whose forward ops are taken apart.
 COPIES = ("upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d")
 
-NETWORKS: dict[str, Callable[..., Any]] = {
+NETWORKS: dict[str, Lowering] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "max_pool2d_with_indices": _max_pool,

@@ -1,22 +1,20 @@
-"""Lowerings of what orders numbers or searches among them; `lowerings` says how an op is called."""
+"""Lowerings of what orders numbers or searches among them; `table` says how an op is called."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["ORDER"]
 
-Op = Callable[..., Any]
 
-
-def _arg(function: Op) -> Op:
+def _arg(function: Lowering) -> Lowering:
     def op(out: TensorSpec, x: Any, axis: int | None = None, *_: Any) -> Any:
         x, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
         return function(x, axis=axis).reshape(out.shape)
@@ -24,7 +22,7 @@ def _arg(function: Op) -> Op:
     return op
 
 
-def _best(every: Op, which: Op) -> Op:
+def _best(every: Lowering, which: Lowering) -> Lowering:
     def op(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
         if axis is None:
             return every(x)
@@ -38,7 +36,7 @@ def _taken(outs: Any, x: Any, index: Any, axis: int) -> list[Any]:
     return [jnp.take_along_axis(x, index, axis).reshape(outs[0].shape), index.reshape(outs[1].shape)]
 
 
-def _cummax(function: Op) -> Op:
+def _cummax(function: Lowering) -> Lowering:
     def op(outs: Any, x: Any, axis: int) -> Any:
         if not x.ndim:
             return [x, jnp.zeros((), jnp.int32)]
@@ -93,7 +91,7 @@ def _search_sorted(
     return _searched(out, boundaries, x, right, side)
 
 
-ORDER: dict[str, Op] = {
+ORDER: dict[str, Lowering] = {
     "argmax": _arg(jnp.argmax),
     "argmin": _arg(jnp.argmin),
     "max": _best(jnp.max, jnp.argmax),
