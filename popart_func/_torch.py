@@ -32,6 +32,7 @@ __all__ = [
     "FakeTensorMode",
     "OpOverload",
     "TorchDispatchMode",
+    "all_gather",
     "core_decompositions",
     "disabled_torch_function",
     "dispatch_modes",
@@ -114,6 +115,15 @@ def scan_operator() -> Callable[..., Any]:
     from torch._higher_order_ops.scan import scan
 
     return scan
+
+
+def all_gather(tensor: Tensor, group: Any) -> Tensor:
+    """The tensors of all processes, one after the other along axis 0; `torch.distributed.all_gather` is in place."""
+    import torch.distributed._functional_collectives as functional_collectives
+
+    new = getattr(functional_collectives, "all_gather_single", None)  # since torch 2.13
+    gather = functional_collectives.all_gather_tensor if new is None else new
+    return functional_collectives.wait_tensor(gather(tensor.contiguous(), 0, group))
 
 
 def dispatch_modes() -> list[Any]:

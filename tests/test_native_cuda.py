@@ -34,7 +34,7 @@ from popart_func.engines.native.cuda import block_size, pack
 from popart_func.engines.native.emit_cuda import CudaSource, emit_cuda
 from popart_func.engines.native.lower import lower
 from popart_func.engines.native.nvrtc import OPTIONS, compile_cubin, why_no_nvrtc
-from popart_func.engines.tracing.step_graph import StepGraph
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart
@@ -128,6 +128,12 @@ def to(scan: LaneScan, device: torch.device) -> LaneScan:
 WAYS = ("thread", "team")
 
 
+@dataclasses.dataclass(frozen=True)
+class Emulated(CacheKey[Launch]):
+    shared: tuple[bool, ...]
+    team: bool
+
+
 @pytest.fixture(params=[*WAYS, *(pytest.param(f"{way} on a device", marks=pytest.mark.gpu) for way in WAYS)])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """`native.run` runs the CUDA kernel: on the host or on a device, a lane by a thread or by a team."""
@@ -140,10 +146,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     else:
 
         def kernel(scan: LaneScan, graph: StepGraph) -> Launch:
-            key = "emulated", scan.shared, team
-            if key not in graph.compiled:
-                graph.compiled[key] = emulated(cuda_source(scan, graph, team), tmp_path)
-            return graph.compiled[key]
+            return graph.cached(Emulated(scan.shared, team), lambda: emulated(cuda_source(scan, graph, team), tmp_path))
 
         monkeypatch.setattr(native, "_kernel", kernel)
     return request.param

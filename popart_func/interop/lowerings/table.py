@@ -46,8 +46,8 @@ def find_lowering(name: str) -> Lowering | None:
     return _registered.get(name) or LOWERINGS.get(name)
 
 
-def register_lowering(op: Any, lowering: Lowering) -> None:
-    """Adds an op to `to_jax_function`, or replaces its lowering.
+def register_lowering(op: Any, lowering: Lowering, *, replace: bool = False) -> None:
+    """Adds an op to `to_jax_function`, without a change to the package.
 
     Functions that `to_jax_function` has traced see it at their next call; a function that `jax.jit` has compiled keeps
     the old one (`jax.clear_caches` drops it). A custom op needs a fake implementation (``register_fake``), which says
@@ -59,10 +59,12 @@ def register_lowering(op: Any, lowering: Lowering) -> None:
         lowering: ``lowering(out, *arguments)``, in `jax.numpy`. ``out`` has the ``shape`` and ``dtype`` of the result
             (a list of them if there are several); the arguments are in the order of the op's schema, tensors among them
             are arrays. It returns an array of that shape, or a list of them.
+        replace: whether to replace a lowering that the op has already.
 
     Raises:
         TypeError: `lowering` is not a function.
-        ValueError: there is no such op; or tracing replaces it by simpler ops, so that no graph has it.
+        ValueError: there is no such op; tracing replaces it by simpler ops, so that no graph has it; or it has a
+            lowering already and ``replace`` is not given.
 
     >>> import jax
     >>> import torch
@@ -88,5 +90,9 @@ def register_lowering(op: Any, lowering: Lowering) -> None:
         raise ValueError(
             f"register_lowering: tracing replaces {name!r} by simpler ops, so that a lowering of it would never be "
             f"called: register one for those ops."
+        )
+    if find_lowering(name) is not None and not replace:
+        raise ValueError(
+            f"register_lowering: there is a lowering of {name!r} already: pass replace=True to replace it."
         )
     _registered[name] = lowering
