@@ -237,7 +237,9 @@ class Recorder(TorchDispatchMode):
             self._note_mutation(func, args, kwargs)
         try:
             results = infer(func, plain_args, plain_kwargs)
-        except NotImplementedError as error:
+        except RuntimeError as error:
+            if not isinstance(error, NotImplementedError) and "no fake impl" not in str(error):  # a custom op's
+                raise
             raise TraceError(
                 f"{self.caller}: PyTorch can't tell the shape that {func.name()!r} returns without computing it, in "
                 f"{self._described()}: register a fake implementation with torch.library.register_fake."
