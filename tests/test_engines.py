@@ -25,11 +25,13 @@ from popart_func.engines import (
     UnsupportedError,
     available_engines,
     cost_model,
+    lane_scan,
     resolve_engine,
     scan,
     scan_lanes,
 )
 from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.tracing.tracer import trace_step
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 TABLE = torch.zeros(3)
@@ -493,6 +495,11 @@ def test_threads_may_trace_at_once():
 
 
 Z = torch.zeros(3)
+LEAF = torch.tensor(2.0, requires_grad=True)
+
+
+def keep(carry, x):
+    return carry, ()
 
 
 @pytest.mark.parametrize(
@@ -527,8 +534,57 @@ def test_errors_of_steps(engine, call, error, message):
         call(engine)
 
 
-def keep(carry, x):
-    return carry, ()
+def branches(carry, x):
+    return (carry if x > 0 else -carry), ()
+
+
+def draws(carry, x):
+    return carry + torch.rand(()), ()
+
+
+def is_narrow(carry, x):
+    return carry + x.bfloat16().float(), ()
+
+
+def looks_up(carry, x):
+    return carry + torch.arange(3.0)[x.long() + 5], ()
+
+
+@pytest.mark.parametrize("caller", [scan, scan_lanes])
+@pytest.mark.parametrize(
+    ("step", "engine", "error", "message"),
+    [
+        (lambda c, x: c, "eager", TypeError, "`step` must return"),
+        (lambda c, x: c, "native", TypeError, "`step` must return"),
+        (lambda c, x: (c, 1.0), "native", TypeError, "`step` must return tensors, got float"),
+        (lambda c, x: (c.add_(1), ()), "eager", TypeError, "`step` changes an argument in place: a step must be pure"),
+        (lambda c, x: (c.add_(1), ()), "native", TypeError, "`step` changes an argument, or a tensor"),
+        (branches, "native", TypeError, "the value of a tensor is read in"),
+        (branches, "inductor", TypeError, "the value of a tensor is read in"),
+        (draws, "native", TypeError, "random numbers can't be drawn inside"),
+        (lambda c, x: (c + torch.nonzero(x[None]).sum(), ()), "native", TypeError, "a shape depends on values in"),
+        (is_narrow, "native", UnsupportedError, r"native: no dtype torch.bfloat16"),
+        (looks_up, "native", IndexError, "native: an index was out of range"),
+        (keep, "warp", ValueError, "`engine` must be 'auto' or one of"),
+        (lambda c, x: (LEAF * c, ()), "native", UnsupportedError, "native: no gradient .* use the engine 'eager'"),
+    ],
+)
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no C++ compiler")
+def test_errors_name_the_function_that_was_called(caller, step, engine, error, message):
+    start = torch.tensor(1.0) if caller is scan else Z
+    with pytest.raises(error, match=f"^{caller.__name__}: {message}"):
+        caller(step, start, torch.ones(4), engine=engine)
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no C++ compiler")
+def test_a_warm_scan_asks_for_its_graph_once(monkeypatch):
+    """Though the cost model and the engine read it."""
+    asked = []
+    step = lambda c, x: (c * 0.5 + x, ())  # noqa: E731
+    scan_lanes(step, Z, torch.ones(2500))
+    monkeypatch.setattr(lane_scan, "trace_step", lambda *args, **kwargs: asked.append(1) or trace_step(*args, **kwargs))
+    scan_lanes(step, Z, torch.ones(2500))
+    assert asked == [1]
 
 
 @pytest.mark.parametrize(
