@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_jax_functions import JW, JX, W, X, close, jax_f
+from jax_functions import JW, JX, W, X, close, jax_f
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, vmap

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jax import lax
+from jax_functions import JW, JX, W, X, close, jax_f, torch_f
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,28 +23,6 @@ import popart_func as pf
 from popart_func import random, scan_lanes
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
-
-
-def torch_f(w: Tensor, x: Tensor) -> Tensor:
-    """w: [2, 3]; x: [3]; neither symmetric nor linear."""
-    return torch.tanh(w @ x).square().sum() + (w[0] * x**3).sum()
-
-
-def jax_f(w: Any, x: Any) -> Any:
-    return jnp.square(jnp.tanh(w @ x)).sum() + (w[0] * x**3).sum()
-
-
-W = torch.tensor([[0.1, -0.4, 0.7], [1.1, 0.3, -0.2]])
-X = torch.tensor([0.5, -1.2, 0.8])
-JW, JX = jnp.asarray(W.numpy()), jnp.asarray(X.numpy())
-
-
-def close(got: Any, expected: Any) -> None:
-    got, expected = jax.tree.leaves(got), jax.tree.leaves(expected)
-    assert len(got) == len(expected) > 0
-    for a, b in zip(got, expected, strict=True):
-        assert tuple(a.shape) == tuple(b.shape)
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
 
 
 def scanned(f: Any) -> Any:

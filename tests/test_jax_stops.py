@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from test_jax_functions import JX, X, close
+from jax_functions import JX, X, close
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
