@@ -144,13 +144,14 @@ def test_transforms_of_both_at_once(transform: str) -> None:
     """PyTorch's inside, JAX's outside."""
     inside = TORCH_OUTSIDE[transform](torch_f)
     close(jax.jit(to_jax_function(inside))(JW, JX), inside(W, X))
-    close(jax.jacfwd(to_jax_function(inside))(JW, JX), jacfwd(inside)(W, X))
+    close(jax.jit(jax.jacfwd(to_jax_function(inside)))(JW, JX), jacfwd(inside)(W, X))
     lanes = torch.stack([W, 2 * W])
-    close(jax.vmap(to_jax_function(inside), (0, None))(to_jax(lanes), JX), vmap(inside, (0, None))(lanes, X))
+    got = jax.jit(jax.vmap(to_jax_function(inside), (0, None)))(to_jax(lanes), JX)
+    close(got, vmap(inside, (0, None))(lanes, X))
 
 
 def test_both_ways_at_once() -> None:
-    close(jax.jacrev(to_jax_function(grad(torch_f)))(JW, JX), jax.hessian(jax_f)(JW, JX))
+    close(jax.jit(jax.jacrev(to_jax_function(grad(torch_f))))(JW, JX), jax.jit(jax.hessian(jax_f))(JW, JX))
     close(jax.vmap(to_jax_function(vmap(torch_f, (None, 0))), (0, None))(jnp.stack([JW, JW]), jnp.stack([JX, -JX])),
           vmap(vmap(torch_f, (None, 0)), (0, None))(torch.stack([W, W]), torch.stack([X, -X])))  # fmt: skip
 
