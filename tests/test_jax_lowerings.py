@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,10 +35,15 @@ def wide() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def compiled(function: Callable[..., dict[str, Tensor]]) -> Callable[..., Any]:
+    """The function in JAX, compiled once for all arguments of the same shapes."""
+    return jax.jit(to_jax_function(function))
+
+
 def compare(function: Callable[..., dict[str, Tensor]], *arguments: Tensor, rtol: float, atol: float = 0.0) -> None:
     expected = function(*arguments)
-    jax_fn = to_jax_function(function)
-    got = to_torch(jax.jit(jax_fn)(*to_jax(arguments)))
+    got = to_torch(compiled(function)(*to_jax(arguments)))
     wrong = []
     for name, value in expected.items():
         a = got[name]

@@ -206,27 +206,16 @@ class Recorder(TorchDispatchMode):
         raise reads_values(self.caller, self._line())
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        originals: dict[int, Tensor] = {}  # by the ids of their stand-ins
-
-        def stand_in(tensor: Tensor) -> Tensor:
-            traced = self.traced(tensor)
-            originals[id(traced.stand_in)] = tensor
-            return traced.stand_in
-
-        plain_args = map_tensors(stand_in, tuple(args))
-        plain_kwargs = {name: map_tensors(stand_in, value) for name, value in kwargs.items()}
-        device = self._device(func, list(originals.values()), kwargs)
+        tensors: list[Tensor] = []
+        map_tensors(tensors.append, (args, kwargs))
+        plain_args, plain_kwargs = map_tensors(lambda tensor: self.traced(tensor).stand_in, (tuple(args), kwargs))
+        device = self._device(func, tensors, kwargs)
         if kwargs.get("device") is not None:
             plain_kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
             plain_kwargs["pin_memory"] = False
-        node = self.graph.create_node(
-            "call_function",
-            func,
-            map_tensors(lambda tensor: self.traced(tensor).node, tuple(args)),
-            {name: map_tensors(lambda tensor: self.traced(tensor).node, value) for name, value in kwargs.items()},
-            _name(func),
-        )
+        node_args, node_kwargs = map_tensors(lambda tensor: self.traced(tensor).node, (tuple(args), kwargs))
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
         line = node.meta["line"] = self._line()
         variant = functional_variant(func)
         if variant is not None and not is_taken_apart(variant):
@@ -244,26 +233,29 @@ class Recorder(TorchDispatchMode):
                 f"{self.caller}: PyTorch can't tell the shape that {func.name()!r} returns without computing it, in "
                 f"{self._described()}: register a fake implementation with torch.library.register_fake."
             ) from error
-
-        def wrapped(result: Any, node: fx.Node) -> Any:
-            if not isinstance(result, Tensor):
-                return result
-            original = originals.get(id(result))
-            traced = Traced(result, device) if original is None else self.traced(original)
-            traced.node, node.meta["val"], node.meta["line"] = node, traced, line
-            return traced if original is None else original
-
+        changed = {id(self.traced(tensor).stand_in): tensor for tensor in tensors}
         if isinstance(results, Tensor):
-            return wrapped(results, node)
+            return self._result(results, node, line, device, changed)
         if not isinstance(results, list | tuple):
             self.graph.erase_node(node)  # it asked about a shape
             return results
         parts = [
-            wrapped(part, self.graph.call_function(operator.getitem, (node, index)))
+            self._result(part, self.graph.call_function(operator.getitem, (node, index)), line, device, changed)
             for index, part in enumerate(results)
         ]
         node.meta["val"] = parts
         return type(results)(parts)
+
+    def _result(
+        self, made: Any, node: fx.Node, line: Line | None, device: torch.device, changed: dict[int, Tensor]
+    ) -> Any:
+        """A result of an op: a new tensor; or an argument, by its stand-in's id, which the op has changed in place."""
+        if not isinstance(made, Tensor):
+            return made
+        argument = changed.get(id(made))
+        traced = Traced(made, device) if argument is None else self.traced(argument)
+        traced.node, node.meta["val"], node.meta["line"] = node, traced, line
+        return traced if argument is None else argument
 
     def traced(self, tensor: Tensor) -> Traced:
         """The tensor itself if it is traced here, else the input that it becomes."""

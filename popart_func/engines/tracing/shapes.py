@@ -70,6 +70,8 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     if isinstance(value, list | tuple):
         mapped = [map_tensors(function, part) for part in value]
         return mapped if isinstance(value, list) else tuple(mapped)
+    if isinstance(value, dict):
+        return {name: map_tensors(function, part) for name, part in value.items()}
     return value
 
 
@@ -95,18 +97,20 @@ def _filled(value: int, tensor: Tensor) -> Tensor:
 
 
 def _infer_on_meta(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    stand_ins: dict[int, Tensor] = {}
-
-    def to_meta(tensor: Tensor) -> Tensor:
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        stand_ins[id(meta)] = tensor
-        return meta
-
-    def from_meta(meta: Tensor) -> Tensor:
-        same = stand_ins.get(id(meta))  # changed in place
-        return blank(meta.shape, meta.stride(), meta.dtype) if same is None else same
-
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, (args, kwargs))
+    metas = {id(tensor): _on_meta(tensor) for tensor in tensors}
+    changed = {id(metas[id(tensor)]): tensor for tensor in tensors}  # an op that works in place returns an argument
+    meta_args, meta_kwargs = map_tensors(lambda tensor: metas[id(tensor)], (tuple(args), kwargs))
     if "device" in kwargs:
-        kwargs = {**kwargs, "device": torch.device("meta")}
-    mapped = {name: map_tensors(to_meta, value) for name, value in kwargs.items()}
-    return map_tensors(from_meta, function(*map_tensors(to_meta, tuple(args)), **mapped))
+        meta_kwargs["device"] = torch.device("meta")
+    results = function(*meta_args, **meta_kwargs)
+    return map_tensors(lambda meta: changed[id(meta)] if id(meta) in changed else _blank_like(meta), results)
+
+
+def _blank_like(tensor: Tensor) -> Tensor:
+    return blank(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
