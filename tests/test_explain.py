@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from popart_func.engines import ENGINES, UnsupportedError, explain, native, scan_lanes, selection
+from popart_func.engines import ENGINES, UnsupportedError, compiler, explain, native, scan_lanes, selection
 from popart_func.engines.lane_scan import LaneScan
 
 
@@ -98,10 +98,16 @@ def test_neither_runs_nor_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "run_scan", refuse)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    explained = explain(step, START, torch.ones(700), engine="inductor")
-    assert explained.engine is None
-    assert "not inductor: no C++ compiler was found" in str(explained)
-    assert explained.source is not None, "which needs no compiler"
+    monkeypatch.setattr(native, "why_not", lambda device: compiler.why_no_compiler())
+    explained = explain(step, START, torch.ones(2100))
+    assert explained.engine == "eager"
+    assert "not native: native can't run on cpu: no C++ compiler was found" in str(explained)
+    assert "not inductor: inductor can't run on cpu: no C++ compiler was found" in str(explained)
+    assert "void run() {" in str(explained), "which needs no compiler"
+    asked = explain(step, START, torch.ones(700), engine="inductor")
+    assert asked.engine is None
+    assert "not inductor: no C++ compiler was found" in str(asked)
+    assert "Native" not in str(asked)
 
 
 class Case(NamedTuple):
@@ -133,7 +139,8 @@ def test_says_which_engine_and_why_not_another(name: str) -> None:
     assert (other in explained.reasons) == bool(other)
     assert re.search(reason, explained.reasons.get(other, ""))
     assert (f"not {other}: " in str(explained)) == bool(other)
-    assert ("none: " in str(explained)) == (explained.source is None)
+    assert ("Native kernel: source" in str(explained)) == (explained.source is not None)
+    assert ("Native kernel\n" in str(explained)) == (explained.why_no_source is not None)
 
 
 @pytest.mark.usefixtures("listed")

@@ -160,7 +160,7 @@ def write_to_a_view_without_gradient(y: Tensor) -> None:
         (lambda y: y.detach().__setitem__(0, 1.0), "`__setitem__` writes to a detached tensor"),
         (lambda y: torch.nn.functional.relu(y.detach(), inplace=True), "`relu` writes to a detached tensor"),
         (lambda y: vmap(lambda row: row.detach().mul_(2))(y[None]), "`mul_` writes to a detached tensor"),
-        (lambda y: setattr(y, "data", y * 2), "`.data = ` can't be followed"),
+        (lambda y: setattr(y, "data", y * 2), "`.data = ` can't be traced"),
         (lambda y: y.detach_(), r"use `.detach\(\)`"),
         (add_one_without_gradient, "`add_` within torch.no_grad writes to a tensor from outside of it"),
         (write_to_a_view_without_gradient, "`mul_` writes to a detached tensor"),

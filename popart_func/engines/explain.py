@@ -39,7 +39,7 @@ class Explanation:
         why_no_graph: the error of tracing, None without one.
         counts: the operations of one lane in a step, as the cost model counts them.
         seconds: the predicted time of a step of all lanes, on a CPU.
-        loops: the native engine's loops.
+        loops: the native engine's loops; None, as all of the native engine, where another engine was asked for.
         source: the C++ or CUDA source of its kernel.
         state_bytes: the bytes that a lane's state takes in the kernel.
         why_no_source: why the native engine has none, None where it has.
@@ -68,9 +68,9 @@ class Explanation:
         yield "Engine", _wrapped("\n".join(self._choice()))
         yield "Graph", _wrapped(self.why_no_graph if self.graph is None else self.graph.with_source())
         yield "Cost", _wrapped("\n".join(self._costs()))
-        if self.loops is None or self.source is None:
+        if self.why_no_source is not None:
             yield "Native kernel", _wrapped(f"none: {self.why_no_source}")
-        else:
+        if self.loops is not None and self.source is not None:
             yield "Native kernel: loops", _wrapped(self.loops)
             yield "Native kernel: source", self.source.rstrip()
 
@@ -138,10 +138,11 @@ def explain(
     try:
         graph = scan.graph()
     except TraceError as error:
-        parts["why_no_graph"] = parts["why_no_source"] = str(error)
+        parts["why_no_graph"] = str(error)
     else:
         counts = OperationCounts.of(graph)
-        parts |= {"graph": graph, "counts": counts, **_native_parts(scan)}
+        parts |= {"graph": graph, "counts": counts}
+        parts |= _native_parts(scan) if engine in ("auto", "native") else {}
         parts["seconds"] = predict_here(counts, scan.lanes) if scan.device.type == "cpu" else None
     chosen, reasons = _chosen(engine, scan, parts.get("why_no_graph"), parts.get("why_no_source"))
     return Explanation(engine, chosen, reasons, scan.device, scan.lanes, scan.steps, **parts)

@@ -37,6 +37,7 @@ def scan(
         TypeError, ValueError: as `scan_lanes`.
         EngineUnavailableError: the engine can't run here.
 
+    >>> import torch
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
     (tensor(6), tensor([0, 0, 1, 3]))
     """
@@ -88,6 +89,7 @@ def scan_lanes(
         EngineUnavailableError: the engine can't run here; the message says why.
         UnsupportedError: the engine that ``engine`` names lacks an op, dtype or shape that the step needs.
 
+    >>> import torch
     >>> carry, ys = scan_lanes(lambda c, x, h: (c + h * x, c), torch.zeros(3), torch.ones(5), hparams=torch.arange(3.0))
     >>> carry, ys.shape
     (tensor([ 0.,  5., 10.]), torch.Size([5, 3]))

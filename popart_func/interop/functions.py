@@ -28,25 +28,26 @@ __all__ = ["to_jax_function"]
 def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     """A pure PyTorch function as an ordinary JAX function, which every transform of JAX takes.
 
-    The function is traced once for each structure, shapes and dtypes of its arguments, and its graph is computed by
-    JAX alone. `torch.func` may be used inside; `jax.jit`, `grad`, `vmap`, `jvp`, `hessian`, `lax.scan` and
-    `checkpoint` outside. ``.detach()`` and `torch.no_grad` inside stop JAX's gradients too. It is not jitted: wrap it
-    in `jax.jit`.
+    The function is traced once for each structure, shapes and dtypes of its arguments, and JAX alone computes its
+    graph. The function may use `torch.func`; `jax.jit`, `grad`, `vmap`, `jvp`, `hessian`, `lax.scan` and `checkpoint`
+    may transform the result. ``.detach()`` and `torch.no_grad` stop JAX's gradients too. The result is not jitted: wrap
+    it in `jax.jit`. `register_lowering` adds an op.
 
     Good to know:
 
-    - Tensors that the function closes over are constants: no gradient flows into them, and they are read at each call,
-      so that a change in them is seen. Another tensor in the place of one is not, after the first call: a name bound
-      anew, ``.data =``, `Module.to`, ``load_state_dict(assign=True)``. `jax.jit`, and what else JAX traces once, as the
-      body of `lax.scan`, keeps what it has read. What should change between calls belongs into the arguments.
-    - Of `torch.func.grad` called within `torch.no_grad`, and of what `Tensor.backward` leaves in ``.grad``, JAX sees
-      the gradient; the derivative of a norm or a standard deviation at 0 is NaN, as JAX's own.
-    - A custom `torch.autograd.Function` shows `torch.func.grad` inside its own backward; JAX outside differentiates
+    - Tensors that the function closes over are constants. No gradient flows into them. Each call reads their values, so
+      that it sees an in-place change. After the first call it does not see another tensor in the place of one: a name
+      bound to something else, ``.data =``, `Module.to`, ``load_state_dict(assign=True)``. `jax.jit`, and whatever else
+      JAX traces once, such as the body of `lax.scan`, keeps the values that it has read. Pass what should change
+      between calls as an argument.
+    - JAX differentiates `torch.func.grad` within `torch.no_grad`, and the ``.grad`` of `Tensor.backward`, as if
+      gradients were on. The derivative of a norm or a standard deviation at 0 is NaN, as in JAX.
+    - `torch.func.grad` inside the function uses the backward of a custom `torch.autograd.Function`; JAX differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
-    - What else it reads is read while it is traced: numbers, and the mode of a module (but for one that is itself the
-      argument, which may be switched).
+    - Numbers, and the mode of a module that the function closes over, are read once, while it is traced; a module that
+      is ``torch_fn`` itself may switch its mode.
     - Dropout and other random calls are refused: call ``module.eval()``, or draw with `popart_func.random`.
 
     Args:
@@ -58,7 +59,7 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Raises:
         TypeError: an argument is neither an array nor a number, or ``torch_fn`` can't be traced.
-        UnsupportedError: an operation that has no lowering; the message names it, its shapes and its line.
+        UnsupportedError: an op that has no lowering; the message names it, its shapes and its line.
 
     >>> f = to_jax_function(lambda x: torch.sin(x).sum())
     >>> jax.grad(f)(jax.numpy.zeros(2))

@@ -1,4 +1,4 @@
-"""JAX: the same trees, the same functions, in both worlds.
+"""JAX: pytrees of tensors as arrays and back, PyTorch functions as JAX functions and back.
 
 >>> import torch
 >>> import jax

@@ -1,7 +1,7 @@
-"""Lowerings of linear algebra and Fourier transforms, as thin as JAX has them; `table` says how an op is called.
+"""Lowerings of linear algebra and Fourier transforms; `table` says how an op is called.
 
-A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. Codes of
-success are 0.
+A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. The error codes
+that PyTorch's ops return are always 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _transposed(x: Any) -> Any:
 
 
 def _factored(x: Any) -> list[Any]:
-    """LU, and which row was exchanged with which, counted from 1."""
+    """The LU decomposition, and the row that each row was exchanged with, counted from 1."""
     lu, pivots, _ = jax.lax.linalg.lu(x)
     return [lu, pivots + 1]
 
@@ -67,7 +67,7 @@ def _eigh(outs: Any, x: Any, triangle: str = "L", with_vectors: bool = True) -> 
 
 
 def _fourier(x: Any, axes: Any, normalization: int, transform: Any, **options: Any) -> Any:
-    """Without a factor of JAX's own, then with PyTorch's: none, 1 / sqrt(n), or 1 / n."""
+    """A Fourier transform, scaled as PyTorch does: by 1, 1 / sqrt(n) or 1 / n. JAX's must not scale it."""
     result = transform(x, axes=tuple(axes), **options)
     size = result if transform is jnp.fft.irfftn else x
     count = math.prod(size.shape[axis] for axis in axes)

@@ -18,7 +18,7 @@ Lowering = Callable[..., Any]
 
 
 def operand(value: Any, dtype: torch.dtype) -> Any:
-    """An operand in a dtype; a number as PyTorch rounds it."""
+    """An operand in a dtype; a Python number is rounded as PyTorch rounds it."""
     if isinstance(value, bool | int | float | complex):
         wide = torch.float64 if isinstance(value, float) else torch.int64
         wide = torch.complex128 if dtype.is_complex else wide

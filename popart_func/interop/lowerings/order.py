@@ -1,4 +1,4 @@
-"""Lowerings of what orders numbers or searches among them; `table` says how an op is called."""
+"""Lowerings of sorting, of searching, and of the places of extremes; `table` says how an op is called."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _kth_value(outs: Any, x: Any, k: int, axis: int = -1, *_: Any) -> Any:
 
 
 def _median(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
-    """The lower one of two; of numbers with a NaN, which is sorted behind them, NaN."""
+    """The median, the lower of two in the middle; NaN, which is sorted last, if there is one."""
     values, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
     order = jnp.argsort(values, axis=axis, stable=True)
     last = values.shape[axis] - 1
@@ -105,4 +105,4 @@ ORDER: dict[str, Lowering] = {
     "searchsorted": _search_sorted,
     "bucketize": lambda out, x, boundaries, _=False, right=False: _searched(out, boundaries, x, right),
 }
-"""Every op that orders, by its name in ATen."""
+"""Every op that sorts, searches, or finds the place of an extreme, by its name in ATen."""

@@ -20,7 +20,7 @@ __all__ = ["POINTWISE"]
 
 
 def _maximum(x: Any, low: Any) -> Any:
-    """Where they are equal, the derivative is that of ``x``."""
+    """The maximum; of equal numbers the derivative is that of ``x``."""
     return jnp.where((x >= low) | (x != x), x, low)
 
 
@@ -29,7 +29,7 @@ def _minimum(x: Any, high: Any) -> Any:
 
 
 def _absolute(x: Any) -> Any:
-    """The derivative at 0 is 0."""
+    """The absolute value; its derivative at 0 is 0."""
     return x * jnp.sign(x) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.abs(x)
 
 
@@ -40,7 +40,7 @@ def _sign(x: Any) -> Any:
 
 
 def _acosh(x: Any) -> Any:
-    """Of complex numbers too the derivative is on the right branch, which JAX's own is not."""
+    """The inverse hyperbolic cosine; of complex numbers JAX's own has a derivative on the wrong branch."""
     if not jnp.issubdtype(x.dtype, jnp.complexfloating):
         return jnp.arccosh(x)
     return jnp.log(x + jnp.sqrt(x - 1) * jnp.sqrt(x + 1))
@@ -146,7 +146,7 @@ def _div(out: TensorSpec, x: Any, y: Any, rounding: str | None = None) -> Any:
 
 
 def _floor_divide(x: Any, y: Any) -> Any:
-    """As PyTorch has it: infinite for a divisor of 0, else exact."""
+    """The floor of the quotient as PyTorch computes it: infinite for a divisor of 0, else exact."""
     rest = jnp.fmod(x, y)
     quotient = (x - rest) / y
     quotient = jnp.where((rest != 0) & ((y < 0) != (rest < 0)), quotient - 1, quotient)
@@ -173,7 +173,7 @@ def _clamp(out: TensorSpec, x: Any, low: Any = None, high: Any = None) -> Any:
 
 
 def _hardtanh(out: TensorSpec, x: Any, low: Any = -1, high: Any = 1) -> Any:
-    """Unlike `_clamp`, without derivative at its bounds."""
+    """Clamps; unlike that of `_clamp`, its derivative at the bounds is 0."""
     x, low, high = (operand(part, out.dtype) for part in (x, low, high))
     return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 

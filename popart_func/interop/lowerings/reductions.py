@@ -29,7 +29,7 @@ def _var(out: TensorSpec, x: Any, axes: Any = None, correction: Any = 1, *_: Any
 
 
 def _along(function: Lowering) -> Lowering:
-    """A function along an axis; of a number, as if it were a vector."""
+    """A function along an axis; a number without axes is taken as a vector of one."""
 
     def op(out: TensorSpec, x: Any, axis: int, *_: Any) -> Any:
         x = operand(x, out.dtype)
@@ -39,7 +39,7 @@ def _along(function: Lowering) -> Lowering:
 
 
 def _softmax(x: Any, axis: int) -> Any:
-    """Where everything is masked, the derivative is 0, for `scaled_dot_product_attention` to put 0 there."""
+    """The softmax; NaN with derivative 0 where all is masked, which `scaled_dot_product_attention` replaces by 0."""
     masked = (x == -jnp.inf).all(axis, keepdims=True)
     return jnp.where(masked, jnp.nan, jax.nn.softmax(jnp.where(masked, 0, x), axis))
 
