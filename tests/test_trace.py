@@ -14,6 +14,7 @@ from torch.func import grad, vjp, vmap
 
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
+from popart_func.engines.tracing.walk import bind_arguments, op_name, walk
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_params, stateless
 from popart_func.optim import adam
@@ -195,3 +196,23 @@ def test_leaves_errors_that_are_not_about_tracing_as_they_are() -> None:
         traced(function)
     with pytest.raises(TypeError, match=r"every leaf that `step` returns must be a tensor, got float at \(1,\)"):
         traced(lambda x: (x, 1.0))
+
+
+def test_a_walk_computes_a_graph_with_any_values() -> None:
+    """With words: of inputs, of ops, of the parts of an op with several results."""
+    graph = traced(lambda x: (x.sort()[0] + x.sort()[1], x.clamp(max=3.0)))
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def call(node: Any, values: Any) -> Any:
+        asked.append((op_name(node), bind_arguments(node, values)))
+        return ["values", "places"] if op_name(node) == "sort" else op_name(node)
+
+    kept: list[str] = []
+    outputs = walk(graph.graph, ["x"], call, keep=lambda node, value: kept.append(node.name) or value)
+    assert outputs == ["add", "clamp"]
+    assert kept == [node.name for node in graph.calls]
+    assert asked == [
+        ("sort", {"self": "x", "dim": -1, "descending": False}),
+        ("add", {"self": "values", "other": "places", "alpha": 1}),
+        ("clamp", {"self": "x", "min": None, "max": 3.0}),
+    ]

@@ -19,13 +19,19 @@ Values = Mapping[fx.Node, Any]
 """The value of each node so far."""
 
 
-def walk(graph: fx.Graph, inputs: Iterable[Any], call: Callable[[fx.Node, Values], Any]) -> list[Any]:
+def walk(
+    graph: fx.Graph,
+    inputs: Iterable[Any],
+    call: Callable[[fx.Node, Values], Any],
+    keep: Callable[[fx.Node, Any], Any] = lambda node, value: value,
+) -> list[Any]:
     """Computes the outputs of a graph.
 
     Args:
         graph: of calls; the parts of an op with several results are taken with `operator.getitem`.
         inputs: the values of the graph's inputs and constants, in order. They are taken one at a time.
         call: gives the value of a node that calls an op, from the values of the nodes before it; several as a sequence.
+        keep: is given the value of each op and of each part of several, and returns the value that later nodes read.
 
     Returns:
         The values of the graph's outputs.
@@ -37,9 +43,9 @@ def walk(graph: fx.Graph, inputs: Iterable[Any], call: Callable[[fx.Node, Values
             values[node] = next(left)
         elif node.target is operator.getitem:
             source, index = node.args
-            values[node] = values[source][index]
+            values[node] = keep(node, values[source][index])
         elif node.op == "call_function":
-            values[node] = call(node, values)
+            values[node] = keep(node, call(node, values))
     outputs: Any = graph.output_node().args[0]
     return [values[node] for node in outputs]
 
