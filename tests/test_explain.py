@@ -18,6 +18,7 @@ class Listing(NamedTuple):
     loops: str
     source: str
     state_bytes: int
+    memory_bytes: int
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[LaneScan]:
         asked.append(scan)
         if "to_copy" in str(scan.graph()):
             raise UnsupportedError("native: no dtype torch.bfloat16.")
-        return Listing("for each step:\n  t1 = tanh(in0)", "void run() { /* " + "long " * 40 + "*/ }", 24)
+        return Listing("for each step:\n  t1 = tanh(in0)", "void run() { /* " + "long " * 40 + "*/ }", 36, 96)
 
     monkeypatch.setattr(native, "listing", listing, raising=False)
     monkeypatch.setattr(native, "why_not", lambda device: None)
@@ -54,10 +55,10 @@ START = torch.zeros(5, 3, 3)
 
 def test_shows_every_part_of_a_step(listed: list[LaneScan]) -> None:
     explained = explain(step, START, torch.ones(700))
-    assert (explained.engine, explained.lanes, explained.steps, explained.carry_bytes) == ("native", 5, 700, 36)
+    assert (explained.engine, explained.lanes, explained.steps, explained.state_bytes) == ("native", 5, 700, 36)
     assert explained.counts == (4, 27, 9 + 9 + 1, 4)
     assert explained.seconds is not None
-    assert (explained.state_bytes, explained.why_no_source) == (24, None)
+    assert (explained.memory_bytes, explained.why_no_source) == (96, None)
     assert len(listed) == 1
     printed = str(explained)
     for part in (
@@ -68,7 +69,7 @@ def test_shows_every_part_of_a_step(listed: list[LaneScan]) -> None:
         ": `y = torch.tanh(carry @ carry)  # PRODUCT`\n",
         "  mm: float32[3, 3] = mm(arg0_1, arg0_1)\n",
         "4 operations: 1 mm, 1 tanh, 1 mul, 1 sum",
-        "a lane: 36 bytes of carry; 24 bytes of state in the native kernel",
+        "a lane: 36 bytes of state; the native kernel stores 96 bytes in all",
         "a lane's step: 27 multiplications in matrix products, 19 other numbers, in 4 nodes; the widest number has 4 b",
         " µs on native, ",
         "for each step:\n  t1 = tanh(in0)\n",

@@ -34,14 +34,14 @@ class Explanation:
         device: the device of the scan.
         lanes: how many lanes.
         steps: how many time steps.
-        carry_bytes: the bytes of one lane's carry.
+        state_bytes: the bytes of one lane's state, which is its carry.
         graph: the traced step, None where it can't be traced; ``graph.with_source()`` shows it with the user's lines.
         why_no_graph: the error of tracing, None without one.
         counts: the operations of one lane in a step, as the cost model counts them.
         seconds: the predicted time of a step of all lanes, on a CPU.
         loops: the native engine's loops; None, as all of the native engine, where another engine was asked for.
         source: the C++ or CUDA source of its kernel.
-        state_bytes: the bytes that a lane's state takes in the kernel.
+        memory_bytes: the bytes of all that the kernel stores for a lane, its state and its inputs at a step included.
         why_no_source: why the native engine has none, None where it has.
     """
 
@@ -51,14 +51,14 @@ class Explanation:
     device: torch.device
     lanes: int
     steps: int
-    carry_bytes: int
+    state_bytes: int
     graph: StepGraph | None = None
     why_no_graph: str | None = None
     counts: OperationCounts | None = None
     seconds: PredictedSeconds | None = None
     loops: str | None = None
     source: str | None = None
-    state_bytes: int | None = None
+    memory_bytes: int | None = None
     why_no_source: str | None = None
 
     def __str__(self) -> str:
@@ -80,8 +80,8 @@ class Explanation:
         yield from (f"not {name}: {reason}" for name, reason in self.reasons.items())
 
     def _costs(self) -> Iterator[str]:
-        state = "" if self.state_bytes is None else f"; {self.state_bytes:,} bytes of state in the native kernel"
-        yield f"a lane: {self.carry_bytes:,} bytes of carry{state}"
+        memory = "" if self.memory_bytes is None else f"; the native kernel stores {self.memory_bytes:,} bytes in all"
+        yield f"a lane: {self.state_bytes:,} bytes of state{memory}"
         if self.counts is not None:
             nodes, products, others, widest = self.counts
             yield (
@@ -134,7 +134,7 @@ def explain(
     scan = make_lane_scan("explain", step, carry, xs, hparams, shared=shared, length=length)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"explain: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
-    parts: dict[str, Any] = {"carry_bytes": sum(leaf[0].numel() * leaf.itemsize for leaf in scan.carry)}
+    parts: dict[str, Any] = {"state_bytes": sum(leaf[0].numel() * leaf.itemsize for leaf in scan.carry)}
     try:
         graph = scan.graph()
     except TraceError as error:
@@ -156,7 +156,7 @@ def _native_parts(scan: LaneScan) -> dict[str, Any]:
         listing = native.listing(scan)
     except UnsupportedError as error:
         return {"why_no_source": str(error)}
-    return {"loops": listing.loops, "source": listing.source, "state_bytes": listing.state_bytes}
+    return {"loops": listing.loops, "source": listing.source, "memory_bytes": listing.memory_bytes}
 
 
 def _chosen(
