@@ -21,11 +21,13 @@ import popart_func as pf
 from popart_func import engines
 from popart_func.engines import (
     ENGINES,
+    Engine,
     EngineUnavailableError,
     UnsupportedError,
     available_engines,
     cost_model,
     lane_scan,
+    load_engine,
     resolve_engine,
     scan,
     scan_lanes,
@@ -60,6 +62,16 @@ def learner_problem(lanes, steps, dtype=torch.float64, seed=0):
         "step_size": torch.linspace(0.05, 0.5, lanes, dtype=dtype),
     }
     return vmap(learner.init)(params), (xs, ys), rates
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_an_engine_is(name):
+    """An attribute that is missing would be seen in the first scan only that is long enough for it."""
+    engine = load_engine(name)
+    assert isinstance(engine, Engine)
+    assert isinstance(engine.pays_off_after, int)
+    assert engine.why_not(torch.device("meta")) is None or name != "eager"
+    assert not isinstance(engines.lane_scan, Engine)
 
 
 @pytest.mark.parametrize("engine", RUNNABLE)

@@ -269,6 +269,7 @@ def test_a_new_process_imports_no_compiler_of_pytorchs() -> None:
 import sys
 import torch
 import popart_func as pf
+print([name for name in ("native", "inductor", "eager") if f"popart_func.engines.{name}" in sys.modules])
 network = pf.stateless(pf.UnifiedModel(4, 3, 1))
 learner = pf.popart_learner(network, pf.sgd(0.1), pf.popart(1, 0.1))
 state = learner.init(pf.init_params(lambda: pf.UnifiedModel(4, 3, 1), seed=0))
@@ -283,7 +284,7 @@ print(torch._dynamo is sys.modules["torch._dynamo"])
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert result.stdout == "[]\nTrue\n"
+    assert result.stdout == "[]\n[]\nTrue\n"
 
 
 def moves(x: Tensor) -> Any:

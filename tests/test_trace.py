@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.engines.tracing.walk import bind_arguments, op_name, walk
 from popart_func.learners import popart_learner
@@ -216,3 +217,24 @@ def test_a_walk_computes_a_graph_with_any_values() -> None:
         ("add", {"self": "values", "other": "places", "alpha": 1}),
         ("clamp", {"self": "x", "min": None, "max": 3.0}),
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class First(CacheKey[str]):
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Second(CacheKey[int]):
+    number: int
+
+
+def test_what_is_made_of_a_graph_is_kept_with_it() -> None:
+    made: list[object] = []
+    graph, other = traced(lambda x: x + 1), traced(lambda x: x + 1)
+    for _ in range(2):
+        assert graph.cached(First(1), lambda: made.append("first") or "a") == "a"
+        assert graph.cached(First(2), lambda: made.append("of another number") or "b") == "b"
+        assert graph.cached(Second(1), lambda: made.append("of another key") or 3) == 3
+        assert other.cached(First(1), lambda: made.append("of another graph") or "c") == "c"
+    assert made == ["first", "of another number", "of another key", "of another graph"]
