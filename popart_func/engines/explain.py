@@ -77,7 +77,8 @@ class Explanation:
     def _choice(self) -> Iterator[str]:
         size = f"{_count(self.lanes, 'lane')}, {_count(self.steps, 'step')}, on {self.device}"
         yield f"engine={self.asked!r} takes {self.engine or 'none'}: {size}"
-        yield from (f"not {name}: {reason}" for name, reason in self.reasons.items())
+        for name, reason in self.reasons.items():
+            yield f"not {name}: {reason.removeprefix(f'{name}: ').removeprefix(f'{name} ')}"
 
     def _costs(self) -> Iterator[str]:
         memory = "" if self.memory_bytes is None else f"; the native kernel stores {self.memory_bytes:,} bytes in all"
