@@ -10,10 +10,8 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from popart_func._torch import FakeTensor, dispatch_modes, is_functorch_wrapped_tensor
 from popart_func._typing import Scalar
 
 __all__ = [
@@ -40,7 +38,7 @@ Reduction = Literal["mean", "sum", "sequential"]
 
 def is_known(*tensors: Tensor) -> bool:
     """Whether values can be read here, at no cost: on the CPU, outside of every transform and trace."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if torch.compiler.is_compiling() or dispatch_modes():
         return False
     return not any(
         isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor) or tensor.device.type != "cpu"

@@ -17,17 +17,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 
-from popart_func import pop_art
+from popart_func import _torch, pop_art
 from popart_func._typing import Integer, Num, Scalar
 from popart_func.pop_art import Gather, PopArt, PopArtState
 
 __all__ = ["all_gather", "art", "popart"]
-
-# Semi-private; called `all_gather_tensor` before torch 2.13.
-_collective = getattr(functional_collectives, "all_gather_single", None) or functional_collectives.all_gather_tensor
 
 
 def art(
@@ -108,7 +104,7 @@ def _gathered(group: dist.ProcessGroup | None, own: Tensor) -> Tensor:
     "popart_func::all_gather", mutates_args=(), schema="(Tensor own, str group, int ranks) -> Tensor"
 )
 def _all_gather(own: Tensor, group: Any, ranks: int) -> Tensor:
-    return functional_collectives.wait_tensor(_collective(own[None].contiguous(), 0, group))
+    return _torch.all_gather(own[None], group)
 
 
 @_all_gather.register_fake

@@ -21,15 +21,19 @@ import popart_func as pf
 from popart_func import engines
 from popart_func.engines import (
     ENGINES,
+    Engine,
     EngineUnavailableError,
     UnsupportedError,
     available_engines,
-    choice,
+    cost_model,
+    lane_scan,
+    load_engine,
     resolve_engine,
     scan,
     scan_lanes,
 )
 from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.tracing.tracer import trace_step
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 TABLE = torch.zeros(3)
@@ -58,6 +62,16 @@ def learner_problem(lanes, steps, dtype=torch.float64, seed=0):
         "step_size": torch.linspace(0.05, 0.5, lanes, dtype=dtype),
     }
     return vmap(learner.init)(params), (xs, ys), rates
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_an_engine_is(name):
+    """An attribute that is missing would be seen in the first scan only that is long enough for it."""
+    engine = load_engine(name)
+    assert isinstance(engine, Engine)
+    assert isinstance(engine.pays_off_after, int)
+    assert engine.why_not(torch.device("meta")) is None or name != "eager"
+    assert not isinstance(engines.lane_scan, Engine)
 
 
 @pytest.mark.parametrize("engine", RUNNABLE)
@@ -286,7 +300,7 @@ def test_a_step_that_changes_what_it_is_given_is_refused(engine, step):
     """With its line, where it is traced; `eager` does not see what a step closes over."""
     if (engine, step) == ("eager", changes_what_it_closes_over):
         pytest.skip("eager can't see it")
-    message = r"step: an argument of it.* changed in place.*: a step must be pure\. Write `x = x \+ 1` instead of"
+    message = r"scan_lanes: `step` changes an argument.* in place.*: a step must be pure\. Write `x = x \+ 1` instead"
     with pytest.raises(TypeError, match=message) as caught:
         scan_lanes(step, torch.ones(2), torch.ones(2, 2, 3), engine=engine)
     assert engine == "eager" or "# HERE`" in str(caught.value)
@@ -299,7 +313,7 @@ def test_auto_and_unavailable_engines(monkeypatch):
     for name in COMPILED:
         with pytest.raises(EngineUnavailableError, match=rf"the engine '{name}' can't run on cpu: no C\+\+ compiler"):
             scan(lambda c, x: (c, c), torch.zeros(1), torch.zeros(2), engine=name)
-    engines._say_once.cache_clear()
+    engines.selection._say_once.cache_clear()
     with pytest.warns(
         UserWarning, match=r"engine 'auto': .* can't run on cpu: no C\+\+ compiler.* Going on with eager"
     ):
@@ -332,25 +346,26 @@ def network_scan(width, batch, lanes, steps):
 )
 def test_how_much_faster_inductor_should_be(width, batch, lanes, threads, ratio):
     """As measured, on both sides."""
-    work = choice.Work.of(network_scan(width, batch, lanes, 1).graph())
-    seconds = choice.predict(work, lanes, threads, register=64)
+    counts = cost_model.OperationCounts.of(network_scan(width, batch, lanes, 1).graph())
+    seconds = cost_model.predict(counts, lanes, threads, register=64)
     assert 0.7 * ratio < seconds.native / seconds.inductor < 1.5 * ratio
 
 
-def test_the_work_in_a_step():
+def test_the_operations_of_a_step():
     def step(carry, x):
         return torch.addmm(carry, carry.T @ carry, carry).tanh(), carry[0] * x
 
-    work = choice.Work.of(make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double()).graph())
-    assert work == choice.Work(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+    problem = make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double())
+    expected = cost_model.OperationCounts(nodes=6, products=2 * 27, others=9 + 3, bytes=4)
+    assert cost_model.OperationCounts.of(problem.graph()) == expected
 
 
 def test_inductor_is_for_few_lanes_of_large_products_in_long_runs():
     """Whatever the machine."""
-    assert "ms on inductor and" in choice.why_inductor(network_scan(256, 128, 1, 100_000))
-    assert choice.why_inductor(network_scan(256, 128, 1, 100)) is None
-    assert choice.why_inductor(network_scan(10, 1, 50, 100_000)) is None
-    assert choice.why_inductor(network_scan(10, 1, 1, 100_000)) is None
+    assert "ms on inductor and" in cost_model.why_inductor(network_scan(256, 128, 1, 100_000))
+    assert cost_model.why_inductor(network_scan(256, 128, 1, 100)) is None
+    assert cost_model.why_inductor(network_scan(10, 1, 50, 100_000)) is None
+    assert cost_model.why_inductor(network_scan(10, 1, 1, 100_000)) is None
 
 
 @pytest.mark.skipif(len(RUNNABLE) < 3, reason="no C++ compiler")
@@ -362,7 +377,7 @@ def test_auto_takes_inductor_where_it_should_be_faster(monkeypatch):
         raise UnsupportedError("inductor: not today.")
 
     start = torch.zeros(1, 128, 128)
-    engines._say_once.cache_clear()
+    engines.selection._say_once.cache_clear()
     monkeypatch.setattr(engines.inductor, "run", lambda lanes: (f"{lanes.steps} steps", ()))
     with pytest.warns(UserWarning, match=r"'auto': a step should take .* ms on native .* Going on with inductor"):
         assert scan_lanes(step, start, length=10**6)[0] == "1000000 steps"
@@ -492,6 +507,11 @@ def test_threads_may_trace_at_once():
 
 
 Z = torch.zeros(3)
+LEAF = torch.tensor(2.0, requires_grad=True)
+
+
+def keep(carry, x):
+    return carry, ()
 
 
 @pytest.mark.parametrize(
@@ -526,8 +546,57 @@ def test_errors_of_steps(engine, call, error, message):
         call(engine)
 
 
-def keep(carry, x):
-    return carry, ()
+def branches(carry, x):
+    return (carry if x > 0 else -carry), ()
+
+
+def draws(carry, x):
+    return carry + torch.rand(()), ()
+
+
+def is_narrow(carry, x):
+    return carry + x.bfloat16().float(), ()
+
+
+def looks_up(carry, x):
+    return carry + torch.arange(3.0)[x.long() + 5], ()
+
+
+@pytest.mark.parametrize("caller", [scan, scan_lanes])
+@pytest.mark.parametrize(
+    ("step", "engine", "error", "message"),
+    [
+        (lambda c, x: c, "eager", TypeError, "`step` must return"),
+        (lambda c, x: c, "native", TypeError, "`step` must return"),
+        (lambda c, x: (c, 1.0), "native", TypeError, "`step` must return tensors, got float"),
+        (lambda c, x: (c.add_(1), ()), "eager", TypeError, "`step` changes an argument in place: a step must be pure"),
+        (lambda c, x: (c.add_(1), ()), "native", TypeError, "`step` changes an argument, or a tensor"),
+        (branches, "native", TypeError, "the value of a tensor is read in"),
+        (branches, "inductor", TypeError, "the value of a tensor is read in"),
+        (draws, "native", TypeError, "random numbers can't be drawn inside"),
+        (lambda c, x: (c + torch.nonzero(x[None]).sum(), ()), "native", TypeError, "a shape depends on values in"),
+        (is_narrow, "native", UnsupportedError, r"native: no dtype torch.bfloat16"),
+        (looks_up, "native", IndexError, "native: an index was out of range"),
+        (keep, "warp", ValueError, "`engine` must be 'auto' or one of"),
+        (lambda c, x: (LEAF * c, ()), "native", UnsupportedError, "native: no gradient .* use the engine 'eager'"),
+    ],
+)
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no C++ compiler")
+def test_errors_name_the_function_that_was_called(caller, step, engine, error, message):
+    start = torch.tensor(1.0) if caller is scan else Z
+    with pytest.raises(error, match=f"^{caller.__name__}: {message}"):
+        caller(step, start, torch.ones(4), engine=engine)
+
+
+@pytest.mark.skipif("native" not in RUNNABLE, reason="no C++ compiler")
+def test_a_warm_scan_asks_for_its_graph_once(monkeypatch):
+    """Though the cost model and the engine read it."""
+    asked = []
+    step = lambda c, x: (c * 0.5 + x, ())  # noqa: E731
+    scan_lanes(step, Z, torch.ones(2500))
+    monkeypatch.setattr(lane_scan, "trace_step", lambda *args, **kwargs: asked.append(1) or trace_step(*args, **kwargs))
+    scan_lanes(step, Z, torch.ones(2500))
+    assert asked == [1]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_jax_functions import JW, JX, W, X, close, jax_f
+from jax_functions import JW, JX, W, X, close, jax_f
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, vmap
 
 from popart_func import random
-from popart_func.engines.tracing import step_graph as engine_trace
+from popart_func.engines.tracing import tracer
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function
 
 
@@ -106,11 +106,11 @@ def test_keys_cross_as_words() -> None:
 
 
 def test_nothing_is_kept_of_functions_that_are_gone() -> None:
-    kept = len(engine_trace._graphs)
+    kept = len(tracer._graphs)
     for number in range(3):
         to_jax_function(lambda x, number=number: x * number)(JX)
     gc.collect()
-    assert len(engine_trace._graphs) <= kept
+    assert len(tracer._graphs) <= kept
 
 
 def test_threads_may_share_a_function() -> None:

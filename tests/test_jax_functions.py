@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jax import lax
+from jax_functions import JW, JX, W, X, close, jax_f, torch_f
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -22,28 +23,6 @@ import popart_func as pf
 from popart_func import random, scan_lanes
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
-
-
-def torch_f(w: Tensor, x: Tensor) -> Tensor:
-    """w: [2, 3]; x: [3]; neither symmetric nor linear."""
-    return torch.tanh(w @ x).square().sum() + (w[0] * x**3).sum()
-
-
-def jax_f(w: Any, x: Any) -> Any:
-    return jnp.square(jnp.tanh(w @ x)).sum() + (w[0] * x**3).sum()
-
-
-W = torch.tensor([[0.1, -0.4, 0.7], [1.1, 0.3, -0.2]])
-X = torch.tensor([0.5, -1.2, 0.8])
-JW, JX = jnp.asarray(W.numpy()), jnp.asarray(X.numpy())
-
-
-def close(got: Any, expected: Any) -> None:
-    got, expected = jax.tree.leaves(got), jax.tree.leaves(expected)
-    assert len(got) == len(expected) > 0
-    for a, b in zip(got, expected, strict=True):
-        assert tuple(a.shape) == tuple(b.shape)
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
 
 
 def scanned(f: Any) -> Any:
@@ -165,13 +144,14 @@ def test_transforms_of_both_at_once(transform: str) -> None:
     """PyTorch's inside, JAX's outside."""
     inside = TORCH_OUTSIDE[transform](torch_f)
     close(jax.jit(to_jax_function(inside))(JW, JX), inside(W, X))
-    close(jax.jacfwd(to_jax_function(inside))(JW, JX), jacfwd(inside)(W, X))
+    close(jax.jit(jax.jacfwd(to_jax_function(inside)))(JW, JX), jacfwd(inside)(W, X))
     lanes = torch.stack([W, 2 * W])
-    close(jax.vmap(to_jax_function(inside), (0, None))(to_jax(lanes), JX), vmap(inside, (0, None))(lanes, X))
+    got = jax.jit(jax.vmap(to_jax_function(inside), (0, None)))(to_jax(lanes), JX)
+    close(got, vmap(inside, (0, None))(lanes, X))
 
 
 def test_both_ways_at_once() -> None:
-    close(jax.jacrev(to_jax_function(grad(torch_f)))(JW, JX), jax.hessian(jax_f)(JW, JX))
+    close(jax.jit(jax.jacrev(to_jax_function(grad(torch_f))))(JW, JX), jax.jit(jax.hessian(jax_f))(JW, JX))
     close(jax.vmap(to_jax_function(vmap(torch_f, (None, 0))), (0, None))(jnp.stack([JW, JW]), jnp.stack([JX, -JX])),
           vmap(vmap(torch_f, (None, 0)), (0, None))(torch.stack([W, W]), torch.stack([X, -X])))  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from popart_func.engines.tracing.step_graph import TensorSpec, trace
+from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.functions import to_jax_function
 from popart_func.interop.lowerings import LOWERINGS
 from popart_func.interop.trees import to_jax, to_torch
@@ -33,10 +35,15 @@ def wide() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def compiled(function: Callable[..., dict[str, Tensor]]) -> Callable[..., Any]:
+    """The function in JAX, compiled once for all arguments of the same shapes."""
+    return jax.jit(to_jax_function(function))
+
+
 def compare(function: Callable[..., dict[str, Tensor]], *arguments: Tensor, rtol: float, atol: float = 0.0) -> None:
     expected = function(*arguments)
-    jax_fn = to_jax_function(function)
-    got = to_torch(jax.jit(jax_fn)(*to_jax(arguments)))
+    got = to_torch(compiled(function)(*to_jax(arguments)))
     wrong = []
     for name, value in expected.items():
         a = got[name]
@@ -301,7 +308,7 @@ def test_every_lowering_is_tested_here() -> None:
         (gradients, image, kernel, rows),
     ):
         with sdpa_kernel(SDPBackend.MATH):
-            used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
+            used |= set(trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert set(LOWERINGS) <= used, sorted(set(LOWERINGS) - used)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from test_jax_functions import JX, X, close
+from jax_functions import JX, X, close
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
@@ -90,11 +90,11 @@ def test_gradients_stop_under_every_transform(name: str) -> None:
     jax_loss, lanes, jax_lanes = to_jax_function(loss), torch.stack([X, 2 * X]), jnp.stack([JX, 2 * JX])
     expected = grad(loss)(X)
     close(to_jax_function(function)(JX), function(X))
-    close(jax.grad(jax_loss)(JX), expected)
-    close(jax.jvp(jax_loss, (JX,), (jnp.ones(3),))[1], expected.sum())
-    close(jax.vmap(jax.grad(jax_loss))(jax_lanes), vmap(grad(loss))(lanes))
+    close(jax.jit(jax.grad(jax_loss))(JX), expected)
+    close(jax.jit(lambda x: jax.jvp(jax_loss, (x,), (jnp.ones(3),))[1])(JX), expected.sum())
+    close(jax.jit(jax.vmap(jax.grad(jax_loss)))(jax_lanes), vmap(grad(loss))(lanes))
     close(jax.jit(to_jax_function(vmap(grad(loss))))(jax_lanes), vmap(grad(loss))(lanes))
-    close(jax.jacrev(to_jax_function(grad(loss)))(JX), jacrev(grad(loss))(X))
+    close(jax.jit(jax.jacrev(to_jax_function(grad(loss))))(JX), jacrev(grad(loss))(X))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -160,7 +160,7 @@ def write_to_a_view_without_gradient(y: Tensor) -> None:
         (lambda y: y.detach().__setitem__(0, 1.0), "`__setitem__` writes to a detached tensor"),
         (lambda y: torch.nn.functional.relu(y.detach(), inplace=True), "`relu` writes to a detached tensor"),
         (lambda y: vmap(lambda row: row.detach().mul_(2))(y[None]), "`mul_` writes to a detached tensor"),
-        (lambda y: setattr(y, "data", y * 2), "`.data = ` can't be followed"),
+        (lambda y: setattr(y, "data", y * 2), "`.data = ` can't be traced"),
         (lambda y: y.detach_(), r"use `.detach\(\)`"),
         (add_one_without_gradient, "`add_` within torch.no_grad writes to a tensor from outside of it"),
         (write_to_a_view_without_gradient, "`mul_` writes to a detached tensor"),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from popart_func.engines import native
 from popart_func.engines.native.ops import OPS
-from popart_func.engines.tracing.step_graph import TensorSpec, trace
+from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.engines.tracing.tracer import trace_step
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 needs_compiler = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
@@ -54,5 +55,5 @@ def test_every_op_of_the_table_is_tested_here() -> None:
     indices = [TensorSpec(shape, torch.int64, device) for shape in ((5,), (3, 4), ())]
     used = set()
     for function, specs in ((floating_point, [real] * 2), (integers, [whole] * 2), (movement, [real, real, *indices])):
-        used |= set(trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
+        used |= set(trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     assert {name for name in OPS if "::" not in name} <= used  # those of other libraries were registered by a test

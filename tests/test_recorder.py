@@ -23,7 +23,8 @@ from popart_func.engines import native
 from popart_func.engines.tracing import decompositions, recorder, shapes
 from popart_func.engines.tracing.mutations import is_mutable
 from popart_func.engines.tracing.recorder import is_recording
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, trace
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError
+from popart_func.engines.tracing.tracer import trace_step
 
 CPU = torch.device("cpu")
 SPEC = TensorSpec((3, 4), torch.float32, CPU)
@@ -31,7 +32,7 @@ SPEC = TensorSpec((3, 4), torch.float32, CPU)
 
 def traced(function: Callable[..., Any], *specs: TensorSpec) -> StepGraph:
     specs = specs or (SPEC,)
-    return trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
+    return trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
 
 
 def changes_what_a_view_shows(x: Tensor) -> Any:
@@ -268,6 +269,7 @@ def test_a_new_process_imports_no_compiler_of_pytorchs() -> None:
 import sys
 import torch
 import popart_func as pf
+print([name for name in ("native", "inductor", "eager") if f"popart_func.engines.{name}" in sys.modules])
 network = pf.stateless(pf.UnifiedModel(4, 3, 1))
 learner = pf.popart_learner(network, pf.sgd(0.1), pf.popart(1, 0.1))
 state = learner.init(pf.init_params(lambda: pf.UnifiedModel(4, 3, 1), seed=0))
@@ -282,7 +284,7 @@ print(torch._dynamo is sys.modules["torch._dynamo"])
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
-    assert result.stdout == "[]\nTrue\n"
+    assert result.stdout == "[]\n[]\nTrue\n"
 
 
 def moves(x: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe, trace
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, TraceError, describe
+from popart_func.engines.tracing.tracer import trace_step
+from popart_func.engines.tracing.walk import bind_arguments, op_name, walk
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_params, stateless
 from popart_func.optim import adam
@@ -23,7 +26,7 @@ SPEC = TensorSpec((3, 4), torch.float32, torch.device("cpu"))
 
 def traced(function: Callable[..., Any], *specs: TensorSpec) -> StepGraph:
     specs = specs or (SPEC,)
-    return trace(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
+    return trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs)
 
 
 class Doubled(torch.autograd.Function):
@@ -68,7 +71,7 @@ def test_a_whole_learner_is_a_graph_of_core_operations() -> None:
     learner = popart_learner(stateless(model), adam(1e-3), popart(1, 0.1))
     arguments = (learner.init(init_params(lambda: model, 0)), (torch.ones(4), torch.ones(1)))
     leaves, structure = optree.tree_flatten(arguments)
-    graph = trace(learner.update, structure, [TensorSpec.of(leaf) for leaf in leaves])
+    graph = trace_step(learner.update, structure, [TensorSpec.of(leaf) for leaf in leaves])
     for node in graph.module.graph.nodes:
         assert node.op in ("placeholder", "call_function", "output")
         assert node.op != "call_function" or not node.target._schema.is_mutable
@@ -192,5 +195,46 @@ def test_leaves_errors_that_are_not_about_tracing_as_they_are() -> None:
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
         traced(function)
-    with pytest.raises(TypeError, match=r"every leaf it returns must be a tensor, got float at \(1,\)"):
+    with pytest.raises(TypeError, match=r"every leaf that `step` returns must be a tensor, got float at \(1,\)"):
         traced(lambda x: (x, 1.0))
+
+
+def test_a_walk_computes_a_graph_with_any_values() -> None:
+    """With words: of inputs, of ops, of the parts of an op with several results."""
+    graph = traced(lambda x: (x.sort()[0] + x.sort()[1], x.clamp(max=3.0)))
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def call(node: Any, values: Any) -> Any:
+        asked.append((op_name(node), bind_arguments(node, values)))
+        return ["values", "places"] if op_name(node) == "sort" else op_name(node)
+
+    kept: list[str] = []
+    outputs = walk(graph.graph, ["x"], call, keep=lambda node, value: kept.append(node.name) or value)
+    assert outputs == ["add", "clamp"]
+    assert kept == [node.name for node in graph.calls]
+    assert asked == [
+        ("sort", {"self": "x", "dim": -1, "descending": False}),
+        ("add", {"self": "values", "other": "places", "alpha": 1}),
+        ("clamp", {"self": "x", "min": None, "max": 3.0}),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class First(CacheKey[str]):
+    number: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Second(CacheKey[int]):
+    number: int
+
+
+def test_what_is_made_of_a_graph_is_kept_with_it() -> None:
+    made: list[object] = []
+    graph, other = traced(lambda x: x + 1), traced(lambda x: x + 1)
+    for _ in range(2):
+        assert graph.cached(First(1), lambda: made.append("first") or "a") == "a"
+        assert graph.cached(First(2), lambda: made.append("of another number") or "b") == "b"
+        assert graph.cached(Second(1), lambda: made.append("of another key") or 3) == 3
+        assert other.cached(First(1), lambda: made.append("of another graph") or "c") == "c"
+    assert made == ["first", "of another number", "of another key", "of another graph"]

@@ -1,4 +1,4 @@
-"""The engine that defines what is right: `torch.vmap` over lanes, a Python loop over time."""
+"""The eager engine, which defines what is right: `torch.vmap` over lanes, a Python loop over time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from popart_func._torch import mutation_count
 from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.engines.tracing.one_hot import OneHot
 from popart_func.tree import PyTree
 
-__all__ = ["run", "why_not"]
+__all__ = ["pays_off_after", "run", "why_not"]
+
+pays_off_after = 0
+"""Steps from which on the engine is worth its compile time: it has none."""
 
 
 def why_not(device: torch.device) -> str | None:
@@ -36,13 +40,13 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     one_hot = OneHot()
     carry, ys = scan.carry, []
     given = [leaf for leaf in (*scan.carry, *scan.xs, *scan.hparams) if not leaf.is_inference()]
-    before = [leaf._version for leaf in given]
+    before = list(map(mutation_count, given))
     for time in range(scan.steps):
-        # A mode makes each operation a quarter slower: it stays on only where the first step needed it.
+        # The mode makes each operation a quarter slower: it stays on only where the first step needed it.
         with one_hot if time == 0 or one_hot.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
-        if time == 0 and [leaf._version for leaf in given] != before:
-            raise TypeError(f"step: an argument of it is changed in place: {PURE}")
+        if time == 0 and list(map(mutation_count, given)) != before:
+            raise TypeError(f"{scan.caller}: `step` changes an argument in place: {PURE}")
         ys.append(y)
     carry_structure, y_structure = structures
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]

@@ -1,7 +1,6 @@
-"""The engine for any model: `torch.compile` over PyTorch's scan operator, the step vmapped over lanes in its body.
+"""The inductor engine, for any model: `torch.compile` over PyTorch's scan operator, whose body is the vmapped step.
 
-What is compiled is the traced step, never the user's Python. This is the one place that touches
-`torch._higher_order_ops.scan`, which is semi-private: a test fails loudly when it moves.
+It compiles the traced step, never the user's Python.
 """
 
 from __future__ import annotations
@@ -9,22 +8,29 @@ from __future__ import annotations
 import importlib.util
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as scan_operator
 from torch.func import vmap
 
+from popart_func._torch import scan_operator
 from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan, refuse_gradient
-from popart_func.engines.tracing.step_graph import StepGraph
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.tree import PyTree
 
-__all__ = ["run", "why_not"]
+__all__ = ["pays_off_after", "run", "why_not"]
+
+pays_off_after = 2000
+"""Steps from which on the engine is worth its compile time, 6 to 10 s."""
 
 Leaves = tuple[Tensor, ...]
+Scanned = Callable[..., tuple[Leaves, Leaves]]
+
+_scan = scan_operator()
 
 # One thread for pointwise loops: they are too small to share, and waiting for each other costs twelve times the work at
 # 50 lanes. The C++ wrapper halves the time of a step at 50 lanes against the Python one.
@@ -47,24 +53,29 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     """
     graph = scan.graph()
     refuse_gradient("inductor", graph.wants_gradient)
-    key = ("inductor", scan.lanes, scan.steps, scan.shared)
-    if key not in graph.compiled:
-        graph.compiled[key] = _compile(graph, scan)
+    scanned = graph.cached(_ScannedKey(scan.lanes, scan.steps, scan.shared), lambda: _compile(graph, scan))
     carry = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in scan.carry)
     xs = tuple(leaf.contiguous() for leaf in scan.xs)
     with torch.no_grad():
-        carry, ys = graph.compiled[key](carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants)
+        carry, ys = scanned(carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants)
     leaves = (*carry, *ys)[: len(graph.outputs)]
     result: Any = optree.tree_unflatten(graph.out_structure, leaves)
     return result
 
 
+@dataclass(frozen=True)
+class _ScannedKey(CacheKey[Scanned]):
+    lanes: int
+    steps: int
+    shared: tuple[bool, ...]
+
+
 def _nothing(scan: LaneScan, size: int) -> Tensor:
-    """What stands in for no xs and no ys: the operator needs one of each."""
+    """Takes the place of no xs or no ys: the operator needs one of each."""
     return torch.zeros(size, device=scan.device)
 
 
-def _compile(graph: StepGraph, scan: LaneScan) -> Callable[..., tuple[Leaves, Leaves]]:
+def _compile(graph: StepGraph, scan: LaneScan) -> Scanned:
     axes = (*scan.lane_axes(), *(None for _ in graph.constants))
     carries, has_xs, module = len(scan.carry), bool(scan.xs), graph.module
 
@@ -79,9 +90,9 @@ def _compile(graph: StepGraph, scan: LaneScan) -> Callable[..., tuple[Leaves, Le
             leaves = step(*carry, *(x if has_xs else ()), *hparams, *constants)
             return leaves[:carries], leaves[carries:] or (_nothing(scan, 1),)
 
-        return scan_operator(body, carry, xs)
+        return _scan(body, carry, xs)
 
-    # Dynamo counts recompilations by code object: each compiled scan gets its own.
+    # Dynamo limits the recompilations of a code object: each compiled scan gets its own.
     own = types.FunctionType(scanned.__code__.replace(), globals(), "scanned", closure=scanned.__closure__)
     options = _CPU_OPTIONS if scan.device.type == "cpu" else {}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)

@@ -1,23 +1,23 @@
-"""What is asked of an engine: one step, scanned over time in many lanes, checked and flattened."""
+"""The input of an engine: one step, scanned over time in many lanes, with its arguments checked and flattened."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optree
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
+from popart_func._torch import is_functorch_wrapped_tensor
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.tree import PyTree
 
-if TYPE_CHECKING:
-    from popart_func.engines.tracing.step_graph import StepGraph
-
 __all__ = [
+    "PURE",
     "EngineUnavailableError",
     "LaneScan",
     "UnsupportedError",
@@ -29,11 +29,11 @@ __all__ = [
 
 
 class EngineUnavailableError(RuntimeError):
-    """An engine was asked for by name and can't run here; the message says why and what to do."""
+    """The engine that the user named can't run here; the message says why and what to do."""
 
 
 class UnsupportedError(NotImplementedError):
-    """An engine lacks something that a step needs; the message names it and the line of the step."""
+    """An engine lacks an op, dtype or shape that a step needs; the message names it and the line of the step."""
 
 
 PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."
@@ -44,17 +44,19 @@ class LaneScan:
     """A scan over time in many lanes, flattened in the order of optree's leaves.
 
     Attributes:
+        caller: the function that the user has called, for errors.
         step: pure, of one lane: ``step(carry, x)`` or ``step(carry, x, hparams)`` -> ``(carry, y)``.
-        structure: of the step's tuple of arguments.
+        structure: the structure of the step's tuple of arguments.
         carry: leaves ``[lanes, ...]``.
         xs: leaves ``[steps, ...]`` where `shared`, else ``[steps, lanes, ...]``.
         shared: for each leaf of ``xs`` whether all lanes read the same.
         hparams: leaves ``[lanes]``.
         lanes: how many lanes.
         steps: how many time steps.
-        device: where all of it lies.
+        device: the device of all tensors.
     """
 
+    caller: str
     step: Callable[..., Any]
     structure: optree.PyTreeSpec
     carry: tuple[Tensor, ...]
@@ -71,25 +73,28 @@ class LaneScan:
         return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
 
     def graph(self) -> StepGraph:
-        """The step, traced unless that has been done, and checked.
+        """The step's graph. It is traced in the first scan of these shapes, and looked up once in each scan.
 
         Raises:
-            TraceError: the step can't be a graph, or changes what it is given.
-            TypeError: it does not return a carry as it took it.
+            TraceError: the step can't be a graph, or changes an argument in place.
+            TypeError: it does not return a carry of the structure, shapes and dtypes that it takes.
         """
-        from popart_func.engines.tracing.step_graph import TensorSpec, TraceError, describe, trace
+        return self._graph
 
+    @functools.cached_property
+    def _graph(self) -> StepGraph:
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
-        graph = trace(self.step, self.structure, inputs, check=partial(check_carry, self))
+        check = functools.partial(check_carry, self)
+        graph = trace_step(self.step, self.structure, inputs, caller=self.caller, check=check)
         if graph.change is not None:
             raise TraceError(
-                f"step: an argument of it, or a tensor that it closes over, is changed in place in "
+                f"{self.caller}: `step` changes an argument, or a tensor that it closes over, in place in "
                 f"{describe(graph.change)}: {PURE}"
             )
         return graph
 
     def why_only_eager(self) -> str | None:
-        """Why compiled engines can't run it, or None: autograd and transforms must see each operation."""
+        """Why no compiled engine can run it, or None: autograd and transforms must see each operation."""
         tensors = (*self.carry, *self.xs, *self.hparams)
         if any(is_functorch_wrapped_tensor(leaf) for leaf in tensors):
             return "it can't run inside a transform such as torch.vmap or torch.func.grad"
@@ -98,7 +103,7 @@ class LaneScan:
         return None
 
     def lane_axes(self) -> tuple[int | None, ...]:
-        """Where the lane axis of each argument of one time step lies: 0, or None where all lanes share it."""
+        """The lane axis of each argument of one time step: 0, or None where all lanes share it."""
         return (
             *(0 for _ in self.carry),
             *(None if shared else 0 for shared in self.shared),
@@ -111,7 +116,7 @@ def refuse_gradient(engine: str, wants_gradient: bool) -> None:
     if wants_gradient and torch.is_grad_enabled():
         raise UnsupportedError(
             f"{engine}: no gradient flows through it, and the step closes over a tensor that requires one: run it "
-            f"under torch.no_grad(), or detach the tensor."
+            f"under torch.no_grad(), detach the tensor, or use the engine 'eager'."
         )
 
 
@@ -150,6 +155,7 @@ def make_lane_scan(
     if len(devices) > 1:
         raise ValueError(f"{caller}: all tensors must lie on one device, got {sorted(map(str, devices))}.")
     return LaneScan(
+        caller=caller,
         step=step,
         structure=optree.tree_structure(arguments),
         carry=carry_leaves,
@@ -163,31 +169,37 @@ def make_lane_scan(
 
 
 def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
-    """The step's ``(carry, y)``, if the carry is what went in: same structure, shapes and dtypes (of one lane)."""
+    """Returns the step's ``(carry, y)``.
+
+    Raises:
+        TypeError: the carry has another structure, shape or dtype than the one that went in; or a leaf is no tensor.
+    """
     if not isinstance(result, tuple) or len(result) != 2:
         name = "a tensor" if isinstance(result, Tensor) else type(result).__name__
-        raise TypeError(f"scan: `step` must return (carry, y), got {name}.")
+        raise TypeError(f"{scan.caller}: `step` must return (carry, y), got {name}.")
     carry, y = result
     expected = scan.structure.child(0)
     got = optree.tree_structure(carry)
     if expected != got:
-        raise TypeError(f"scan: `step` must return a carry of the structure it took, {expected}, got {got}.")
+        raise TypeError(f"{scan.caller}: `step` must return a carry of the structure it took, {expected}, got {got}.")
     for path, before, after in zip(optree.tree_paths(carry), scan.carry, optree.tree_leaves(carry), strict=True):
         if not isinstance(after, Tensor):
-            raise TypeError(f"scan: `step` must return tensors, got {type(after).__name__} at {path} of the carry.")
+            raise TypeError(
+                f"{scan.caller}: `step` must return tensors, got {type(after).__name__} at {path} of the carry."
+            )
         if after.dtype != before.dtype or after.shape != before.shape[1:]:
             raise TypeError(
-                f"scan: `step` must return a carry of the shapes and dtypes it took: at {path} it took "
+                f"{scan.caller}: `step` must return a carry of the shapes and dtypes it took: at {path} it took "
                 f"{before.dtype} {tuple(before.shape[1:])} and returned {after.dtype} {tuple(after.shape)}."
             )
     for path, leaf in zip(optree.tree_paths(y), optree.tree_leaves(y), strict=True):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"scan: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
+            raise TypeError(f"{scan.caller}: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
     return carry, y
 
 
 def check_tensors(caller: str, name: str, tree: PyTree) -> tuple[Tensor, ...]:
-    """The leaves of a tree, if all are tensors."""
+    """The leaves of a tree; raises TypeError if one is not a tensor."""
     leaves = optree.tree_leaves(tree)
     for path, leaf in zip(optree.tree_paths(tree), leaves, strict=True):
         if not isinstance(leaf, Tensor):

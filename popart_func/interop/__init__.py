@@ -1,6 +1,7 @@
-"""Bridges to other libraries, JAX above all. Nothing in the library imports this; it needs the extra ``jax``.
+"""Interoperability with JAX and its libraries; it needs the extra ``jax``.
 
-`jax` has the trees and the functions, both ways; `layouts` the parameters' layouts.
+`jax` has what users call: trees and functions, both ways. `layouts` converts parameters to the layouts of other
+libraries. `functions` makes a JAX function of a step graph, which `evaluate` computes by the `lowerings`.
 """
 
 try:

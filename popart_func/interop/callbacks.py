@@ -1,4 +1,4 @@
-"""A PyTorch function that can't be traced as a JAX function: JAX calls back to Python for it."""
+"""`to_jax_callback`: a PyTorch function that can't be traced as a JAX function, which JAX calls back in Python."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vjp
 
+from popart_func._torch import FakeTensorMode
 from popart_func.interop.trees import (
     argument_to_array,
     has_64_bits,
@@ -29,22 +29,23 @@ __all__ = ["to_jax_callback"]
 def to_jax_callback(torch_fn: Callable[..., Any], *, vmap_method: str = "sequential") -> Callable[..., Any]:
     """A pure PyTorch function as a JAX function that calls it on the host, once for each evaluation.
 
-    For functions that `to_jax_function` can't trace; it is slower, and stays on the CPU. Gradients come from
-    `torch.func.vjp`, in reverse mode and of any order: `jax.grad`, `vjp`, `jacrev`. **Forward mode (`jvp`, `jacfwd`,
-    `hessian`) is not there**, and JAX says so. Result shapes are found by a run on fake tensors, or where values are
-    read, on ones.
+    It is for functions that `to_jax_function` can't trace. It is slower, and stays on the CPU. Gradients come from
+    `torch.func.vjp`, in reverse mode and of any order: `jax.grad`, `vjp`, `jacrev`. **It has no forward mode** (`jvp`,
+    `jacfwd`, `hessian`): JAX raises there. A run on fake tensors finds the shapes of the result; if the function reads
+    values, a run on ones does.
 
     Args:
         torch_fn: from pytrees of tensors to a pytree of tensors; shapes must not depend on values.
-        vmap_method: how `jax.vmap` calls it, as in `jax.pure_callback`: ``"sequential"``, once for each element.
+        vmap_method: how `jax.vmap` calls the function, as in `jax.pure_callback`: ``"sequential"``, once for each
+            element, or ``"sequential_unrolled"``.
 
     Returns:
         A function of pytrees of arrays.
 
     Raises:
-        TypeError: an argument is neither an array nor a number, a result is no tensor, or float64 with JAX's 64-bit
-            types off.
-        ValueError: another ``vmap_method``, for which the function would have to be batched itself.
+        TypeError: an argument is neither an array nor a number, a result is not a tensor, or it is of float64 with
+            JAX's 64-bit types off.
+        ValueError: another ``vmap_method``, which would call the function with a batch.
 
     >>> f = to_jax_callback(lambda x: x.sum() if x[0] > 0 else -x.sum())
     >>> jax.grad(f)(-jnp.ones(2))
@@ -90,7 +91,7 @@ def _flatten(torch_fn: Callable[..., Any], structure: Any, vmap_method: str) -> 
 
 
 def _specs(arrays: Any) -> tuple[Any, ...]:
-    """What the shapes and dtypes of results depend on."""
+    """All that the shapes and dtypes of results depend on."""
     return has_64_bits(), *((array.shape, array.dtype.name) for array in arrays)
 
 
@@ -123,7 +124,7 @@ class _Callback:
 
     def on_host(self, *arrays: Any) -> tuple[Any, ...]:
         key = _specs(arrays)
-        if key not in self.hosts:  # the same one each time, which JAX compiles once
+        if key not in self.hosts:  # JAX compiles a callback once, if it is the same function each time
             self.hosts[key] = self._host(arrays)
         host, shapes = self.hosts[key]
         return jax.pure_callback(host, shapes, *arrays, vmap_method=self.vmap_method)
@@ -132,7 +133,7 @@ class _Callback:
         shapes = self._shapes(arrays)
 
         def host(*values: Any) -> tuple[Any, ...]:
-            with torch.inference_mode(False), torch.enable_grad():  # it may ask for gradients inside
+            with torch.inference_mode(False), torch.enable_grad():  # the function may compute gradients
                 results = self.function(*map(_as_tensor, values))
             return tuple(_as_numpy(result, shape.dtype) for result, shape in zip(results, shapes, strict=True))
 
@@ -144,9 +145,9 @@ class _Callback:
             return tuple((tuple(result.shape), result.dtype) for result in results)
 
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True):  # what it closes over
+            with FakeTensorMode(allow_non_fake_inputs=True):  # for the tensors that it closes over
                 specs = run(torch.empty)
-        except Exception:  # it reads values; or it is wrong, and will say so again
+        except Exception:  # it reads values; if it is wrong, it raises again here
             with torch.inference_mode(False), torch.enable_grad():
                 specs = run(torch.ones)
         if not has_64_bits() and any(dtype in (torch.float64, torch.complex128) for _, dtype in specs):
@@ -173,7 +174,10 @@ class _Callback:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    """By numpy, since a callback that calls JAX can wait for itself. Copied: a function may write to its argument."""
+    """An argument as a tensor, through numpy: a callback that calls JAX can deadlock.
+
+    It is copied, since a function may write to its argument.
+    """
     return numpy_to_tensor(np.asarray(value), copy=True)
 
 

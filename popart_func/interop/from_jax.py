@@ -1,4 +1,4 @@
-"""A JAX function as a PyTorch function, for autograd and every transform of `torch.func`."""
+"""`from_jax`: a JAX function as a PyTorch function, for autograd and every transform of `torch.func`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from popart_func._torch import FakeTensor, is_functorch_wrapped_tensor
 from popart_func.interop.trees import (
     array_to_tensor,
     check_dense,
@@ -37,19 +36,19 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
     """A pure JAX function as a PyTorch function.
 
     It works under autograd, `torch.func.grad`, `vjp`, `jvp`, `vmap` with any ``in_dims``, `jacrev`, `jacfwd`,
-    `hessian`, and nestings of them: each asks JAX for the transformed function. Memory is shared, not copied, where a
-    tensor is contiguous. It is jitted once for each structure, shapes and dtypes.
+    `hessian`, and nestings of them: each asks JAX for the transformed function. A contiguous tensor is not copied: JAX
+    reads its memory. The function is jitted once for each structure, shapes and dtypes.
 
     Args:
         jax_fn: from pytrees of arrays to a pytree of arrays. Leaves that are not tensors (numbers, strings) reach it
-            as they are, and must be hashable; each other value is another compilation.
+            as they are, and must be hashable; it is compiled again for each value of theirs.
 
     Returns:
         A function of pytrees of tensors.
 
     Raises:
-        RuntimeError: when called while `torch.export`, `make_fx` or an engine other than eager traces: its result would
-            be taken for a constant. `torch.compile` breaks its graph there, and with ``fullgraph`` refuses.
+        RuntimeError: called while `torch.export`, `make_fx` or an engine other than eager traces, which would take its
+            result for a constant. `torch.compile` breaks its graph there, and with ``fullgraph`` refuses.
         TypeError: float64 or int64 tensors with JAX's 64-bit types off.
 
     >>> f = from_jax(lambda x: jnp.sin(x).sum())
@@ -84,12 +83,12 @@ def from_jax(jax_fn: Callable[..., Any]) -> Callable[..., Any]:
         outputs = flat(*tensors)
         return jax.tree_util.tree_unflatten(out_structures[0], outputs)
 
-    # torch.compile goes round it, and refuses where it may not.
+    # torch.compile breaks its graph here, and with fullgraph refuses.
     return torch.compiler.disable(torch_fn, reason=_WHILE_TRACING)
 
 
 def _constant_key(value: Any) -> Any:
-    """Equal for what is the same constant: NaN is NaN, but -0.0 is not 0.0, nor is 1.0 an integer."""
+    """Equal for equal constants; NaN equals NaN here, but -0.0 differs from 0.0, and 1.0 from 1, unlike in Python."""
     return type(value), repr(value) if isinstance(value, float | complex) else value
 
 
@@ -119,7 +118,7 @@ def _flatten(
 
 
 class _Flat:
-    """A function of arrays as one of tensors, and what derives from it, each made once."""
+    """A function of flat arrays as one of flat tensors, with its transformed functions, each made once."""
 
     def __init__(self, function: Callable[..., tuple[Any, ...]], real: tuple[bool, ...]) -> None:
         self.function, self.real = function, real
@@ -184,7 +183,7 @@ class _Flat:
 
 
 def _is_followed(tensor: Tensor) -> bool:
-    """Whether a transform or autograd wants to know what becomes of it."""
+    """Whether a transform or autograd has to see what is computed of a tensor."""
     return (
         is_functorch_wrapped_tensor(tensor)
         or (tensor.requires_grad and torch.is_grad_enabled())

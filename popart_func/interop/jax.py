@@ -1,4 +1,4 @@
-"""JAX: the same trees, the same functions, in both worlds.
+"""JAX: pytrees of tensors as arrays and back, PyTorch functions as JAX functions and back.
 
 >>> import torch
 >>> import jax
@@ -12,6 +12,15 @@ from __future__ import annotations
 from popart_func.interop.callbacks import to_jax_callback
 from popart_func.interop.from_jax import from_jax
 from popart_func.interop.functions import to_jax_function
+from popart_func.interop.lowerings.table import register_lowering
 from popart_func.interop.trees import register_dataclass, to_jax, to_torch
 
-__all__ = ["from_jax", "register_dataclass", "to_jax", "to_jax_callback", "to_jax_function", "to_torch"]
+__all__ = [
+    "from_jax",
+    "register_dataclass",
+    "register_lowering",
+    "to_jax",
+    "to_jax_callback",
+    "to_jax_function",
+    "to_torch",
+]

@@ -1,9 +1,9 @@
-"""Parameters and statistics between PyTorch's layout and that of haiku, rlax and flax.
+"""Layouts: parameters and statistics as PyTorch, haiku, rlax and flax keep them, converted to each other.
 
 PyTorch keeps a linear layer's ``weight`` as ``[out, in]``, the JAX libraries keep it as ``[in, out]`` and call it ``w``
-(haiku, rlax; bias ``b``) or ``kernel`` (flax; bias ``bias``). Functions here only rename and transpose: the leaves may
-be tensors or arrays, and stay what they are; leading axes, such as lanes, stay in front. `to_jax` and `to_torch` change
-the library.
+(haiku, rlax; bias ``b``) or ``kernel`` (flax; bias ``bias``). The functions here only rename and transpose: tensors
+stay tensors, arrays stay arrays, and leading axes, such as lanes, stay in front. `to_jax` and `to_torch` change the
+library.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NAMES = {"haiku": ("w", "b"), "rlax": ("w", "b"), "flax": ("kernel", "bias")}
 
 
 class RlaxState(NamedTuple):
-    """`rlax.PopArtState`, field by field, for where rlax is not installed. Each ``[tasks]``.
+    """The fields of `rlax.PopArtState`, where rlax is not installed. Each ``[tasks]``.
 
     Attributes:
         shift: μ.
         scale: σ.
-        second_moment: ν, of which ``σ² = ν − μ²``.
+        second_moment: ν, with ``σ² = ν − μ²``.
     """
 
     shift: Any
@@ -41,20 +41,20 @@ class RlaxState(NamedTuple):
 
 
 def to_layout(params: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    """PyTorch's flat parameters of linear layers as another library's.
+    """PyTorch's flat parameters of linear layers in the layout of another library.
 
     Args:
         params: ``{"0.weight": [..., out, in], "0.bias": [..., out], ...}``, or one layer's ``{"weight", "bias"}``.
         layout: ``"haiku"`` or ``"rlax"`` (``w``, ``b``), or ``"flax"`` (``kernel``, ``bias``).
 
     Returns:
-        ``{"0": {"w": [..., in, out], "b": [..., out]}, ...}``, one dict for each layer; for one layer without a prefix
-        that dict alone.
+        ``{"0": {"w": [..., in, out], "b": [..., out]}, ...}``, a dict for each layer; for one layer without a prefix
+        only its dict.
 
     Raises:
-        ValueError: an unknown layout; a parameter that is no linear layer's (but a convolution's ``weight`` can't be
-            told from a linear layer's with lanes).
-        TypeError: not a dict of tensors or arrays.
+        ValueError: an unknown layout; a parameter of another kind of layer (but a convolution's ``weight`` looks like
+            that of a linear layer with lanes).
+        TypeError: ``params`` is not a dict of tensors or arrays.
 
     >>> to_layout({"head.weight": torch.ones(1, 4), "head.bias": torch.zeros(1)}, "flax")["head"]["kernel"].shape
     torch.Size([4, 1])
@@ -81,12 +81,12 @@ def from_layout(layers: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """The inverse of `to_layout`: PyTorch's flat parameters, ``{"0.weight": [..., out, in], ...}``.
 
     Args:
-        layers: a dict of layers, nested as deep as it may be, or one layer; as haiku, rlax or flax keep them.
-        layout: which of them.
+        layers: a dict of layers, nested to any depth, or one layer; as haiku, rlax or flax keep them.
+        layout: ``"haiku"``, ``"rlax"`` or ``"flax"``.
 
     Raises:
         ValueError: an unknown layout; a name that the layout does not have.
-        TypeError: not a dict of tensors or arrays.
+        TypeError: ``layers`` is not a dict of tensors or arrays.
 
     >>> from_layout({"w": torch.ones(4, 1), "b": torch.zeros(1)}, "rlax")["weight"].shape
     torch.Size([1, 4])
@@ -114,10 +114,10 @@ def from_layout(layers: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def to_rlax_state(state: PopArtState) -> Any:
-    """Statistics as rlax keeps them, with JAX arrays: `rlax.PopArtState` where rlax is installed, else `RlaxState`.
+    """Statistics in rlax's form, as JAX arrays: `rlax.PopArtState` where rlax is installed, else `RlaxState`.
 
-    rlax has ``ν = σ² + μ²`` in float32, in which ``ν − μ²`` cancels: of targets 1000 ± 1 it keeps no digit of σ. What
-    it can't keep (count, residue, a variance beyond the bounds) is dropped.
+    rlax keeps ``ν = σ² + μ²`` in float32, in which ``ν − μ²`` cancels: of targets 1000 ± 1 it keeps no digit of σ. The
+    count, the residue and a variance beyond the bounds have no place in it and are dropped.
 
     Args:
         state: each ``[..., tasks]``.
@@ -139,14 +139,14 @@ def to_rlax_state(state: PopArtState) -> Any:
 
 
 def from_rlax_state(state: Any, *, count: int | Tensor = 1) -> PopArtState:
-    """Rlax's statistics as this library's, tensors.
+    """Statistics of rlax as a `PopArtState` of tensors.
 
     Args:
         state: `rlax.PopArtState` or `RlaxState`, of arrays ``[..., tasks]``.
-        count: how many updates each task has had, which rlax does not keep; only a bias correction asks for it.
+        count: how many updates each task has had, which rlax does not keep; only a bias correction uses it.
 
     Raises:
-        TypeError: fields are missing.
+        TypeError: ``state`` lacks fields.
 
     >>> from_rlax_state(RlaxState(jnp.array([3.0]), jnp.array([2.0]), jnp.array([13.0]))).variance
     tensor([4.])

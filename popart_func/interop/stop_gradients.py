@@ -1,8 +1,7 @@
-"""Where a function stops gradients, as ops in its graph.
+"""Marks in a graph where a function stops gradients, which become `jax.lax.stop_gradient`.
 
-`.detach()`, `torch.no_grad` and `torch.autograd.grad` without ``create_graph`` leave nothing in a trace that could be
-told from the detaching that autograd itself does. Within `StopGradientMarks` a function leaves an op
-``popart_func::stop_gradient`` there.
+In a trace, `.detach()`, `torch.no_grad` and `torch.autograd.grad` without ``create_graph`` look like the detaching that
+autograd itself does. Within `StopGradientMarks` they call the op ``popart_func::stop_gradient``, which is recorded.
 """
 
 from __future__ import annotations
@@ -11,10 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from popart_func._torch import (
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    set_grad_enabled,
+    storage_id,
+    torch_pytree,
+)
 from popart_func.engines.lane_scan import UnsupportedError
 
 __all__ = ["STOP_GRADIENT", "StopGradientMarks"]
@@ -28,7 +32,7 @@ _library.impl("stop_gradient", lambda x: torch.empty_like(x), "Meta")
 
 
 class _StopGradient(torch.autograd.Function):
-    """The identity, whose derivative is 0, for every transform of `torch.func`."""
+    """The identity with derivative 0, for every transform of `torch.func`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -54,14 +58,14 @@ class _StopGradient(torch.autograd.Function):
 class StopGradientMarks(TorchFunctionMode):
     """Marks what `.detach()` and `torch.autograd.grad` return, and everything that is computed within `torch.no_grad`.
 
-    With ``create_graph`` a gradient is not marked. A mark copies. What PyTorch would write through a detached tensor
-    into another one is refused.
+    A gradient with ``create_graph`` is not marked. A mark copies its tensor: a write to it, which in PyTorch would
+    reach the tensor that it was detached from, is refused.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._no_grad = False
-        # By their memory, and kept so that it stays theirs: marks on memory of others, and what was made in no_grad.
+        # Tensors by their memory, which they keep alive: marks of other tensors, and tensors made within no_grad.
         self._shared: dict[Any, Tensor] = {}
         self._made: dict[Any, Tensor] = {}
 
@@ -70,20 +74,20 @@ class StopGradientMarks(TorchFunctionMode):
         if func in (Tensor.detach, torch.detach, Tensor.data.__get__):  # type: ignore[attr-defined]
             return _noted(_marked(args[0]), self._shared) if _is_real(args[0]) else args[0]
         if func in (Tensor.detach_, torch.detach_, Tensor.data.__set__):  # type: ignore[attr-defined]
-            raise UnsupportedError("to_jax_function: `.detach_()` and `.data = ` can't be followed; use `.detach()`.")
+            raise UnsupportedError("to_jax_function: `.detach_()` and `.data = ` can't be traced; use `.detach()`.")
         written = _written(func, args, kwargs)
         if written is not None:
             self._check_written(func.__name__, written)
         result = func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
+        if func is set_grad_enabled:
             self._no_grad = not args[0]
         elif func is torch.autograd.grad and not kwargs.get("create_graph"):
             return tuple(map(_marked_if_real, result))
         elif self._stops and written is not None:
             written.copy_(_marked(written))
         elif self._stops:
-            owners = {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            return pytree.tree_map(lambda value: self._without_gradient(value, owners), result)
+            owners = {_memory(leaf) for leaf in torch_pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            return torch_pytree.tree_map(lambda value: self._without_gradient(value, owners), result)
         return result
 
     @property
@@ -94,12 +98,12 @@ class StopGradientMarks(TorchFunctionMode):
         if _memory(written) in self._shared:
             raise UnsupportedError(
                 f"to_jax_function: `{name}` writes to a detached tensor, and in PyTorch through it to the one that it "
-                f"was detached from, which can't be followed: clone it first."
+                f"was detached from, which can't be traced: clone it first."
             )
         if self._stops and _is_real(written) and _memory(written) not in self._made:
             raise UnsupportedError(
                 f"to_jax_function: `{name}` within torch.no_grad writes to a tensor from outside of it, whose gradient "
-                f"can't be followed: make a new tensor."
+                f"can't be traced: make a new tensor."
             )
 
     def _without_gradient(self, value: Any, owners: set[Any]) -> Any:
@@ -121,11 +125,11 @@ def _written(func: Any, args: Any, kwargs: Any) -> Tensor | None:
 
 
 def _memory(tensor: Tensor) -> Any:
-    """What is the same for tensors that share memory, inside of transforms too."""
+    """Equal for tensors that share memory, inside of transforms too."""
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     tensor = getattr(tensor, "stand_in", tensor)
-    return tensor.untyped_storage()._cdata
+    return storage_id(tensor)
 
 
 def _noted(tensor: Tensor, where: dict[Any, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Pytrees of tensors as pytrees of JAX arrays, and back.
+"""`to_jax`, `to_torch`: pytrees of tensors as pytrees of JAX arrays, and back.
 
-Everything that JAX knows as a pytree passes: dicts, lists, tuples, NamedTuples, None, and dataclasses that
-`register_dataclass` has registered. Leaves that are not arrays (numbers, strings) stay as they are.
+They take every pytree of JAX: dicts, lists, tuples, NamedTuples, None, and dataclasses that `register_dataclass` has
+registered. Leaves that are not arrays (numbers, strings) stay as they are.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 import optree
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils import _pytree as torch_pytree
 from torch.utils.dlpack import from_dlpack
 
+from popart_func._torch import (
+    FakeTensor,
+    is_functorch_wrapped_tensor,
+    is_jit_tracing,
+    is_make_fx_tracing,
+    torch_pytree,
+)
 from popart_func.engines.tracing.recorder import Traced, is_recording
 
 __all__ = [
@@ -44,7 +47,8 @@ __all__ = [
 PyTree = Any
 T = TypeVar("T")
 
-_ONLY_NAMED = {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}  # by PyTorch, which can't compute them
+# PyTorch has names for these dtypes, and no computation.
+_ONLY_NAMED = {f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}
 _NARROWED = {torch.float64: "float32", torch.int64: "int32", torch.uint64: "uint32", torch.complex128: "complex64"}
 
 
@@ -53,11 +57,11 @@ def to_jax(tree: PyTree, *, copy: bool = True, strict_dtype: bool = True) -> PyT
 
     Args:
         tree: tensors of any strides; other leaves stay as they are.
-        copy: without it the array is the tensor's memory where that is contiguous and as aligned as JAX wants it (64
-            bytes), float8 apart. Then an in-place operation on the tensor changes the array, which JAX takes to be
-            constant; a jitted function that is still running may read either value.
-        strict_dtype: raises where JAX, its 64-bit types off as they are by default, would make float32 of float64 or
-            int32 of int64; else lets it.
+        copy: False to share memory where the tensor's is contiguous and aligned to 64 bytes (never of float8). Then an
+            in-place operation on the tensor changes the array, which JAX takes to be constant; a jitted function that
+            is still running may read either value.
+        strict_dtype: whether to raise where JAX, whose 64-bit types are off by default, would make float32 of float64
+            or int32 of int64; else it does.
 
     Raises:
         TypeError: a 64-bit dtype, one that JAX lacks, or a tensor inside a transform or a trace.
@@ -75,11 +79,10 @@ def to_torch(tree: PyTree, *, copy: bool = True) -> PyTree:
 
     Args:
         tree: arrays; other leaves stay as they are.
-        copy: without it the tensor is the array's memory. Then never write to the tensor: JAX takes its arrays to be
-            constant.
+        copy: False to share the array's memory. Then never write to the tensor: JAX takes its arrays to be constant.
 
     Raises:
-        TypeError: a tracer, that is, inside of a JAX transform; a dtype that PyTorch lacks.
+        TypeError: an array inside a JAX transform; a dtype that PyTorch lacks.
 
     >>> to_torch({"w": jnp.ones(2)})
     {'w': tensor([1., 1.])}
@@ -88,10 +91,10 @@ def to_torch(tree: PyTree, *, copy: bool = True) -> PyTree:
 
 
 def register_dataclass(cls: type[T]) -> type[T]:
-    """Makes a dataclass of tensors a pytree for PyTorch, optree and JAX at once; usable as a decorator, once.
+    """Registers a dataclass of tensors as a pytree with PyTorch, optree and JAX; also as a decorator.
 
     Raises:
-        TypeError: not a dataclass.
+        TypeError: ``cls`` is not a dataclass.
 
     >>> import dataclasses
     >>> @register_dataclass
@@ -123,20 +126,20 @@ def register_dataclass(cls: type[T]) -> type[T]:
 
 
 def is_tracing() -> bool:
-    """Whether PyTorch traces, so that what JAX computes would be taken for a constant."""
-    return is_recording() or get_proxy_mode() is not None or torch._C._is_tracing()
+    """Whether PyTorch traces here, and would take what JAX computes for a constant."""
+    return is_recording() or is_make_fx_tracing() or is_jit_tracing()
 
 
 def has_64_bits() -> bool:
-    """Whether JAX has its 64-bit types, which is a setting."""
+    """Whether JAX's 64-bit types are on (``jax_enable_x64``)."""
     return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
 
 
 def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The dtype that JAX has for PyTorch's, as its setting for 64 bits allows.
+    """The dtype of JAX for one of PyTorch; 32 bits for 64 with JAX's 64-bit types off.
 
     Raises:
-        TypeError: JAX has none.
+        TypeError: JAX has no such dtype.
     """
     name = str(dtype).removeprefix("torch.")
     try:
@@ -148,10 +151,10 @@ def jax_dtype(dtype: torch.dtype) -> np.dtype[Any]:
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
-    """The dtype that PyTorch has for JAX's.
+    """The dtype of PyTorch for one of JAX.
 
     Raises:
-        TypeError: PyTorch has none.
+        TypeError: PyTorch has no such dtype.
     """
     name = jnp.dtype(dtype).name
     found = getattr(torch, name, None)
@@ -161,13 +164,13 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 
 
 def with_plain_tuples(tree: PyTree) -> PyTree:
-    """The tree with tuples in the place of `torch.return_types`, which JAX does not know: what ``x.max(0)`` returns."""
+    """Replaces `torch.return_types` in a tree, as ``x.max(0)`` returns them, by plain tuples, which JAX knows."""
     is_one = lambda leaf: isinstance(leaf, tuple) and not isinstance(leaf, torch.Size)  # noqa: E731
     return jax.tree.map(lambda leaf: tuple(leaf) if is_one(leaf) else leaf, tree)
 
 
 def argument_to_array(caller: str, path: Any, leaf: Any) -> Any:
-    """A leaf of the arguments of a function in JAX: an array; of typed keys their words.
+    """Checks a leaf of the arguments of a JAX function and makes it an array; typed keys become words.
 
     Raises:
         TypeError: neither an array nor a number.
@@ -181,7 +184,7 @@ def argument_to_array(caller: str, path: Any, leaf: Any) -> Any:
 
 
 def plain_array(value: Any) -> Any:
-    """An array or a number as an array; typed keys as `popart_func.random` keeps them, int32 ``[..., 2]``.
+    """Makes an array of an array or a number; typed keys become keys of `popart_func.random`, int32 ``[..., 2]``.
 
     Raises:
         TypeError: keys of another kind than threefry.
@@ -195,7 +198,7 @@ def plain_array(value: Any) -> Any:
 
 
 def check_dense(caller: str, tensor: Tensor) -> None:
-    """Refuses what JAX has nothing like.
+    """Raises for a tensor that JAX can't hold.
 
     Raises:
         TypeError: a dtype that JAX lacks; a nested or sparse tensor, or one on meta.
@@ -211,7 +214,7 @@ def check_dense(caller: str, tensor: Tensor) -> None:
 def tensor_to_array(tensor: Tensor, *, copy: bool) -> Any:
     """A plain tensor as an array."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
-    # JAX takes contiguous memory only, and its own `copy=True` has been seen to alias: the copy is made here.
+    # JAX takes contiguous memory only, and its own `copy=True` has been seen to alias: copy here.
     tensor = tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
     bits = {1: torch.uint8}.get(tensor.element_size()) if tensor.dtype.is_floating_point else None
     if bits is not None:  # float8 has no DLPack in older versions
@@ -233,7 +236,7 @@ def numpy_to_tensor(array: Any, *, copy: bool) -> Tensor:
     """A numpy array as a tensor."""
     dtype = torch_dtype(array.dtype)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    # PyTorch takes neither memory that must not be written nor negative strides.
+    # PyTorch takes neither read-only memory nor negative strides.
     array = array.copy() if copy or not array.flags.writeable or any(step < 0 for step in array.strides) else array
     if array.dtype.isbuiltin == 1:
         return torch.from_numpy(array)
@@ -273,7 +276,7 @@ def _leaf_to_torch(leaf: Any, copy: bool) -> Any:
 
 
 def _other(caller: str, leaf: Any) -> Any:
-    """A leaf that is no array, itself; but not if it holds arrays, which would be left behind."""
+    """Returns a leaf that is no array; raises TypeError if it holds arrays, which would not be converted."""
     kind = type(leaf).__name__
     fields = dataclasses.fields(leaf) if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type) else ()
     if any(isinstance(getattr(leaf, field.name, None), Tensor | jax.Array) for field in fields):

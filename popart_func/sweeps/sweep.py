@@ -24,7 +24,7 @@ import xarray
 from torch import Tensor
 
 from popart_func.display.progress import reporting
-from popart_func.engines import ENGINES, PAYS_OFF, UnsupportedError, resolve_engine
+from popart_func.engines import ENGINES, UnsupportedError, load_engine, resolve_engine
 from popart_func.sweeps._checks import check_count_of, check_device, check_function, check_seeds
 from popart_func.sweeps.files import check_directory
 from popart_func.sweeps.grid import Chunk, Plan, Values
@@ -216,7 +216,7 @@ def _with_engine(work: Work, store: Path | None) -> Work:
         try:
             work.try_engine()
         except UnsupportedError as error:
-            other = next(name for name in ENGINES if name != "native" and steps >= PAYS_OFF[name])
+            other = next(name for name in ENGINES if name != "native" and steps >= load_engine(name).pays_off_after)
             warnings.warn(f"engine 'auto': {error} Going on with {other}.", stacklevel=3)
             work = replace(work, engine=resolve_engine(other, work.device, steps, caller="run"))
     return work

@@ -24,7 +24,11 @@ __all__ = [
     "NotLoweredError",
     "UnsupportedError",
     "listing",
+    "pays_off_after",
     "register_op",
     "run",
     "why_not",
 ]
+
+pays_off_after = 500
+"""Steps from which on the engine is worth its compile time, 1 s: `eager` takes 200 of 1000 lanes, 700 of 50 lanes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import optree
@@ -17,7 +18,7 @@ from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations
 from popart_func.engines.native.target import KernelArguments, Launch, Target
 from popart_func.engines.tracing.start_up import without_collector
-from popart_func.engines.tracing.step_graph import StepGraph, describe, op_name
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, describe, op_name
 from popart_func.tree import PyTree
 
 __all__ = ["TARGETS", "planned", "run", "target_of", "why_not"]
@@ -103,16 +104,23 @@ def planned(scan: LaneScan, graph: StepGraph) -> KernelPlan:
     return plan
 
 
+@dataclass(frozen=True)
+class _KernelKey(CacheKey[Launch]):
+    device: torch.device
+    shared: tuple[bool, ...]
+    variant: str
+    registrations: int
+
+
 def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
     """The step's kernel, built unless that has been done."""
     target = target_of(scan.device)
     variant = target.variant(scan)
-    key = "native", scan.device, scan.shared, variant, registrations()
-    if key not in graph.compiled:
-        with without_collector():
-            source = target.source(planned(scan, graph), scan.device, variant)
-            graph.compiled[key] = target.build(source, scan.device)
-    return graph.compiled[key]
+    key = _KernelKey(scan.device, scan.shared, variant, registrations())
+    with without_collector():
+        return graph.cached(
+            key, lambda: target.build(target.source(planned(scan, graph), scan.device, variant), scan.device)
+        )
 
 
 def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from popart_func.engines.native.kernel import MAX_DEPTH, Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.statements import Program, Statement, reads, writes
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
+from popart_func.engines.tracing.walk import Values, bind_arguments, walk
 
 __all__ = ["lower"]
 
@@ -35,24 +37,10 @@ def lower(graph: StepGraph, carries: int, xs: int, uniform: Sequence[bool]) -> P
         TypeError: a registered op returns something else than its result.
     """
     kernel = Kernel()
-    values: dict[fx.Node, Any] = {}
-    inputs: list[Buffer] = []
-    nodes = graph.graph.nodes
-    for node in nodes:
-        if node.op == "placeholder":
-            spec = TensorSpec.of(node.meta["val"])
-            _check_dtype(node, spec.dtype)
-            buffer = Buffer(f"in{len(inputs)}", spec.dtype, math.prod(spec.shape), uniform[len(inputs)])
-            inputs.append(buffer)
-            values[node] = Load(buffer, contiguous(spec.shape))
-        elif node.op == "call_function":
-            value = _lower_node(kernel, node, values)
-            _check_result(node, value)
-            # What several ops read is computed once. A single reader computes it in its own loop, at no cost.
-            several = isinstance(value, Operation) and (_fanout(node) != 1 or value.depth >= MAX_DEPTH)
-            values[node] = kernel.stored(value) if several and not is_cheap(value) else value
-    (output,) = (node for node in nodes if node.op == "output")
-    outputs = [values[node] for node in output.args[0]]
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    loads = [_input(node, number, uniform[number]) for number, node in enumerate(placeholders)]
+    inputs = [load.buffer for load in loads]
+    outputs = walk(graph.graph, loads, functools.partial(_lower_node, kernel), functools.partial(_kept, kernel))
     carry: list[Buffer | None] = []
     for value, buffer in zip(outputs[:carries], inputs, strict=False):
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
@@ -81,26 +69,32 @@ def _output(kernel: Kernel, value: Expr, taken: Sequence[Buffer | None]) -> Buff
     return value.buffer if own else kernel.copied(value).buffer  # type: ignore[union-attr]
 
 
-def _lower_node(kernel: Kernel, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    if node.target.__name__ == "getitem":  # type: ignore[union-attr]
-        return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    schema: Any = getattr(node.target, "_schema", None)
-    name = schema.name.removeprefix("aten::") if schema is not None else str(node.target)
-    outs = node.meta["val"]
+def _input(node: fx.Node, number: int, uniform: bool) -> Load:
+    spec = TensorSpec.of(node.meta["val"])
+    _check_dtype(node, spec.dtype)
+    return Load(Buffer(f"in{number}", spec.dtype, math.prod(spec.shape), uniform), contiguous(spec.shape))
+
+
+def _kept(kernel: Kernel, node: fx.Node, value: Any) -> Any:
+    """A value that several ops read is stored. A single reader computes it in its own loop, at no cost."""
+    several = isinstance(value, Operation) and (_fanout(node) != 1 or value.depth >= MAX_DEPTH)
+    return kernel.stored(value) if several and not is_cheap(value) else value
+
+
+def _lower_node(kernel: Kernel, node: fx.Node, values: Values) -> Any:
+    name, outs = op_name(node), node.meta["val"]
     specs = [TensorSpec.of(out) for out in (outs if isinstance(outs, list | tuple) else [outs])]
     for spec in specs:
         _check_dtype(node, spec.dtype)
     if name not in ops.OPS:
         raise UnsupportedError(f"native: no op {name!r}, which gives {_shapes(specs)}; {describe(node)}.")
-    arguments = []
-    for position, argument in enumerate(schema.arguments):
-        given = node.args[position] if position < len(node.args) and not argument.kwarg_only else None
-        value = node.kwargs.get(argument.name, argument.default_value if given is None else given)
-        arguments.append(fx.node.map_arg(value, values.__getitem__))
+    arguments = bind_arguments(node, values).values()
     try:
-        return ops.OPS[name](kernel, specs[0] if len(specs) == 1 else specs, *arguments)
+        value = ops.OPS[name](kernel, specs[0] if len(specs) == 1 else specs, *arguments)
     except ops.NotLoweredError as error:
         raise UnsupportedError(f"native: {name!r}, which gives {_shapes(specs)}: {error}; {describe(node)}.") from None
+    _check_result(node, value)
+    return value
 
 
 def _check_result(node: fx.Node, value: Any) -> None:

@@ -1,7 +1,9 @@
 """Tracing: a step function becomes a graph of ATen ops, which every compiled engine and JAX read.
 
-`step_graph` has `trace` and `StepGraph`. `recorder` records the ops, `decompositions` replaces them by simpler ones,
-`shapes` finds what they return, `mutations` removes in-place ops, `source_lines` names the user's line in errors.
+`tracer` has `trace_step`, `step_graph` what it returns, and `walk` what reads that node by node. `recorder` records the
+ops that a step calls, `decompositions` replaces them by simpler ones, `shapes` finds what they return, `mutations`
+removes in-place ops, `one_hot` and `zero_d_indices` keep PyTorch from reading values, `source_lines` names the user's
+line in errors, and `start_up` keeps tracing fast in a new process.
 """
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Ops that change a tensor in place, made into ops that don't, where no one looks at the old values any more.
+"""In-place ops replaced by ops that return a new tensor, where nothing reads the old values afterwards.
 
-`torch.func.functionalize` does it for all of them, but it needs a second pass and imports sympy. The batching rules of
-`torch.vmap` change what they have just computed: this is for those.
+The batching rules of `torch.vmap` change tensors in place that they have just computed: this is for those.
+`torch.func.functionalize` replaces every in-place op, but it needs a second pass and imports sympy.
 """
 
 from __future__ import annotations
@@ -13,69 +13,67 @@ from typing import Any
 import torch
 from torch import fx
 
+from popart_func._torch import schema
+
 __all__ = ["functional_variant", "is_mutable", "origin", "without_mutations"]
 
 
 def is_mutable(node: fx.Node) -> bool:
     """Whether a node changes a tensor in place."""
-    schema: Any = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+    found = schema(node.target)
+    return found is not None and bool(found.is_mutable)
 
 
 def origin(node: fx.Node) -> fx.Node:
-    """The node that made the tensor which a node changes or shows."""
+    """The node that made the tensor which a node changes or is a view of."""
     while node.all_input_nodes and (is_mutable(node) or _is_alias(node)):
         node = node.all_input_nodes[0]
     return node
 
 
 @functools.cache
-def functional_variant(function: Any) -> Any:
-    """``add`` for ``add_``, with the same arguments; None where there is none."""
-    name = function._schema.name
-    if (
-        not function._schema.is_mutable
-        or not name.startswith("aten::")
-        or not name.endswith("_")
-        or name.endswith("__")
-    ):
+def functional_variant(op: Any) -> Any:
+    """The op that returns what an in-place op writes, with the same arguments: ``add`` for ``add_``; None without."""
+    name = schema(op).name
+    is_in_place = schema(op).is_mutable and name.endswith("_") and not name.endswith("__")
+    packet = getattr(torch.ops.aten, name[len("aten::") : -1], None) if is_in_place else None
+    if packet is None or not name.startswith("aten::"):
         return None
-    packet = getattr(torch.ops.aten, name[len("aten::") : -1], None)
-    if packet is None:
-        return None
-    # Mostly under the same name, but `transpose_.default` is `transpose.int`.
-    names = (function._overloadname or "default", *packet.overloads())
-    variants = (getattr(packet, overload, None) for overload in names)
-    fitting = (op for op in variants if op is not None and not op._schema.is_mutable and _asks(op) == _asks(function))
-    return next(fitting, None)
+    # Mostly the overload of the same name, but `transpose_.default` is `transpose.int`.
+    overloads = (schema(op).overload_name or "default", *packet.overloads())
+    variants = (getattr(packet, overload, None) for overload in overloads)
+    return next((found for found in variants if found is not None and _fits(found, op)), None)
 
 
-def _asks(function: Any) -> list[str]:
-    """The names of an op's arguments."""
-    return [argument.name for argument in function._schema.arguments]
+def _fits(variant: Any, op: Any) -> bool:
+    return not schema(variant).is_mutable and _arguments(variant) == _arguments(op)
+
+
+def _arguments(op: Any) -> list[str]:
+    return [argument.name for argument in schema(op).arguments]
 
 
 def without_mutations(graph: fx.Graph) -> bool:
-    """Replaces mutations, in place; says whether all of them could be.
+    """Replaces the in-place ops of a graph, in the graph itself; returns whether all of them could be replaced.
 
-    A node that mutates has its variant, if that gives the same shape and dtype, in ``meta["functional"]``.
+    ``node.meta["functional"]`` holds the op that replaces a node's, if that returns the same shape and dtype.
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
-    storage: dict[fx.Node, fx.Node] = {}  # the first node that lies where a node does
+    owner: dict[fx.Node, fx.Node] = {}  # the node that last wrote the memory of a node's tensor
     sharing: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         variant = node.meta.get("functional")
         if is_mutable(node):
             if variant is None:
                 return False
-            first = storage[node.args[0]]
+            first = owner[node.args[0]]
             others = (user for other in sharing[first] for user in other.users)
             if first.op == "placeholder" or any(order[user] > order[node] for user in others):
                 return False
             node.target, first = variant, node
         else:
-            first = storage[node.all_input_nodes[0]] if _is_alias(node) and node.all_input_nodes else node
-        storage[node] = first
+            first = owner[node.all_input_nodes[0]] if _is_alias(node) and node.all_input_nodes else node
+        owner[node] = first
         sharing.setdefault(first, []).append(node)
     return True
 

@@ -1,7 +1,7 @@
-"""``one_hot`` by comparison, so that the values of its classes are not read.
+"""`one_hot` as a comparison, which does not read the values of its classes.
 
-PyTorch reads them, to see that they are in range, from tensors that come from outside of a traced step and from those
-that `torch.func.grad` has wrapped: neither a trace nor `torch.vmap` has values to read.
+PyTorch reads them to check that they are in range. It can't in a traced step, nor of tensors that `torch.func.grad` or
+`torch.vmap` wraps.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["OneHot"]
 
 
 class OneHot(TorchFunctionMode):
-    """Compares, as PyTorch itself does under `torch.compile`: a class out of range has no 1 then.
+    """Replaces `one_hot` by a comparison, as `torch.compile` does: a class out of range gives a row of zeros.
 
     Attributes:
-        used: whether there was something to compare.
+        used: whether `one_hot` has been called within it.
     """
 
     used = False
@@ -32,6 +32,6 @@ class OneHot(TorchFunctionMode):
 
 
 def _compared(input: Tensor, num_classes: int = -1) -> Tensor:
-    if num_classes < 0 or input.dtype != torch.int64:  # PyTorch says what is wrong, or counts them
+    if num_classes < 0 or input.dtype != torch.int64:  # PyTorch raises, or counts the classes
         return torch.nn.functional.one_hot(input, num_classes)
     return (input.unsqueeze(-1) == torch.arange(num_classes, device=input.device)).long()

@@ -1,10 +1,8 @@
 """Records the ATen ops that a function calls, below autograd and the transforms of `torch.func`, without values.
 
-A tensor that is being traced has a shape, strides, a dtype and a device, but nothing that could be read. The shapes
-that ops return come from `shapes`. What reads values, draws at random, or has shapes that depend on values is refused,
-with the line of the user's code.
-
-Dispatch modes, wrapper subclasses and the tags of ops are semi-private: a test fails loudly when they move.
+A tensor that is being traced has a shape, strides, a dtype and a device, but no values. `shapes` finds the shapes that
+ops return. The recorder refuses code that reads values, draws random numbers, or has shapes that depend on values, and
+names the line of the user's code.
 """
 
 from __future__ import annotations
@@ -16,9 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._C import _DisableTorchDispatch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from popart_func._torch import (
+    DisableTorchDispatch,
+    TorchDispatchMode,
+    disabled_torch_function,
+    dispatch_modes,
+    is_composite,
+    is_make_fx_tracing,
+    make_wrapper_tensor,
+    schema,
+    zero_tensor_keys,
+)
 from popart_func.engines.tracing.decompositions import decomposition
 from popart_func.engines.tracing.mutations import functional_variant
 from popart_func.engines.tracing.shapes import blank, infer, map_tensors
@@ -26,20 +33,18 @@ from popart_func.engines.tracing.source_lines import (
     Line,
     TraceError,
     depends_on_values,
-    described,
+    describe_line,
     reads_values,
     user_line,
 )
 
-__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
+__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording", "is_taken_apart"]
 
 _aten = torch.ops.aten
-_ZERO = torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
-_PROXIES = torch._C._TorchDispatchModeKey.PROXY  # make_fx
 _PURE = "a step must be pure, and keep nothing that it has computed"
-# What PyTorch puts off: a bit of the tensor says what is still to be done, and a traced tensor has no such bits.
+# PyTorch puts these off and sets a bit of the tensor, which a traced tensor does not have: they are computed at once.
 _AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
-# Ops whose tensors may lie on two devices.
+# Ops that take tensors of two devices.
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
 
 
@@ -60,19 +65,19 @@ class TensorSpec(NamedTuple):
 
 
 class Traced(Tensor):
-    """A value of the function that is being traced.
+    """A tensor of the function that is being traced, without values.
 
     Attributes:
-        node: what computes it.
-        stand_in: of its shape, strides and dtype, on the CPU; see `shapes`.
-        known: its value, where that is a constant of which nothing has been changed.
+        node: the node of the graph that computes it.
+        stand_in: a tensor of its shape, strides and dtype on the CPU; see `shapes`.
+        known: its value where that is a constant; None elsewhere. Written memory makes it out of date.
     """
 
     node: Any
     stand_in: Any
     known: Tensor | None
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
 
     @staticmethod
     def __new__(
@@ -83,22 +88,14 @@ class Traced(Tensor):
         known: Tensor | None = None,
         keys: Any = None,
     ) -> Traced:
-        """Shape, strides and dtype are the stand-in's; ``keys`` are what else PyTorch's dispatcher has to know."""
-        traced: Any = Tensor._make_wrapper_subclass(
-            cls,
-            stand_in.shape,
-            strides=stand_in.stride(),
-            storage_offset=stand_in.storage_offset(),
-            dtype=stand_in.dtype,
-            device=device,
-            **({} if keys is None else {"_extra_dispatch_keys": keys}),
-        )
+        """Takes shape, strides and dtype from the stand-in; ``keys`` are more dispatch keys."""
+        traced = make_wrapper_tensor(cls, stand_in, device, keys)
         traced.node, traced.stand_in, traced.known = node, stand_in, known
         return traced
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"step: {func} was called on a tensor of an earlier trace: {_PURE}.")
+        raise RuntimeError(f"{func} was called on a tensor of an earlier trace: {_PURE}.")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.clone()
@@ -108,17 +105,18 @@ class Traced(Tensor):
 
 
 class Recorder(TorchDispatchMode):
-    """Records ops in `graph`, while it is entered.
+    """Records ops in `graph` while it is entered.
 
     Attributes:
-        graph: what has been recorded; each node has its spec in ``meta["val"]`` and its line in ``meta["line"]``.
-        constants: tensors that came from elsewhere, which are placeholders behind the inputs.
-        read: of those, what Python code has read: the tensor and its value.
-        line: of the ops to come; None where it is the caller's.
+        graph: the ops so far; each node has its result in ``meta["val"]`` and its line in ``meta["line"]``.
+        constants: tensors that the function closes over, which are placeholders behind the inputs.
+        read: the constants that Python code has read, each with the value it had.
+        line: the line of the ops to come; None where that is found on the stack.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, caller: str) -> None:
         super().__init__()
+        self.caller = caller  # the user's function, for errors
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.read: list[tuple[Tensor, bool | int | float | complex]] = []
@@ -132,18 +130,18 @@ class Recorder(TorchDispatchMode):
         return False  # else TorchDynamo is imported
 
     def input(self, spec: TensorSpec) -> Traced:
-        """The next input."""
+        """Adds the next input."""
         return self._placeholder(
             f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype, device="cpu"), spec.device
         )
 
     def constant(self, tensor: Tensor) -> Traced:
-        """The input that a tensor from elsewhere becomes."""
+        """The input that a tensor which the function closes over becomes."""
         if id(tensor) not in self._traced:
             stand_in = blank(tensor.shape, tensor.stride(), tensor.dtype)
             name = f"constant_{len(self.constants)}"
             self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=tensor)
-            self.constants.append(tensor)  # and so it lives as long as its id is needed
+            self.constants.append(tensor)  # which keeps it alive, and its id its own
         return self._traced[id(tensor)]
 
     def _placeholder(self, name: str, stand_in: Tensor, device: torch.device, known: Tensor | None = None) -> Traced:
@@ -157,9 +155,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch._C._get_dispatch_mode(_PROXIES) is not None:
+        if is_make_fx_tracing():
             raise TraceError(
-                f"step: make_fx, and so torch.func.linearize, can't be followed, in {described(self._line())}: use "
+                f"{self.caller}: make_fx, and so torch.func.linearize, can't be traced, in {self._described()}: use "
                 f"torch.func.jvp."
             )
         decompose = decomposition(func) or (func.decompose if _is_composite(func) else None)
@@ -170,20 +168,20 @@ class Recorder(TorchDispatchMode):
                 return result
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise TraceError(
-                f"step: random numbers can't be drawn inside, as {func.overloadpacket.__name__!r} does in "
-                f"{described(self._line())}: draw them before and pass them in xs."
+                f"{self.caller}: random numbers can't be drawn inside, as {func.overloadpacket.__name__!r} does in "
+                f"{self._described()}: draw them before and pass them in xs."
             )
         if torch.Tag.data_dependent_output in func.tags:
             return self._read(func, args)
         if torch.Tag.dynamic_output_shape in func.tags and (func is not _aten.index.Tensor or _has_mask(args[1])):
-            raise depends_on_values(self._line())
+            raise depends_on_values(self.caller, self._line())
         if torch.Tag.inplace_view in func.tags and functional_variant(func) is not None:
             return self._view_in_place(func, args, kwargs)
-        if func is _aten._efficientzerotensor.default:  # what forward-mode derivatives begin with
+        if func is _aten._efficientzerotensor.default:  # the first tangent of a forward-mode derivative
             with self:
                 zeros = _aten.zeros.default(*args, **kwargs)
-            return Traced(zeros.stand_in, zeros.device, zeros.node, keys=_ZERO)
-        if func is _aten._new_zeros_with_same_feature_meta.default:  # and what those under `torch.vmap` go on with
+            return Traced(zeros.stand_in, zeros.device, zeros.node, keys=zero_tensor_keys())
+        if func is _aten._new_zeros_with_same_feature_meta.default:  # the tangents after it under `torch.vmap`
             tangent, value = args
             with self:
                 return value.new_zeros((*tangent.shape[: kwargs.get("self_num_batch_dims", 0)], *value.shape))
@@ -196,7 +194,7 @@ class Recorder(TorchDispatchMode):
         return self._record(func, args, kwargs)
 
     def _read(self, func: Any, args: Any) -> Any:
-        """What can be read: a constant of which nothing has been changed."""
+        """The value of a constant whose memory has not been written; any other read is refused."""
         if func is _aten._local_scalar_dense.default:
             traced = self.traced(args[0])
             storage = traced.stand_in.untyped_storage().data_ptr()
@@ -205,70 +203,70 @@ class Recorder(TorchDispatchMode):
                 if id(traced.known) in self._traced:
                     self.read.append((traced.known, value))
                 return value
-        raise reads_values(self._line())
+        raise reads_values(self.caller, self._line())
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        originals: dict[int, Tensor] = {}  # by the ids of their stand-ins
-
-        def stand_in(tensor: Tensor) -> Tensor:
-            traced = self.traced(tensor)
-            originals[id(traced.stand_in)] = tensor
-            return traced.stand_in
-
-        plain_args = map_tensors(stand_in, tuple(args))
-        plain_kwargs = {name: map_tensors(stand_in, value) for name, value in kwargs.items()}
-        device = self._device(func, list(originals.values()), kwargs)
+        tensors: list[Tensor] = []
+        map_tensors(tensors.append, (args, kwargs))
+        plain_args, plain_kwargs = map_tensors(lambda tensor: self.traced(tensor).stand_in, (tuple(args), kwargs))
+        device = self._device(func, tensors, kwargs)
         if kwargs.get("device") is not None:
             plain_kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
             plain_kwargs["pin_memory"] = False
-        node = self.graph.create_node(
-            "call_function",
-            func,
-            map_tensors(lambda tensor: self.traced(tensor).node, tuple(args)),
-            {name: map_tensors(lambda tensor: self.traced(tensor).node, value) for name, value in kwargs.items()},
-            _name(func),
-        )
+        node_args, node_kwargs = map_tensors(lambda tensor: self.traced(tensor).node, (tuple(args), kwargs))
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
         line = node.meta["line"] = self._line()
         variant = functional_variant(func)
-        if variant is not None and not _is_taken_apart(variant):
+        if variant is not None and not is_taken_apart(variant):
             made = infer(variant, plain_args, plain_kwargs)
             if isinstance(made, Tensor) and TensorSpec.of(made) == TensorSpec.of(plain_args[0]):
                 node.meta["functional"] = variant
-        if func._schema.is_mutable:
+        if schema(func).is_mutable:
             self._note_mutation(func, args, kwargs)
-        results = infer(func, plain_args, plain_kwargs)
-
-        def wrapped(result: Any, node: fx.Node) -> Any:
-            if not isinstance(result, Tensor):
-                return result
-            original = originals.get(id(result))
-            traced = Traced(result, device) if original is None else self.traced(original)
-            traced.node, node.meta["val"], node.meta["line"] = node, traced, line
-            return traced if original is None else original
-
+        try:
+            results = infer(func, plain_args, plain_kwargs)
+        except RuntimeError as error:
+            if not isinstance(error, NotImplementedError) and "no fake impl" not in str(error):  # a custom op's
+                raise
+            raise TraceError(
+                f"{self.caller}: PyTorch can't tell the shape that {func.name()!r} returns without computing it, in "
+                f"{self._described()}: register a fake implementation with torch.library.register_fake."
+            ) from error
+        changed = {id(self.traced(tensor).stand_in): tensor for tensor in tensors}
         if isinstance(results, Tensor):
-            return wrapped(results, node)
+            return self._result(results, node, line, device, changed)
         if not isinstance(results, list | tuple):
-            self.graph.erase_node(node)  # a question about shapes
+            self.graph.erase_node(node)  # it asked about a shape
             return results
         parts = [
-            wrapped(part, self.graph.call_function(operator.getitem, (node, index)))
+            self._result(part, self.graph.call_function(operator.getitem, (node, index)), line, device, changed)
             for index, part in enumerate(results)
         ]
         node.meta["val"] = parts
         return type(results)(parts)
 
+    def _result(
+        self, made: Any, node: fx.Node, line: Line | None, device: torch.device, changed: dict[int, Tensor]
+    ) -> Any:
+        """A result of an op: a new tensor; or an argument, by its stand-in's id, which the op has changed in place."""
+        if not isinstance(made, Tensor):
+            return made
+        argument = changed.get(id(made))
+        traced = Traced(made, device) if argument is None else self.traced(argument)
+        traced.node, node.meta["val"], node.meta["line"] = node, traced, line
+        return traced if argument is None else argument
+
     def traced(self, tensor: Tensor) -> Traced:
-        """The tensor itself, or the input that it becomes."""
+        """The tensor itself if it is traced here, else the input that it becomes."""
         if not isinstance(tensor, Traced):
             return self.constant(tensor)
         if tensor.node is None or tensor.node.graph is not self.graph:
-            raise RuntimeError(f"step: a tensor of an earlier trace is used in {described(self._line())}: {_PURE}.")
+            raise RuntimeError(f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {_PURE}.")
         return tensor
 
     def forget(self) -> None:
-        """Lets go of all that only recording needs."""
+        """Drops what only recording needs, so that a graph does not keep stand-ins alive."""
         for node in self.graph.nodes:
             value = node.meta.get("val")
             for traced in value if isinstance(value, list | tuple) else [value]:
@@ -277,43 +275,48 @@ class Recorder(TorchDispatchMode):
 
     def _note_mutation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         written: list[Tensor] = []
-        for position, argument in enumerate(func._schema.arguments):
+        for position, argument in enumerate(schema(func).arguments):
             if argument.is_write:
                 map_tensors(written.append, args[position] if position < len(args) else kwargs.get(argument.name))
         self._written += [self.traced(tensor).stand_in.untyped_storage() for tensor in written]
 
     def _view_in_place(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """``t_`` and the like, which leave the elements as they are: `t`, under the old name."""
+        """Records ``t_`` and the like as `t`: the tensor then stands for the view, and nothing is written."""
         tensor: Tensor = args[0]
         before = self.traced(tensor)
         with self:
             view = functional_variant(func)(*args, **kwargs)
         kept = Traced(before.stand_in, before.device)
-        for node in self.graph.nodes:  # all that it has been so far keeps its shape
+        for node in self.graph.nodes:  # nodes so far keep the shape that it had
             if "val" in node.meta:
                 node.meta["val"] = map_tensors(lambda other: kept if other is before else other, node.meta["val"])
         before.node, before.stand_in = view.node, view.stand_in
-        with _DisableTorchDispatch():
+        with DisableTorchDispatch():
             func(before, *args[1:], **kwargs)
         return tensor
 
     def _device(self, func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> torch.device:
-        """Where an op's results lie."""
+        """The device of an op's results."""
         if kwargs.get("device") is not None:
             device: torch.device = torch.device(kwargs["device"])
             return device if device.type == "cpu" or device.index is not None else torch.empty(0, device=device).device
         devices = list(dict.fromkeys(tensor.device for tensor in tensors if tensor.ndim))
         if len(devices) > 1 and func.overloadpacket.__name__ not in _MIXES:
-            raise RuntimeError(f"step: tensors on {devices[0]} and on {devices[1]} meet in {described(self._line())}.")
+            raise RuntimeError(
+                f"{self.caller}: tensors on {devices[0]} and on {devices[1]} meet in {self._described()}."
+            )
         return (devices or [tensor.device for tensor in tensors] or [torch.device("cpu")])[0]
 
     def _line(self) -> Line | None:
         return self.line or user_line(sys._getframe(1))
 
+    def _described(self) -> str:
+        return describe_line(self._line())
+
 
 def is_recording() -> bool:
     """Whether a step is being traced in this thread."""
-    return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+    return any(isinstance(mode, Recorder) for mode in dispatch_modes())
 
 
 def _name(func: Any) -> str:
@@ -325,14 +328,12 @@ def _name(func: Any) -> str:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Whether autograd takes an op apart, and what is below autograd has to."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if func is _aten.native_batch_norm.default:  # its parts change the statistics
-        return False
-    return key in func.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    """Whether an op has to be taken apart here, as autograd would do; but batch norm's parts change its statistics."""
+    return func is not _aten.native_batch_norm.default and is_composite(func)
 
 
-def _is_taken_apart(func: Any) -> bool:
+def is_taken_apart(func: Any) -> bool:
+    """Whether tracing replaces an op by simpler ones."""
     return decomposition(func) is not None or _is_composite(func)
 
 

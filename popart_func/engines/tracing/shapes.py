@@ -1,8 +1,8 @@
-"""The shapes, strides and dtypes that ops return, found by calling them on stand-ins.
+"""Shape inference: the shapes, strides and dtypes that ops return, found by calling the ops on stand-ins.
 
-A stand-in is an ordinary tensor on the CPU whose values mean nothing. PyTorch's own kernels are run on it where no
-value can upset them, since they are much faster than its rules for tensors without values (`meta`), most of which are
-Python and import sympy. Those are for all other ops.
+A stand-in is an ordinary tensor on the CPU whose values mean nothing. PyTorch's kernels run on it where no value can
+upset them, since they are much faster than PyTorch's shape rules (the device ``meta``), most of which are Python and
+import sympy. All other ops, a user's own among them, go by those rules.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+
+from popart_func._torch import OpOverload, schema
 
 __all__ = ["blank", "infer", "map_tensors"]
 
-# Beyond the views and what PyTorch tags as pointwise, as reductions, or as one of its core ops.
-_MORE = {
+# Ops whose kernels run on stand-ins, beside views and those that PyTorch tags as pointwise, reduction or core.
+_RUN = {
     *("addbmm", "addmv", "addr", "baddbmm", "dot", "mv", "outer", "vdot"),
     *("copy", "fill", "zero", "clone", "_unsafe_view", "lift_fresh_copy", "stack", "roll", "tril", "triu", "trace"),
     *("arange", "eye", "linspace", "ones", "zeros", "full", "empty", "scalar_tensor"),
@@ -27,10 +28,10 @@ _MORE = {
     *("new_empty_strided", "cumprod", "logcumsumexp", "cummax", "cummin", "logaddexp"),
     *("_softmax_backward_data", "_log_softmax_backward_data", "native_layer_norm_backward"),
 }
-# Which look at values, or would be at the mercy of them.
+# Core ops whose kernels read values, or fail on some.
 _ONLY_META = {"_embedding_bag", "masked_scatter", "grid_sampler_2d"}
 
-# Values that are never out of range, for the integers after the first argument.
+# Integers after the first argument are filled with this: an index that is never out of range, a divisor that is not 0.
 _FILL = {
     **dict.fromkeys(("gather", "index", "index_select", "index_put", "embedding", "embedding_dense_backward"), 0),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce", "_unsafe_index", "_unsafe_index_put"), 0),
@@ -40,7 +41,11 @@ _FILL = {
 
 
 def infer(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What an op returns for stand-ins; those that it changes in place, it changes."""
+    """What an op returns for stand-ins; an in-place op changes its stand-in.
+
+    Raises:
+        NotImplementedError: PyTorch has no shape rule for the op.
+    """
     runs, fill = _how(function)
     if not runs:
         return _infer_on_meta(function, args, kwargs)
@@ -48,31 +53,33 @@ def infer(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         args = (args[0], *(map_tensors(functools.partial(_filled, fill), part) for part in args[1:]))
     try:
         return function(*args, **kwargs)
-    except NotImplementedError:  # this dtype on a GPU only
+    except NotImplementedError:  # PyTorch computes this dtype on GPUs only
         return _infer_on_meta(function, args, kwargs)
 
 
 def blank(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A stand-in."""
+    """A new stand-in."""
     size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     return torch.zeros(max(size, 0), dtype=dtype, device="cpu").as_strided(shape, strides)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """The arguments or results of an op, with a function applied to each tensor in them."""
+    """Applies a function to each tensor in the arguments or results of an op."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, list | tuple):
         mapped = [map_tensors(function, part) for part in value]
         return mapped if isinstance(value, list) else tuple(mapped)
+    if isinstance(value, dict):
+        return {name: map_tensors(function, part) for name, part in value.items()}
     return value
 
 
 @functools.cache
 def _how(function: OpOverload) -> tuple[bool, int | None]:
-    """Whether an op can be run on stand-ins, and what integers have to be filled with for that."""
-    namespace, _, name = function._schema.name.partition("::")
-    if function._schema.is_mutable and name.endswith("_") and not name.endswith("__"):
+    """Whether an op's kernel runs on stand-ins, and what integers are filled with for that."""
+    namespace, _, name = schema(function).name.partition("::")
+    if schema(function).is_mutable and name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     tags = {
         torch.Tag.pointwise,
@@ -80,7 +87,7 @@ def _how(function: OpOverload) -> tuple[bool, int | None]:
         torch.Tag.inplace_view,
         getattr(torch.Tag, "reduction", torch.Tag.core),
     }
-    known = function.is_view or name in _MORE or name in _FILL or not tags.isdisjoint(function.tags)
+    known = function.is_view or name in _RUN or name in _FILL or not tags.isdisjoint(function.tags)
     return namespace == "aten" and known and name not in _ONLY_META, _FILL.get(name)
 
 
@@ -90,18 +97,20 @@ def _filled(value: int, tensor: Tensor) -> Tensor:
 
 
 def _infer_on_meta(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    stand_ins: dict[int, Tensor] = {}
-
-    def to_meta(tensor: Tensor) -> Tensor:
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        stand_ins[id(meta)] = tensor
-        return meta
-
-    def from_meta(meta: Tensor) -> Tensor:
-        same = stand_ins.get(id(meta))  # changed in place
-        return blank(meta.shape, meta.stride(), meta.dtype) if same is None else same
-
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, (args, kwargs))
+    metas = {id(tensor): _on_meta(tensor) for tensor in tensors}
+    changed = {id(metas[id(tensor)]): tensor for tensor in tensors}  # an op that works in place returns an argument
+    meta_args, meta_kwargs = map_tensors(lambda tensor: metas[id(tensor)], (tuple(args), kwargs))
     if "device" in kwargs:
-        kwargs = {**kwargs, "device": torch.device("meta")}
-    mapped = {name: map_tensors(to_meta, value) for name, value in kwargs.items()}
-    return map_tensors(from_meta, function(*map_tensors(to_meta, tuple(args)), **mapped))
+        meta_kwargs["device"] = torch.device("meta")
+    results = function(*meta_args, **meta_kwargs)
+    return map_tensors(lambda meta: changed[id(meta)] if id(meta) in changed else _blank_like(meta), results)
+
+
+def _blank_like(tensor: Tensor) -> Tensor:
+    return blank(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

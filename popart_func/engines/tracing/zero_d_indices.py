@@ -1,7 +1,6 @@
 """Indexing by a 0-d integer tensor, as in ``q[action]``, without reading its value.
 
-PyTorch turns such an index into a number, which a trace does not have; `torch.vmap` does not turn it. In here a trace
-doesn't either.
+PyTorch reads such an index as a number, which a traced tensor can't give. Under `torch.vmap` it does not read it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ __all__ = ["ZeroDIndices"]
 
 
 class ZeroDIndices(TorchFunctionMode):
-    """Makes an axis of length 1 of each 0-d index, and takes it away again."""
+    """Gives each 0-d index an axis of length 1, and removes that axis from the result."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in (Tensor.__getitem__, Tensor.__setitem__):
@@ -26,7 +25,7 @@ class ZeroDIndices(TorchFunctionMode):
         if not any(_is_zero_d(part) for part in index):
             return func(*args)
         if any(isinstance(part, Tensor) and part.ndim for part in index):
-            # It is broadcast against other tensors, so its axis makes no difference.
+            # It is broadcast against the other tensors, which hides its axis.
             return func(x, tuple(part.reshape(1) if _is_zero_d(part) else part for part in index), *value)
         if Ellipsis in [part for part in index if not isinstance(part, Tensor)]:
             at = next(position for position, part in enumerate(index) if part is Ellipsis)

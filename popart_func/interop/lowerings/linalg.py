@@ -1,13 +1,12 @@
-"""Lowerings of linear algebra and Fourier transforms, as thin as JAX has them; `lowerings` says how an op is called.
+"""Lowerings of linear algebra and Fourier transforms; `table` says how an op is called.
 
-A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. Codes of
-success are 0.
+A matrix that PyTorch refuses as singular or not positive definite gives infinities and NaN, as in JAX. The error codes
+that PyTorch's ops return are always 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["LINALG"]
 
@@ -28,7 +28,7 @@ def _transposed(x: Any) -> Any:
 
 
 def _factored(x: Any) -> list[Any]:
-    """LU, and which row was exchanged with which, counted from 1."""
+    """The LU decomposition, and the row that each row was exchanged with, counted from 1."""
     lu, pivots, _ = jax.lax.linalg.lu(x)
     return [lu, pivots + 1]
 
@@ -67,7 +67,7 @@ def _eigh(outs: Any, x: Any, triangle: str = "L", with_vectors: bool = True) -> 
 
 
 def _fourier(x: Any, axes: Any, normalization: int, transform: Any, **options: Any) -> Any:
-    """Without a factor of JAX's own, then with PyTorch's: none, 1 / sqrt(n), or 1 / n."""
+    """A Fourier transform, scaled as PyTorch does: by 1, 1 / sqrt(n) or 1 / n. JAX's must not scale it."""
     result = transform(x, axes=tuple(axes), **options)
     size = result if transform is jnp.fft.irfftn else x
     count = math.prod(size.shape[axis] for axis in axes)
@@ -89,7 +89,7 @@ def _fourier_to_real(out: TensorSpec, x: Any, axes: Any, normalization: int, _: 
     return _fourier(x, axes, normalization, jnp.fft.irfftn, s=sizes, norm="forward")
 
 
-LINALG: dict[str, Callable[..., Any]] = {
+LINALG: dict[str, Lowering] = {
     "linalg_inv_ex": _inverse,
     "linalg_cholesky_ex": _cholesky,
     "_linalg_solve_ex": _solve,

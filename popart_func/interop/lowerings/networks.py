@@ -1,6 +1,6 @@
-"""Lowerings of convolution, pooling, interpolation and batch normalization; `lowerings` says how an op is called.
+"""Lowerings of convolution, pooling, interpolation and batch normalization; `table` says how an op is called.
 
-A backward op, which a step has that calls `torch.func.grad`, is what JAX makes of the forward one.
+The graph of a step that calls `torch.func.grad` has backward ops: JAX derives them from the lowering of the forward op.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["NETWORKS"]
 
@@ -65,7 +66,7 @@ def _pair(value: Sequence[int], default: Sequence[int] = (1, 1)) -> tuple[int, i
 
 
 def _windows(shape: Any, outs: Any, kernel: Any, strides: Any, pads: Any, dilations: Any) -> tuple[Any, Any, Any]:
-    """For each window the rows ``[out, 1, kernel, 1]``, columns ``[1, out, 1, kernel]`` and which of them exist."""
+    """The rows ``[out, 1, kernel, 1]`` and columns ``[1, out, 1, kernel]`` of each window, and which lie inside."""
     places = [
         np.arange(outs[axis])[:, None] * strides[axis] - pads[axis] + np.arange(kernel[axis]) * dilations[axis]
         for axis in (0, 1)
@@ -130,7 +131,7 @@ def _average_pool_backward(out: TensorSpec, cotangent: Any, x: Any, *setting: An
 
 
 def _shares(size: int, parts: int) -> Any:
-    """The matrix ``[parts, size]`` that averages over overlapping parts, as even as they can be."""
+    """The matrix ``[parts, size]`` that averages over parts of almost equal length, which may overlap."""
     shares = np.zeros((parts, size))
     for part in range(parts):
         places = slice(part * size // parts, -(-(part + 1) * size // parts))
@@ -164,7 +165,7 @@ def _batch_norm(
 
 
 def _interpolation(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
-    """The matrix ``[out, in]`` of PyTorch's own interpolation along an axis, which is linear."""
+    """The matrix ``[out, in]`` of an interpolation along an axis, as PyTorch computes it of unit vectors."""
     others = (1,) * (rank - 1)
     image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *others)
     nothing = [None] * (rank - 1)
@@ -199,7 +200,7 @@ def _replication_backward(out: TensorSpec, cotangent: Any, x: Any, pads: Sequenc
 
 
 def _distances(x: Any, y: Any, power: float) -> Any:
-    """Between rows; where they are equal, the derivative is 0."""
+    """The distances between rows; the derivative of that between equal rows is 0."""
     difference = x[..., :, None, :] - y[..., None, :, :]
     size = jnp.abs(jnp.where(difference == 0, 0, difference))
     if power == 0:
@@ -215,17 +216,17 @@ def _distances_backward(out: TensorSpec, cotangent: Any, x: Any, y: Any, power: 
 
 
 def _trilinear(out: TensorSpec, *arguments: Any) -> Any:
-    """The product of three, each with new axes, summed over some."""
+    """The product of three tensors, each with new axes, summed over some axes."""
     factors, new_axes, summed = arguments[:3], arguments[3:6], arguments[6]
     x, y, z = (jnp.expand_dims(factor, axes) for factor, axes in zip(factors, new_axes, strict=True))
     return (x * y * z).sum(tuple(summed))
 
 
 INTERPOLATIONS = ("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d")
-# Whose forward ops are taken apart.
+# Tracing replaces the forward ops of these by simpler ones.
 COPIES = ("upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d")
 
-NETWORKS: dict[str, Callable[..., Any]] = {
+NETWORKS: dict[str, Lowering] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "max_pool2d_with_indices": _max_pool,
@@ -242,4 +243,4 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "_cdist_backward": _distances_backward,
     "_trilinear": _trilinear,
 }
-"""Every op of layers, by its name in ATen."""
+"""Every op of convolution, pooling, interpolation, normalization and distances, by its name in ATen."""

@@ -1,22 +1,20 @@
-"""Lowerings of what orders numbers or searches among them; `lowerings` says how an op is called."""
+"""Lowerings of sorting, of searching, and of the places of extremes; `table` says how an op is called."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from popart_func.engines.tracing.step_graph import TensorSpec
+from popart_func.interop.lowerings.operands import Lowering
 
 __all__ = ["ORDER"]
 
-Op = Callable[..., Any]
 
-
-def _arg(function: Op) -> Op:
+def _arg(function: Lowering) -> Lowering:
     def op(out: TensorSpec, x: Any, axis: int | None = None, *_: Any) -> Any:
         x, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
         return function(x, axis=axis).reshape(out.shape)
@@ -24,7 +22,7 @@ def _arg(function: Op) -> Op:
     return op
 
 
-def _best(every: Op, which: Op) -> Op:
+def _best(every: Lowering, which: Lowering) -> Lowering:
     def op(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
         if axis is None:
             return every(x)
@@ -38,7 +36,7 @@ def _taken(outs: Any, x: Any, index: Any, axis: int) -> list[Any]:
     return [jnp.take_along_axis(x, index, axis).reshape(outs[0].shape), index.reshape(outs[1].shape)]
 
 
-def _cummax(function: Op) -> Op:
+def _cummax(function: Lowering) -> Lowering:
     def op(outs: Any, x: Any, axis: int) -> Any:
         if not x.ndim:
             return [x, jnp.zeros((), jnp.int32)]
@@ -70,7 +68,7 @@ def _kth_value(outs: Any, x: Any, k: int, axis: int = -1, *_: Any) -> Any:
 
 
 def _median(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
-    """The lower one of two; of numbers with a NaN, which is sorted behind them, NaN."""
+    """The median, the lower of two in the middle; NaN, which is sorted last, if there is one."""
     values, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
     order = jnp.argsort(values, axis=axis, stable=True)
     last = values.shape[axis] - 1
@@ -93,7 +91,7 @@ def _search_sorted(
     return _searched(out, boundaries, x, right, side)
 
 
-ORDER: dict[str, Op] = {
+ORDER: dict[str, Lowering] = {
     "argmax": _arg(jnp.argmax),
     "argmin": _arg(jnp.argmin),
     "max": _best(jnp.max, jnp.argmax),
@@ -107,4 +105,4 @@ ORDER: dict[str, Op] = {
     "searchsorted": _search_sorted,
     "bucketize": lambda out, x, boundaries, _=False, right=False: _searched(out, boundaries, x, right),
 }
-"""Every op that orders, by its name in ATen."""
+"""Every op that sorts, searches, or finds the place of an extreme, by its name in ATen."""

@@ -1,0 +1,215 @@
+"""PyTorch's semi-private names: the one module that imports them, each with the reason why nothing public will do.
+
+PyTorch may move or change any of these between versions. `tests/test_torch_private.py` has a test for each name, which
+fails with that name when it does. No other module of the package imports from an underscore module of PyTorch.
+
+Importing this module must not import sympy, TorchDynamo or TorchInductor, which take a second: what could is imported
+inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _DisableTorchDispatch as DisableTorchDispatch
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as torch_pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+__all__ = [
+    "DisableTorchDispatch",
+    "FakeTensor",
+    "FakeTensorMode",
+    "OpOverload",
+    "TorchDispatchMode",
+    "all_gather",
+    "core_decompositions",
+    "disabled_torch_function",
+    "dispatch_modes",
+    "get_unwrapped",
+    "is_composite",
+    "is_functorch_wrapped_tensor",
+    "is_jit_tracing",
+    "is_make_fx_tracing",
+    "make_wrapper_tensor",
+    "mutation_count",
+    "overloads",
+    "scan_operator",
+    "schema",
+    "set_grad_enabled",
+    "storage_id",
+    "torch_pytree",
+    "without_dynamo",
+    "without_mkldnn",
+    "zero_tensor_keys",
+]
+
+# Names that are handed on as they are:
+#
+# is_functorch_wrapped_tensor, get_unwrapped: whether `torch.vmap`, `torch.func.grad` or `jvp` wraps a tensor, whose
+#     values can't be read then, and what is inside the wrapper. `torch.func` has no question like it.
+# FakeTensor, FakeTensorMode: tensors without values, in which torch.compile and torch.export trace.
+# TorchDispatchMode: sees every ATen op below autograd and `torch.func`: the recorder of steps is one.
+# DisableTorchDispatch: calls an op on a wrapper tensor without asking any mode.
+# OpOverload: the type of an ATen op.
+# torch_pytree: the trees that `torch.func` takes, in which a user's dataclass has to be registered.
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""What `torch.no_grad` and `torch.set_grad_enabled` call, as a `TorchFunctionMode` sees it."""
+
+disabled_torch_function = torch._C._disabled_torch_function_impl
+"""The `__torch_function__` of a tensor subclass that leaves everything to `__torch_dispatch__`."""
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+def schema(op: Any) -> Any:
+    """The schema of an ATen op: its name, its arguments, whether it is mutable; None for any other callable."""
+    return getattr(op, "_schema", None)
+
+
+def overloads(op: Any) -> list[OpOverload]:
+    """The overloads of an op; an empty list if there is no such op.
+
+    The op is one overload, all of them (``torch.ops.namespace.name``), what `torch.library.custom_op` returns, or a
+    name, ``"namespace::name"``, of an ATen op without the namespace.
+    """
+    if isinstance(op, str):
+        namespace, _, name = op.rpartition("::")
+        op = getattr(getattr(torch.ops, namespace or "aten"), name, None)
+    if isinstance(op, CustomOpDef):
+        op = op._opoverload
+    if isinstance(op, OpOverloadPacket):
+        return [getattr(op, overload) for overload in op.overloads()]
+    return [op] if isinstance(op, OpOverload) else []
+
+
+def is_composite(op: OpOverload) -> bool:
+    """Whether PyTorch defines an op by other ops, for which autograd takes it apart."""
+    return _COMPOSITE in op.py_kernels or torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), _COMPOSITE)
+
+
+def core_decompositions() -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..., Any]]]:
+    """PyTorch's decompositions into core ATen ops, and all that it has for any op.
+
+    The public `torch.export.default_decompositions` imports sympy and TorchDynamo.
+    """
+    from torch._decomp import _core_aten_decompositions_post_autograd, decomposition_table
+
+    return _core_aten_decompositions_post_autograd(), decomposition_table
+
+
+def scan_operator() -> Callable[..., Any]:
+    """The operator ``scan(body, carry, xs)`` that `torch.compile` makes a loop of; there is no public one."""
+    from torch._higher_order_ops.scan import scan
+
+    return scan
+
+
+def all_gather(tensor: Tensor, group: Any) -> Tensor:
+    """The tensors of all processes, one after the other along axis 0; `torch.distributed.all_gather` is in place."""
+    import torch.distributed._functional_collectives as functional_collectives
+
+    new = getattr(functional_collectives, "all_gather_single", None)  # since torch 2.13
+    gather = functional_collectives.all_gather_tensor if new is None else new
+    return functional_collectives.wait_tensor(gather(tensor.contiguous(), 0, group))
+
+
+def dispatch_modes() -> list[Any]:
+    """The dispatch modes that are entered in this thread; a tensor inside one may have no values."""
+    return _get_current_dispatch_mode_stack()
+
+
+def is_make_fx_tracing() -> bool:
+    """Whether `make_fx` traces in this thread, as `torch.func.linearize` does; `get_proxy_mode` would import sympy."""
+    before_autograd = torch._ops._get_dispatch_mode_pre_dispatch(_PROXY)
+    return before_autograd is not None or torch._C._get_dispatch_mode(_PROXY) is not None
+
+
+def is_jit_tracing() -> bool:
+    """Whether `torch.jit.trace` traces; `torch.jit.is_tracing` warns that it is deprecated."""
+    return torch._C._is_tracing()
+
+
+def make_wrapper_tensor(cls: type[Tensor], like: Tensor, device: torch.device, keys: Any = None) -> Any:
+    """A tensor of a subclass with the shape, strides and dtype of another one, and no memory.
+
+    ``keys`` are what else PyTorch's dispatcher has to know about it, such as `zero_tensor_keys`.
+    """
+    return Tensor._make_wrapper_subclass(
+        cls,
+        like.shape,
+        strides=like.stride(),
+        storage_offset=like.storage_offset(),
+        dtype=like.dtype,
+        device=device,
+        **({} if keys is None else {"_extra_dispatch_keys": keys}),
+    )
+
+
+def zero_tensor_keys() -> Any:
+    """What makes a wrapper tensor a symbolic zero, the tangent with which forward-mode derivatives begin."""
+    return torch._C.DispatchKeySet(torch._C.DispatchKey.ZeroTensor)
+
+
+def mutation_count(tensor: Tensor) -> int:
+    """How many times a tensor has been changed in place, views of it included."""
+    return tensor._version
+
+
+def storage_id(tensor: Tensor) -> Any:
+    """The same for tensors that share memory, also where that memory has no address."""
+    return tensor.untyped_storage()._cdata
+
+
+@contextlib.contextmanager
+def without_mkldnn() -> Iterator[None]:
+    """Within it, recurrent layers call ATen's own ops; `torch.backends.mkldnn.flags` would warn about GPUs."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+class _NotImported(ModuleType):
+    """Stands for a module: a name that it does not have is looked up in the real one, which is imported for that."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def without_dynamo() -> Iterator[None]:
+    """Within it, gradients of `torch.func` don't import TorchDynamo; anything else that needs it still does.
+
+    PyTorch switches compiled autograd off around each gradient of `torch.func`, and imports TorchDynamo for that, which
+    takes a second. Where nothing has imported it yet, compiled autograd can't be on. Where it has been imported, a
+    function that it has compiled runs as it was written, so that it can be traced.
+    """
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    dynamo, autograd = _NotImported("torch._dynamo"), _NotImported("torch._dynamo.compiled_autograd")
+    autograd._disable = contextlib.nullcontext  # type: ignore[attr-defined]
+    dynamo.compiled_autograd = autograd  # type: ignore[attr-defined]
+    names = vars(torch)
+    names["_dynamo"] = dynamo
+    try:
+        yield
+    finally:
+        if names.get("_dynamo") is dynamo:  # else it has been imported after all
+            del names["_dynamo"]

@@ -1,0 +1,98 @@
+"""`scan` and `scan_lanes`: one step over time, in one lane or in thousands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optree
+
+from popart_func.engines.lane_scan import check_tensors, make_lane_scan
+from popart_func.engines.selection import run_scan
+from popart_func.tree import PyTree
+
+__all__ = ["Step", "scan", "scan_lanes"]
+
+Step = Callable[..., tuple[PyTree, PyTree]]
+"""``step(carry, x) -> (carry, y)``, or ``step(carry, x, hparams) -> (carry, y)``."""
+
+
+def scan(
+    step: Step, carry: PyTree, xs: PyTree = None, *, length: int | None = None, engine: str = "auto"
+) -> tuple[PyTree, PyTree]:
+    """Applies a step along the leading axis of ``xs`` and passes a carry from step to step, as `jax.lax.scan` does.
+
+    It is `scan_lanes` with one lane.
+
+    Args:
+        step: pure, ``step(carry, x) -> (carry, y)``; the carry keeps its structure, shapes and dtypes.
+        carry: a pytree of tensors.
+        xs: a pytree of tensors ``[time, ...]``, or None.
+        length: how many steps; needed only without ``xs``.
+        engine: one of `ENGINES`, or ``"auto"``; see `scan_lanes`.
+
+    Returns:
+        The last carry, and the ys stacked on a leading time axis.
+
+    Raises:
+        TypeError, ValueError: as `scan_lanes`.
+        EngineUnavailableError: the engine can't run here.
+
+    >>> import torch
+    >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
+    (tensor(6), tensor([0, 0, 1, 3]))
+    """
+    check_tensors("scan", "carry", carry)
+    one = optree.tree_map(lambda leaf: leaf[None], carry)
+    lanes = make_lane_scan("scan", step, one, xs, shared=True, length=length)
+    carry, ys = run_scan(engine, lanes)
+    return optree.tree_map(lambda leaf: leaf[0], carry), optree.tree_map(lambda leaf: leaf[:, 0], ys)
+
+
+def scan_lanes(
+    step: Step,
+    carry: PyTree,
+    xs: PyTree = None,
+    *,
+    hparams: PyTree = None,
+    shared: bool | PyTree | None = None,
+    length: int | None = None,
+    engine: str = "auto",
+) -> tuple[PyTree, PyTree]:
+    """Runs `scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
+
+    Engines other than `eager` trace a step once for its shapes and dtypes, as `jax.jit` does. If a name or an entry of
+    a dictionary that the step closes over is bound to something else afterwards, the engine does not see it. Each call
+    reads the values of closed-over tensors again, so that it sees what is written into them. Pass what changes from
+    call to call in the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"``
+    takes then. `popart_func.engines.explain` shows what an engine makes of a step.
+
+    Args:
+        step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
+            hyper-parameters, so that a learner can be built inside the step.
+        carry: a pytree of tensors ``[lanes, ...]``.
+        xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
+        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes.
+        shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do).
+            If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
+            where a shared leaf's second axis may have that length by chance.
+        length: how many steps; needed only without ``xs``.
+        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
+            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.cost_model`).
+
+    Returns:
+        The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.
+
+    Raises:
+        TypeError: the step returns a carry of another structure, shape or dtype than it takes, or something that is not
+            a tensor; or it is not pure.
+        ValueError: axes that do not fit, several devices, or an unknown engine.
+        EngineUnavailableError: the engine can't run here; the message says why.
+        UnsupportedError: the engine that ``engine`` names lacks an op, dtype or shape that the step needs.
+
+    >>> import torch
+    >>> carry, ys = scan_lanes(lambda c, x, h: (c + h * x, c), torch.zeros(3), torch.ones(5), hparams=torch.arange(3.0))
+    >>> carry, ys.shape
+    (tensor([ 0.,  5., 10.]), torch.Size([5, 3]))
+    """
+    lanes = make_lane_scan("scan_lanes", step, carry, xs, hparams, shared=shared, length=length)
+    return run_scan(engine, lanes)

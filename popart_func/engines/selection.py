@@ -1,0 +1,157 @@
+"""Selects the engine of a scan: the one that the user names, or for ``engine="auto"`` the first that pays off."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from typing import NamedTuple
+
+import torch
+
+from popart_func.engines.cost_model import why_inductor
+from popart_func.engines.engine import ENGINES, load_engine
+from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, UnsupportedError
+from popart_func.engines.tracing.source_lines import user_line
+from popart_func.tree import PyTree
+
+__all__ = ["Choice", "available_engines", "choose_engines", "resolve_engine", "run_scan"]
+
+
+def available_engines(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Each engine, and why it can't run on a device, or None where it can.
+
+    >>> available_engines()["eager"] is None
+    True
+    """
+    return {name: load_engine(name).why_not(torch.device(device)) for name in ENGINES}
+
+
+def resolve_engine(engine: str, device: torch.device | str, steps: int, *, caller: str = "scan") -> str:
+    """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
+
+    It has not seen the step: a scan with ``engine="auto"`` takes `inductor` where the cost model says that the step is
+    faster there.
+
+    Raises:
+        ValueError: no such engine.
+        EngineUnavailableError: the engine can't run on the device; the message says why.
+
+    >>> resolve_engine("auto", "cpu", steps=10)
+    'eager'
+    """
+    device = torch.device(device)
+    if engine == "auto":
+        able, unable = _worthwhile(device, steps)
+        for notice in _notices(able[0], unable):
+            _say_once(notice)
+        return able[0]
+    if engine not in ENGINES:
+        raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
+    reason = load_engine(engine).why_not(device)
+    if reason is not None:
+        raise EngineUnavailableError(f"{caller}: the engine {engine!r} can't run on {device}: {reason}")
+    return engine
+
+
+class Choice(NamedTuple):
+    """What ``engine="auto"`` means for a scan.
+
+    Attributes:
+        engines: the engines to try in turn; the next one is for what an engine does not support.
+        reasons: why each engine before or beside them is not taken.
+        notices: those of the reasons that the user is warned of.
+    """
+
+    engines: tuple[str, ...]
+    reasons: dict[str, str]
+    notices: tuple[str, ...]
+
+
+def choose_engines(scan: LaneScan) -> Choice:
+    """The engines that ``engine="auto"`` tries for a scan, and why not others.
+
+    Raises:
+        TraceError: the step can't be a graph.
+    """
+    only_eager = scan.why_only_eager()
+    if only_eager is not None:
+        return Choice(("eager",), {name: f"{only_eager}." for name in ENGINES if name != "eager"}, ())
+    able, unable = _worthwhile(scan.device, scan.steps)
+    brief = {
+        name: f"it pays off from {load_engine(name).pays_off_after} steps on, and this scan has {scan.steps}."
+        for name in ENGINES
+        if name not in able and name not in unable
+    }
+    reasons = {**brief, **unable}
+    faster = why_inductor(scan) if able[0] == "native" else None
+    if faster is None or load_engine("inductor").why_not(scan.device) is not None:
+        return Choice(tuple(able), reasons, _notices(able[0], unable))
+    reasons = {name: reason for name, reason in reasons.items() if name != "inductor"} | {"native": faster}
+    in_turn = "inductor", *(name for name in able if name != "inductor")
+    return Choice(in_turn, reasons, _notices("inductor", {"native": faster}))
+
+
+def run_scan(engine: str, scan: LaneScan) -> tuple[PyTree, PyTree]:
+    """Runs a scan on the engine that is asked for, or on the first of ``engine="auto"`` that supports the step.
+
+    Raises:
+        ValueError, EngineUnavailableError: as `resolve_engine`.
+        UnsupportedError: the engine that is asked for lacks something that the step needs.
+    """
+    try:
+        if engine != "auto":
+            return load_engine(_named(engine, scan)).run(scan)
+        choice = choose_engines(scan)
+        for notice in choice.notices:
+            _say_once(notice)
+        for name, following in zip(choice.engines, choice.engines[1:], strict=False):
+            try:
+                return load_engine(name).run(scan)
+            except UnsupportedError as error:
+                _say_once(f"engine 'auto': {error} Going on with {following}.")
+        return load_engine(choice.engines[-1]).run(scan)
+    except Exception as error:
+        message = error.args[0] if error.args else None
+        if isinstance(message, str) and message.startswith(tuple(f"{name}: " for name in ENGINES)):
+            error.args = (f"{scan.caller}: {message}", *error.args[1:])  # an engine does not know who has called it
+        raise
+
+
+def _named(engine: str, scan: LaneScan) -> str:
+    name, reason = resolve_engine(engine, scan.device, scan.steps, caller=scan.caller), scan.why_only_eager()
+    if reason is not None and name != "eager":
+        raise EngineUnavailableError(
+            f"{scan.caller}: the engine {name!r} can't do this: {reason}. Use the engine 'eager'."
+        )
+    return name
+
+
+def _worthwhile(device: torch.device, steps: int) -> tuple[list[str], dict[str, str]]:
+    """The engines that pay off and can run, best first; and why others that would pay off can't run."""
+    able, unable = [], {}
+    for name in ENGINES:
+        engine = load_engine(name)
+        if steps >= engine.pays_off_after:
+            reason = engine.why_not(device)
+            if reason is None:
+                able.append(name)
+            else:
+                unable[name] = f"{name} can't run on {device}: {reason}"
+    return able, unable
+
+
+def _notices(chosen: str, reasons: dict[str, str]) -> tuple[str, ...]:
+    """What to warn the user of: why the engines that are preferred to the chosen one are not taken."""
+    better = ENGINES[: ENGINES.index(chosen)]
+    return tuple(f"engine 'auto': {reasons[name]} Going on with {chosen}." for name in better if name in reasons)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Warns, with the user's line, once for each message."""
+    line = user_line(sys._getframe(1))
+    if line is None:
+        warnings.warn(message, stacklevel=2)
+    else:
+        warnings.warn_explicit(message, UserWarning, *line)

@@ -1,0 +1,199 @@
+"""Traces a step: runs it once on tensors without values, and keeps the graph of the ops it calls.
+
+`recorder` notes the ops that arrive below autograd and the transforms of `torch.func`. It is a light form of `make_fx`,
+which imports TorchDynamo and sympy: this way a small step is traced in 25 ms, also in a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+
+from popart_func._torch import without_dynamo
+from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
+from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.recorder import Recorder, TensorSpec
+from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
+from popart_func.engines.tracing.start_up import without_collector
+from popart_func.engines.tracing.step_graph import StepGraph
+from popart_func.engines.tracing.walk import Values, substitute, walk
+from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
+
+__all__ = ["trace_step"]
+
+_graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
+_lock = threading.RLock()  # torch.fx traces in one thread at a time
+
+
+def trace_step(
+    function: Callable[..., Any],
+    structure: optree.PyTreeSpec,
+    inputs: Sequence[TensorSpec],
+    *,
+    caller: str = "scan",
+    check: Callable[[Any], object] = lambda result: None,
+) -> StepGraph:
+    """Traces ``function(*arguments)`` once for each structure, shapes and dtypes of its arguments.
+
+    Args:
+        function: pure, from pytrees of tensors to a pytree of tensors. Tensors it closes over become constants.
+        structure: the structure of the tuple of arguments.
+        inputs: the specs of its leaves.
+        caller: the function that the user has called, for errors.
+        check: is called with the result, and may refuse it by raising.
+
+    Raises:
+        TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
+        TypeError: the function returns something that is not a tensor.
+    """
+    # What a function means also depends on the default dtype, on autocast, and a module's on its mode.
+    modes = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), getattr(function, "training", None)
+    key = (structure, tuple(inputs), *modes)
+    with _lock:
+        graphs = _graphs_of(function)
+        if key not in graphs or not graphs[key].holds():
+            with without_collector():
+                graphs[key] = _trace(function, structure, tuple(inputs), caller, check)
+        return graphs[key]
+
+
+def _graphs_of(function: Callable[..., Any]) -> dict[Any, StepGraph]:
+    """The graphs of this very function, as long as it lives; not of a function that is equal to it."""
+    number = id(function)
+    reference, graphs = _graphs.get(number, (None, {}))
+    if reference is None or reference() is not function:
+        graphs = {}
+        with contextlib.suppress(TypeError):  # a callable without weak references is traced anew each time
+            _graphs[number] = weakref.ref(function, functools.partial(_forget, _graphs, number)), graphs
+    return graphs
+
+
+def _forget(graphs: dict[int, Any], number: int, reference: object) -> None:
+    graphs.pop(number, None)
+
+
+def _trace(
+    function: Callable[..., Any],
+    structure: optree.PyTreeSpec,
+    inputs: tuple[TensorSpec, ...],
+    caller: str,
+    check: Callable[[Any], object],
+) -> StepGraph:
+    recording = Recorder(caller)
+    arguments = [recording.input(spec) for spec in inputs]
+    try:
+        with without_dynamo(), recording:
+            with ZeroDIndices(), OneHot():
+                result = function(*optree.tree_unflatten(structure, arguments))
+            check(result)
+            outputs, out_structure = optree.tree_flatten(result)
+    except RuntimeError as error:
+        explanation = _explained(caller, error)
+        if explanation is None:
+            raise
+        raise explanation from error
+    for path, leaf in zip(optree.tree_paths(result), outputs, strict=True):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{caller}: every leaf that `step` returns must be a tensor, got {type(leaf).__name__} at {path}."
+            )
+    recording.graph.output([recording.traced(output).node for output in outputs])
+    specs = tuple(TensorSpec.of(output) for output in outputs)
+    read = tuple((tensor.detach(), value) for tensor, value in recording.read)
+    if not without_mutations(recording.graph):
+        recording = _functionalized(recording, inputs)
+    _merge_equal(recording.graph)
+    _drop_unused(recording.graph)
+    recording.forget()
+    return StepGraph(
+        graph=recording.graph,
+        inputs=inputs,
+        outputs=specs,
+        out_structure=out_structure,
+        constants=tuple(constant.detach() for constant in recording.constants),
+        read=read,
+        wants_gradient=any(constant.requires_grad for constant in recording.constants),
+    )
+
+
+def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Recorder:
+    """The same graph without in-place ops, recorded again under `functionalize`.
+
+    In one pass together with the transforms of `torch.func`, a custom autograd.Function would break.
+    """
+    again = Recorder(recording.caller)
+    arguments = [again.input(spec) for spec in inputs] + [again.constant(tensor) for tensor in recording.constants]
+    with again:
+        replay = functools.partial(_replay, again, recording.graph)
+        outputs = functionalize(replay, remove="mutations")(*arguments)
+    again.graph.output([again.traced(output).node for output in outputs])
+    lines = {origin(node).name: node.meta.get("line") for node in recording.graph.nodes if is_mutable(node)}
+    for node in again.graph.nodes:
+        if is_mutable(node):  # it writes to an input or a constant
+            node.meta["line"] = lines.get(origin(node).name, node.meta.get("line"))
+    return again
+
+
+def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tensor]:
+    """Calls the ops of a graph, each under the line that it was recorded with."""
+
+    def call(node: fx.Node, values: Values) -> Any:
+        recording.line = node.meta.get("line")
+        args, kwargs = substitute((node.args, node.kwargs), values)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    return walk(graph, inputs, call)
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Erases the nodes whose value nothing reads."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not is_mutable(node):
+            graph.erase_node(node)
+
+
+def _merge_equal(graph: fx.Graph) -> None:
+    """Erases the nodes that compute what another one has computed before."""
+    seen: dict[Hashable, fx.Node] = {}
+    for node in [node for node in graph.nodes if node.op == "call_function"]:
+        key = node.target, _key(node.args), _key(node.kwargs)
+        same = node.args[0] if node.target is torch.ops.aten.alias.default else seen.setdefault(key, node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _key(argument: Any) -> Hashable:
+    """Equal for equal arguments of an op; but 1, 1.0 and True differ, and so do 0.0 and -0.0, unlike in Python."""
+    if isinstance(argument, fx.Node):
+        return argument
+    if isinstance(argument, list | tuple):
+        return tuple(map(_key, argument))
+    if isinstance(argument, dict):
+        return tuple((name, _key(value)) for name, value in argument.items())
+    return type(argument), repr(argument)
+
+
+_READS = ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not allocated")
+"""Parts of PyTorch's messages when it is asked for values that it does not have."""
+
+
+def _explained(caller: str, error: RuntimeError) -> TraceError | None:
+    """The error that says what PyTorch's means for a step, with the user's line; None for one of the user's own."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    line = next(filter(None, map(user_line, reversed(frames))), None)
+    if "dynamic shape" in str(error):
+        return depends_on_values(caller, line)
+    if any(sign in str(error) for sign in _READS):
+        return reads_values(caller, line)
+    return None

@@ -1,0 +1,101 @@
+"""Evaluates a step graph with `jax.numpy`, op by op, by the lowerings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import torch
+from torch import fx
+
+from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
+from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
+from popart_func.interop.lowerings.table import find_lowering
+from popart_func.interop.stop_gradients import STOP_GRADIENT
+from popart_func.interop.trees import has_64_bits, jax_dtype, tensor_to_array, torch_dtype
+
+__all__ = ["evaluate"]
+
+_STORAGE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
+"""Arguments that say how a result is stored, which no lowering is given."""
+
+
+def evaluate(graph: StepGraph, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of a graph, as arrays.
+
+    Args:
+        graph: traced from a PyTorch function.
+        inputs: an array for each input; the values of constants are read now.
+
+    Raises:
+        UnsupportedError: there is no lowering of an op.
+        TypeError: the graph is not pure, or needs float64 with JAX's 64-bit types off.
+    """
+    return walk(graph.graph, [*inputs, *map(_constant, graph.constants)], _evaluate_node)
+
+
+def _constant(tensor: torch.Tensor) -> Any:
+    dtype = jax_dtype(tensor.dtype)
+    narrowed = tensor.to(torch_dtype(dtype))
+    if narrowed.dtype != tensor.dtype and (
+        tensor.is_floating_point() or not (narrowed.to(tensor.dtype) == tensor).all()
+    ):
+        raise TypeError(
+            f"to_jax_function: the function closes over a tensor of {tensor.dtype} that JAX would narrow to {dtype}: "
+            f"cast it, or enable jax_enable_x64."
+        )
+    return tensor_to_array(narrowed.cpu(), copy=True)
+
+
+def _evaluate_node(node: fx.Node, values: Values) -> Any:
+    name = op_name(node)
+    if name == "copy_":
+        raise TypeError(
+            f"to_jax_function: the function changes an argument in place in {describe(node)}; it must be pure: clone "
+            f"it first."
+        )
+    if name == STOP_GRADIENT:
+        return jax.lax.stop_gradient(*substitute(node.args, values))
+    value = node.meta.get("val", ())  # an op that only checks returns nothing
+    many = isinstance(value, list | tuple)
+    outs = [None if part is None else TensorSpec.of(part) for part in (value if many else [value])]
+    lowering = find_lowering(name)
+    if lowering is None:
+        hint = "" if node.target.namespace == "aten" else "; add one with register_lowering"  # type: ignore[union-attr]
+        raise _unsupported(node, "there is no lowering of", hint)
+    for out in outs:
+        if out is not None and out.dtype == torch.float64 and not has_64_bits():
+            raise TypeError(
+                f"to_jax_function: float64 in {describe(node)}: JAX has it only with jax_enable_x64; use float32."
+            )
+    arguments = [value for name, value in bind_arguments(node, values).items() if name not in _STORAGE]
+    try:
+        result = lowering(outs if many else outs[0], *arguments)
+    except NotImplementedError as error:
+        raise _unsupported(node, f"with {error} there is no lowering of") from None
+    except Exception as error:
+        error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
+        raise
+    results = result if many else [result]
+    finished = [None if out is None else _finished(node, part, out) for part, out in zip(results, outs, strict=False)]
+    return finished if many else finished[0]
+
+
+def _finished(node: fx.Node, value: Any, out: TensorSpec) -> Any:
+    """A lowering's result in the dtype that PyTorch gives it."""
+    if tuple(value.shape) != out.shape:
+        raise TypeError(
+            f"to_jax_function: the lowering of {op_name(node)!r} must return the shape {out.shape}, got "
+            f"{tuple(value.shape)}, in {describe(node)}."
+        )
+    return value.astype(jax_dtype(out.dtype))
+
+
+def _unsupported(node: fx.Node, what: str, hint: str = "") -> UnsupportedError:
+    specs = ", ".join(
+        str(TensorSpec.of(source.meta["val"])) if isinstance(source.meta["val"], torch.Tensor) else "several"
+        for source in node.all_input_nodes
+    )
+    return UnsupportedError(f"to_jax_function: {what} {op_name(node)!r} on {specs}, in {describe(node)}{hint}.")
