@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-import popart_func
-
 __all__ = ["Line", "TraceError", "depends_on_values", "describe_line", "reads_values", "user_line"]
 
 Line = tuple[str, int]
 """A file, as Python names it in tracebacks, and a line in it."""
 
-_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (linecache, torch, popart_func))
+_LIBRARIES = (
+    *(str(Path(str(module.__file__)).parent) for module in (linecache, torch)),
+    str(Path(__file__).parents[2]),  # this one
+)
 # Code that is generated: by Python's import system, beartype, torch.fx, attrs, and NumPy. What else is in brackets is
 # the user's: <string> of python -c, <stdin>, the cells of a notebook.
 _GENERATED = ("<frozen ", "<@beartype", "<eval_with_key>", "<attrs generated", "<__array_function__")
