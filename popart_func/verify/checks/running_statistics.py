@@ -227,7 +227,7 @@ def update_is_art_and_pop(key: Tensor, settings: Settings) -> Discrepancy:
 
 
 def offsets(key: Tensor, settings: Settings) -> Discrepancy:
-    """Statistics of targets c ± 1, c up to 10⁷ (float64: 10¹⁵), with steps so small that a plain mean would not move."""
+    """Statistics of targets c ± 1, c up to 10⁷ (float64: 10¹⁵), with steps too small to move a plain mean."""
     tasks, dtype = settings.architecture.tasks, settings.dtype
     shapes = dict.fromkeys(("offset", "sign", "start"), (tasks,))
     numbers = draw.uniforms(key, dtype, targets=(LONG, tasks), step=(), **shapes)
