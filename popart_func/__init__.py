@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from popart_func import engines, learners, models, optim, pop_art, random, tree
+from popart_func._version import __version__ as __version__
 from popart_func.engines import scan, scan_lanes
 from popart_func.learners import (
     Info,
@@ -88,8 +89,6 @@ __all__ = [
     "unnormalize",
     "verify",
 ]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -92,16 +92,18 @@ def test_one_step_by_hand(name, outputs):
     assert torch.equal(info.target, y)
 
 
-@pytest.mark.parametrize("with_indices", [False, True])
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_algorithms_1_and_2_agree(outputs, with_indices):
-    """Proposition 3: the same lower layers and predictions, for scales that jump over eight orders of magnitude."""
+def test_algorithms_1_and_2_agree():
+    """Proposition 3: the same lower layers and predictions, for scales that jump over eight orders of magnitude.
+
+    Batches with and without indices take turns. `test_claims` has one output, and `verify` both over random networks.
+    """
+    outputs = 3
     learners = {name: make_learner(name, outputs) for name in ("popart", "normalized_sgd")}
     states = {name: learner.init(params_of(outputs)) for name, learner in learners.items()}
     for step in range(300):
         x = torch.randn(4, 6, dtype=F64)
         magnitude = 10.0 ** torch.randint(-2, 6, (), dtype=F64)
-        if with_indices:
+        if step % 2:
             batch = (x, torch.randn(4, dtype=F64) * magnitude + step, torch.randint(0, outputs, (4,)))
         else:
             batch = (x, torch.randn(4, outputs, dtype=F64) * magnitude - step)
@@ -329,7 +331,7 @@ X = torch.zeros(3, 6, dtype=F64)
         (
             (X, torch.zeros(2), torch.tensor([0, 1])),
             ValueError,
-            r"with indices, targets and indices must have the shape of the outputs without.*\(3,\), got \(2,\) and \(2,\)",
+            r"with indices, .* the shape of the outputs without their last axis, \(3,\), got \(2,\) and \(2,\)",
         ),
     ],
 )

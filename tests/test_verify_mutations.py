@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mutants
 import pytest
@@ -58,6 +59,17 @@ def test_other_surroundings_are_noticed(found, name):
     if "native" in name and available_engines()["native"] is not None:
         pytest.skip("needs a compiler")
     assert set(found[f"surroundings: {name}"]) == mutants.SURROUNDINGS[name][2]
+
+
+def test_a_mutant_is_found_where_a_local_has_another_name():
+    source = "def f(before, after):\n    share = before.scale / after.scale\n    return share * after.scale\n"
+    scope = {}
+    exec(mutants.code_of(source, "old.scale / new.scale", "new.scale / old.scale", set()), scope)
+    old, new = SimpleNamespace(scale=2.0), SimpleNamespace(scale=8.0)
+    assert scope["f"](old, new) == 4 * 8
+    for line in ("old.variance / new.variance", "new.scale"):  # nowhere, and in two places
+        with pytest.raises(AssertionError, match="places look like"):
+            mutants.code_of(source, line, "0", set())
 
 
 def test_every_check_has_a_mutant():

@@ -10,15 +10,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import popart_func
-
 try:
-    import popart_func.experiments  # says which extra is missing, if one is
+    import popart_func.experiments  # noqa: F401  # its error says which extra is missing
 except ModuleNotFoundError as error:
     raise SystemExit(f"popart-func: {error}") from None
 
 from cyclopts import App, CycloptsError
 
+from popart_func._version import __version__
 from popart_func.cli.bench import bench
 from popart_func.cli.reproduce import reproduce
 from popart_func.cli.sweep import sweep
@@ -30,7 +29,7 @@ __all__ = ["main"]
 app = App(
     name="popart-func",
     help="Functional Pop-Art for PyTorch: learn targets of any magnitude.",
-    version=popart_func.__version__,
+    version=__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )

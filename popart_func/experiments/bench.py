@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn, vmap
 
-import popart_func
 from popart_func import optim
+from popart_func._version import __version__
 from popart_func.engines import ENGINES, available_engines, scan_lanes
 from popart_func.experiments import regression
 from popart_func.learners import popart_learner
@@ -209,7 +209,7 @@ def machine() -> dict[str, Any]:
         "cores": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "popart_func": popart_func.__version__,
+        "popart_func": __version__,
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 

@@ -21,9 +21,9 @@ import torch
 import xarray
 from torch import Tensor, vmap
 
-import popart_func
 from popart_func import optim
 from popart_func._typing import Integer
+from popart_func._version import __version__
 from popart_func.engines import resolve_engine, scan_lanes
 from popart_func.learners import (
     Learner,
@@ -255,7 +255,7 @@ def reproduce(
         },
         attrs={
             "title": "Online regression on numbers of very different magnitude (van Hasselt et al. 2016, Figure 1a)",
-            "popart_func_version": popart_func.__version__,
+            "popart_func_version": __version__,
             "torch_version": torch.__version__,
             "engine": engine,
             "device": _device_name(device),

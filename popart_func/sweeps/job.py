@@ -20,7 +20,7 @@ import optree
 import torch
 from torch import Tensor, vmap
 
-import popart_func
+from popart_func._version import __version__
 from popart_func.engines import scan_lanes
 from popart_func.learners import Learner
 from popart_func.sweeps.dry_run import measured, over_lanes, variable
@@ -131,7 +131,7 @@ class Work:
             processor = torch.cuda.get_device_name(self.device)
         else:
             processor = torch.backends.cpu.get_cpu_capability()
-        return {"popart_func": popart_func.__version__, "torch": torch.__version__, "processor": processor}
+        return {"popart_func": __version__, "torch": torch.__version__, "processor": processor}
 
     def _probe(self, learner: str) -> tuple[PyTree, dict[str, Tensor]]:
         """As `_scan`, of the first few steps in lanes from all over the grid."""
