@@ -1,8 +1,8 @@
 """Mutants: the library with one line broken, and the checks of `popart_func.verify` that must notice.
 
-**To add a mutant**, add an entry to `MUTANTS`: the function, a part of its source, what replaces the part, and the names
-of all checks that must fail then. `mutation` finds the part in the function's syntax tree. Checks that need more than a
-broken line, such as a broken engine, have their entries in `SURROUNDINGS`.
+**To add a mutant**, add an entry to `MUTANTS`: the function, a part of its source, what replaces the part, and the
+names of all checks that must fail then. `mutation` finds the part in the function's syntax tree. A change that is more
+than a broken line, such as a broken engine, is an entry of `SURROUNDINGS`.
 """
 
 from __future__ import annotations
@@ -490,7 +490,7 @@ SURROUNDINGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], s
 """By name: a function that patches the library, the checks to run, and those of them that must fail."""
 
 OTHERS = set().union(*(red for _, _, red in SURROUNDINGS.values()))
-"""The checks that only `SURROUNDINGS` break: they compare the library with itself in other surroundings, or with rlax."""
+"""The checks of the library against itself in other surroundings, or against rlax: only `SURROUNDINGS` break them."""
 
 SINGLE = [name for name in verify.CHECKS if name not in OTHERS]
 """The checks that run on every mutant."""
