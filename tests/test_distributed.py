@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,9 @@ CASES = ranks.cases()
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, list[Tensor]]]]:
     """What each rank found, in worlds of two and of three gloo processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks.run, args=(str(folder),), nprocs=3)
+    # One process imports the library, and the three are copies of it.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["ranks"])
+    torch.multiprocessing.start_processes(ranks.run, args=(str(folder),), nprocs=3, start_method="forkserver")
     return {size: [torch.load(folder / f"{size}.{rank}.pt") for rank in range(size)] for size in (2, 3)}
 
 
