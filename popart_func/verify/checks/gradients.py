@@ -295,10 +295,7 @@ CHECKS = (
         _gradient(learner_maker("art_learner", _recording), popped=False),
     ),
     Check(
-        "no_statistics_gradient",
-        "no gradient flows into the statistics",
-        "2016, Alg. 1",
-        statistics_carry_no_gradient,
+        "no_statistics_gradient", "no gradient flows into the statistics", "2016, Alg. 1", statistics_carry_no_gradient
     ),
     Check(
         "moments_momentum",

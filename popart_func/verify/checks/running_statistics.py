@@ -254,13 +254,7 @@ CHECKS = (
         bound_holds,
         architectures=TASKS,
     ),
-    Check(
-        "bound_is_reached",
-        "the bound √((1−β)/β) is tight",
-        "2016, Prop. 2",
-        bound_is_reached,
-        architectures=TASKS,
-    ),
+    Check("bound_is_reached", "the bound √((1−β)/β) is tight", "2016, Prop. 2", bound_is_reached, architectures=TASKS),
     Check(
         "weighted_moments",
         "statistics = weighted mean and variance; constant and corrected β",
