@@ -20,7 +20,8 @@ are three kinds:
 
 **To add a check**, touch two files:
 
-1. Write the function in the fitting module of `verify.checks` and add a `Check` to the ``CHECKS`` at its end.
+1. Write the function in the fitting module of `verify.checks`, decorate it with `check.check`, and add it to the
+   module's ``CHECKS``.
 2. In ``tests/support/mutants.py`` add a mutant, a broken line of the library, that the new check must notice, and add
    the check's name to the ``red`` sets of the existing mutants that it notices, too.
 

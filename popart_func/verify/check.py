@@ -1,9 +1,9 @@
-"""Check and Settings: one claim as a function of a random key, and what all seeds of a call share."""
+"""Check and Settings: one claim as a function of a random key, and the settings that all seeds of a call share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, vmap
@@ -11,7 +11,7 @@ from torch import Tensor, vmap
 from popart_func.verify.discrepancy import Discrepancy
 from popart_func.verify.draw import ARCHITECTURES, Architecture
 
-__all__ = ["Check", "Settings"]
+__all__ = ["Check", "Settings", "check"]
 
 
 class Settings(NamedTuple):
@@ -58,3 +58,8 @@ class Check(NamedTuple):
         if self.over_lanes:
             return self.function(keys, settings)
         return vmap(lambda key: self.function(key, settings))(keys)
+
+
+def check(claim: str, source: str, **options: Any) -> Callable[[Callable[[Tensor, Settings], Discrepancy]], Check]:
+    """Decorator: makes a function a `Check` with the function's name; ``options`` are further fields of `Check`."""
+    return lambda function: Check(function.__name__, claim, source, function, **options)

@@ -13,7 +13,7 @@ from popart_func.optim import GradientTransformation
 from popart_func.pop_art import PopArtState
 from popart_func.tree import PyTree
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Check, Settings, check
 from popart_func.verify.discrepancy import Discrepancy, compare, rounding_sides, unit_roundoff, worst
 from popart_func.verify.noise import compare_measured, measure, roundings_per_disturbance
 from popart_func.verify.problems import (
@@ -37,7 +37,7 @@ def _against_hand(
 ) -> Callable[[Tensor, Settings], Discrepancy]:
     """A check that compares a learner with `train_by_hand`, which explains the options."""
 
-    def check(key: Tensor, settings: Settings) -> Discrepancy:
+    def compare_with_hand(key: Tensor, settings: Settings) -> Discrepancy:
         problem = draw_problem(key, settings, popped=popped or not normalized)
         if statistics == "fixed":  # nothing normalizes the errors: they are as large as the targets
             problem = problem._replace(learning_rate=problem.learning_rate / problem.magnitude.amax().clamp(min=1))
@@ -51,7 +51,7 @@ def _against_hand(
             settings,
         )
 
-    return check
+    return compare_with_hand
 
 
 def _proposition_3(
@@ -63,7 +63,7 @@ def _proposition_3(
     covers that.
     """
 
-    def check(key: Tensor, settings: Settings) -> Discrepancy:
+    def compare_algorithms(key: Tensor, settings: Settings) -> Discrepancy:
         problem = draw_problem(key, settings)
         first, second = (
             _without_head(train(problem, settings, learner_maker(name, optimizer, drawn_statistics, head=HEAD))[1])
@@ -80,7 +80,7 @@ def _proposition_3(
         )
         return compare(first, second, terms, 2 * roundings_per_disturbance(settings.architecture), settings.dtype)
 
-    return check
+    return compare_algorithms
 
 
 def _without_head(values: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -102,7 +102,8 @@ LEARNERS = (
 )
 
 
-def info_is_consistent(key: Tensor, settings: Settings) -> Discrepancy:
+@check("a learner reports consistent loss, error, predictions and targets", "README")
+def info(key: Tensor, settings: Settings) -> Discrepancy:
     """Each learner's `Info` follows from its outputs and statistics, also for shifts of 100 to 10,000 scales."""
     architecture, dtype = settings.architecture, settings.dtype
     first, second = random.split(key).unbind()
@@ -119,8 +120,8 @@ def info_is_consistent(key: Tensor, settings: Settings) -> Discrepancy:
         if make is not _sgd_learner:
             start = start._replace(statistics=draw.statistics(shift, problem.magnitude, residue))
         batch = (x, y if make is _sgd_learner else shifted, *indices)
-        state, info = learner.update(start, batch)
-        parts.append(_compare_info(info, state.statistics, batch, make is not LEARNERS[-1], settings))
+        state, report = learner.update(start, batch)
+        parts.append(_compare_info(report, state.statistics, batch, make is not LEARNERS[-1], settings))
     return worst(*parts)
 
 
@@ -193,5 +194,5 @@ CHECKS = (
         "README",
         _proposition_3(lambda problem: optim.sgd(problem.learning_rate, momentum=problem.momentum), momentum=True),
     ),
-    Check("info", "a learner reports consistent loss, error, predictions and targets", "README", info_is_consistent),
+    info,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 from popart_func import pop_art
 from popart_func.pop_art import PopArtState
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Settings, check
 from popart_func.verify.discrepancy import Discrepancy, compare, rounding_sides, unit_roundoff, worst
 
 __all__ = ["CHECKS"]
@@ -89,6 +89,7 @@ def _shift_between(old: PopArtState, new: PopArtState) -> tuple[Tensor, Tensor]:
     return shift + residue, shift.abs() + residue.abs()
 
 
+@check("POP moves no unnormalized output", "2016, Prop. 1")
 def pop_preserves_outputs(key: Tensor, settings: Settings) -> Discrepancy:
     """Proposition 1, ``σ' n' + μ' = σ n + μ``: the popped head's outputs are the same outputs in the new units.
 
@@ -108,6 +109,7 @@ def pop_preserves_outputs(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(*parts)
 
 
+@check("POP by a detour = POP; there and back, and to the same = nothing", "2016, Prop. 1")
 def pop_composes(key: Tensor, settings: Settings) -> Discrepancy:
     """POP from the first to the second to the third statistics is POP from the first to the third.
 
@@ -133,6 +135,7 @@ def pop_composes(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(*parts)
 
 
+@check("POP keeps the folded head (σW, σb + μ)", "2016, Prop. 1")
 def fold_is_invariant(key: Tensor, settings: Settings) -> Discrepancy:
     """The folded head ``(σW, σb + μ)`` equals its formula, before POP and after.
 
@@ -152,7 +155,8 @@ def fold_is_invariant(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(before, compare(after, expected, moved, sides * (POP + FOLD), settings.dtype))
 
 
-def normalize_inverts_unnormalize(key: Tensor, settings: Settings) -> Discrepancy:
+@check("normalize = (y − μ)/σ, unnormalize = σn + μ, also while a bound binds", "2016, sec. 2")
+def normalize_inverts(key: Tensor, settings: Settings) -> Discrepancy:
     """`normalize` is ``(y − μ)/σ`` and `unnormalize` is ``σ n + μ``, with the same clamped scale while a bound binds.
 
     Roundings: product and two sums; two differences and a quotient.
@@ -174,19 +178,4 @@ def normalize_inverts_unnormalize(key: Tensor, settings: Settings) -> Discrepanc
     return worst(*parts)
 
 
-CHECKS = (
-    Check("pop_preserves_outputs", "POP moves no unnormalized output", "2016, Prop. 1", pop_preserves_outputs),
-    Check(
-        "pop_composes",
-        "POP by a detour = POP; there and back, and to the same = nothing",
-        "2016, Prop. 1",
-        pop_composes,
-    ),
-    Check("fold_is_invariant", "POP keeps the folded head (σW, σb + μ)", "2016, Prop. 1", fold_is_invariant),
-    Check(
-        "normalize_inverts",
-        "normalize = (y − μ)/σ, unnormalize = σn + μ, also while a bound binds",
-        "2016, sec. 2",
-        normalize_inverts_unnormalize,
-    ),
-)
+CHECKS = (pop_preserves_outputs, pop_composes, fold_is_invariant, normalize_inverts)

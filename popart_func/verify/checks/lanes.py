@@ -13,7 +13,7 @@ from popart_func import engines, learners, models, optim, pop_art, tree
 from popart_func.learners import Learner
 from popart_func.tree import PyTree
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Settings, check
 from popart_func.verify.discrepancy import Discrepancy, compare
 from popart_func.verify.noise import measure, roundings_per_disturbance
 from popart_func.verify.problems import (
@@ -64,6 +64,7 @@ def compare_lanes(got: PyTree, expected: PyTree, terms: PyTree, settings: Settin
     return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
 
 
+@check("a lane among others = its seed alone, without vmap", "README", over_lanes=True, most_seeds=MOST_ALONE)
 def lane_alone(keys: Tensor, settings: Settings) -> Discrepancy:
     """A lane among all others equals the same learner without `torch.vmap`, one seed after the other."""
     problems, terms = draw_lanes(keys, settings, steps=1)
@@ -72,6 +73,7 @@ def lane_alone(keys: Tensor, settings: Settings) -> Discrepancy:
     return compare_lanes(together, alone, terms, settings)
 
 
+@check("a lane's neighbours, NaN included, change no bit of it", "README", over_lanes=True)
 def lane_neighbours(keys: Tensor, settings: Settings) -> Discrepancy:
     """Lanes whose neighbours turn to NaN equal, to the bit, the same lanes beside healthy neighbours."""
     problems = vmap(lambda key: draw_problem(key, settings, steps=2))(keys)
@@ -124,22 +126,6 @@ def lane_values(problems: Problem, state: learners.LearnerState, predictions: Te
     return vmap(functools.partial(compared_values, settings=settings))(problems, state.params, predictions)
 
 
-def engine_is_eager(keys: Tensor, settings: Settings) -> Discrepancy:
-    """A scan over the steps of all lanes on a compiled engine equals the same scan on eager."""
-    problems, terms = draw_lanes(keys, settings, steps=8)
-    hparams = {"learning_rate": problems.learning_rate, "step_size": problems.step_size}
-    batch = (problems.x, problems.y, problems.indices)[: 3 if settings.architecture.indexed else 2]
-    xs = tuple(leaf.transpose(0, 1).contiguous() for leaf in batch)
-
-    def run(engine: str) -> PyTree:
-        state, predictions = engines.scan_lanes(
-            learner_step(settings), initial_states(problems, settings), xs, hparams=hparams, shared=False, engine=engine
-        )
-        return lane_values(problems, state, predictions.transpose(0, 1), settings)
-
-    return compare_lanes(run(engine_to_check(keys.device, settings.engine)), run("eager"), terms, settings)
-
-
 def engine_to_check(device: torch.device, engine: str = "auto") -> str:
     """The engine to compare with eager: the given one, or for ``"auto"`` the first that can run on the device."""
     if engine != "auto":
@@ -158,29 +144,27 @@ def _why_no_engine(settings: Settings, device: torch.device) -> str | None:
     return engines.available_engines(device)[name]
 
 
-CHECKS = (
-    Check(
-        "lane_alone",
-        "a lane among others = its seed alone, without vmap",
-        "README",
-        lane_alone,
-        over_lanes=True,
-        most_seeds=MOST_ALONE,
-    ),
-    Check(
-        "lane_neighbours",
-        "a lane's neighbours, NaN included, change no bit of it",
-        "README",
-        lane_neighbours,
-        over_lanes=True,
-    ),
-    Check(
-        "engine",
-        "a compiled engine = eager, 8 steps of Algorithm 1",
-        "README",
-        engine_is_eager,
-        over_lanes=True,
-        architectures=(0, 3),
-        why_not=_why_no_engine,
-    ),
+@check(
+    "a compiled engine = eager, 8 steps of Algorithm 1",
+    "README",
+    over_lanes=True,
+    architectures=(0, 3),
+    why_not=_why_no_engine,
 )
+def engine(keys: Tensor, settings: Settings) -> Discrepancy:
+    """A scan over the steps of all lanes on a compiled engine equals the same scan on eager."""
+    problems, terms = draw_lanes(keys, settings, steps=8)
+    hparams = {"learning_rate": problems.learning_rate, "step_size": problems.step_size}
+    batch = (problems.x, problems.y, problems.indices)[: 3 if settings.architecture.indexed else 2]
+    xs = tuple(leaf.transpose(0, 1).contiguous() for leaf in batch)
+
+    def run(name: str) -> PyTree:
+        state, predictions = engines.scan_lanes(
+            learner_step(settings), initial_states(problems, settings), xs, hparams=hparams, shared=False, engine=name
+        )
+        return lane_values(problems, state, predictions.transpose(0, 1), settings)
+
+    return compare_lanes(run(engine_to_check(keys.device, settings.engine)), run("eager"), terms, settings)
+
+
+CHECKS = (lane_alone, lane_neighbours, engine)

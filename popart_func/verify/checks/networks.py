@@ -13,13 +13,16 @@ from popart_func import models, optim, random
 from popart_func.optim import GradientTransformation
 from popart_func.verify import by_hand, draw
 from popart_func.verify.by_hand import Layers
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Check, Settings, check
 from popart_func.verify.checks.lanes import compare_lanes
 from popart_func.verify.checks.optimizers import ADAM, MOMENTUM, SGD, OptimizerCase
 from popart_func.verify.discrepancy import Discrepancy
 from popart_func.verify.noise import Measured, Noise, amplify, compare_measured, measure
 
 __all__ = ["CHECKS"]
+
+SPLIT = "split network"
+"""The source of the claims: the early code of this project, which the notebook `split_vs_unified` tells about."""
 
 STEPS = 4
 """How many steps are trained. Parameters are compared after the first step and after the last."""
@@ -118,7 +121,7 @@ def _batch(tensor: Tensor) -> Tensor:
 def _split_unified(optimizer: OptimizerCase) -> Callable[[Tensor, Settings], Discrepancy]:
     """A check that the split network, trained by the library, equals the whole network, trained by hand."""
 
-    def check(key: Tensor, settings: Settings) -> Discrepancy:
+    def compare_with_hand(key: Tensor, settings: Settings) -> Discrepancy:
         example = _draw(key, settings, adam=optimizer is ADAM)
         got = _train_split(example, settings, optimizer.make(example.rates))
 
@@ -128,7 +131,7 @@ def _split_unified(optimizer: OptimizerCase) -> Callable[[Tensor, Settings], Dis
 
         return compare_measured(got, unified, example.x, settings)
 
-    return check
+    return compare_with_hand
 
 
 def _draw_lanes(keys: Tensor, settings: Settings) -> tuple[_Example, Measured]:
@@ -153,6 +156,7 @@ def _leaves(example: _Example) -> dict[str, Tensor]:
     return {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
 
 
+@check("torch.func.grad = backward(), leaf by leaf", SPLIT, over_lanes=True)
 def grad_is_backward(keys: Tensor, settings: Settings) -> Discrepancy:
     """``torch.func.grad`` through `models.stateless` equals ``backward()`` on leaves that require gradients."""
     example, measured = _draw_lanes(keys, settings)
@@ -169,6 +173,7 @@ def grad_is_backward(keys: Tensor, settings: Settings) -> Discrepancy:
     return compare_lanes(got, expected, measured.terms, settings)
 
 
+@check("torch.func.vjp with v = backward(grad_tensors=v)", SPLIT, over_lanes=True)
 def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
     """``backward(grad_tensors=v)`` on the outputs equals the vector-Jacobian product with v."""
     example, measured = _draw_lanes(keys, settings)
@@ -188,7 +193,8 @@ def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
     return compare_lanes(got, expected, measured.terms, settings)
 
 
-def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
+@check("basis cotangents, pulled back across the cut = rows of the Jacobian", SPLIT)
+def jacobian_rows(key: Tensor, settings: Settings) -> Discrepancy:
     """Basis cotangents, pulled back through the head and then the layers below, are the rows of the Jacobian.
 
     The head's pull-back gives the ``grad_tensors`` of the layers below: the chain rule across the cut. The reference is
@@ -214,8 +220,6 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
     return compare_measured(got, product, x, settings)
 
 
-SPLIT = "split network"
-
 CHECKS = (
     Check(
         "split_sgd",
@@ -225,18 +229,7 @@ CHECKS = (
     ),
     Check("split_momentum", "two halves = one network, with momentum", SPLIT, _split_unified(MOMENTUM)),
     Check("split_adam", "two halves = one network, with Adam", SPLIT, _split_unified(ADAM)),
-    Check("grad_is_backward", "torch.func.grad = backward(), leaf by leaf", SPLIT, grad_is_backward, over_lanes=True),
-    Check(
-        "vjp_is_grad_tensors",
-        "torch.func.vjp with v = backward(grad_tensors=v)",
-        SPLIT,
-        vjp_is_grad_tensors,
-        over_lanes=True,
-    ),
-    Check(
-        "jacobian_rows",
-        "basis cotangents, pulled back across the cut = rows of the Jacobian",
-        SPLIT,
-        jacobian_across_the_cut,
-    ),
+    grad_is_backward,
+    vjp_is_grad_tensors,
+    jacobian_rows,
 )

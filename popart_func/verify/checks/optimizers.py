@@ -11,7 +11,7 @@ from torch import Tensor
 from popart_func import optim
 from popart_func.optim import GradientTransformation
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Settings, check
 from popart_func.verify.discrepancy import Discrepancy, compare, rounding_sides, worst
 
 __all__ = ["ADAM", "CHECKS", "MOMENTUM", "SGD", "OptimizerCase", "Rates"]
@@ -116,7 +116,8 @@ ADAM_OF_NUMBERS = OptimizerCase(
 )
 
 
-def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
+@check("SGD, a schedule, momentum, Nesterov and Adam = their formulas", "README", architectures=(0,))
+def optimizers(key: Tensor, settings: Settings) -> Discrepancy:
     """The first and the last update equal the formulas, for gradients of any magnitude, decays near 1 and a tiny ε."""
     dtype = settings.dtype
     numbers = draw.uniforms(key, dtype, weight=(STEPS, 3, 2), bias=(STEPS, 3), magnitude=(), rates=(5,))
@@ -146,12 +147,4 @@ def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(*parts)
 
 
-CHECKS = (
-    Check(
-        "optimizers",
-        "SGD, a schedule, momentum, Nesterov and Adam = their formulas",
-        "README",
-        updates_are_formulas,
-        architectures=(0,),
-    ),
-)
+CHECKS = (optimizers,)

@@ -10,7 +10,7 @@ from torch import Tensor
 from popart_func import pop_art
 from popart_func.pop_art import PopArtState, Reduction
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
+from popart_func.verify.check import Settings, check
 from popart_func.verify.closed_form import Bounds, Updates, compare_statistics, task_mask, track, track_update
 from popart_func.verify.discrepancy import Discrepancy, compare, compare_to_bound, worst
 
@@ -50,11 +50,13 @@ def _draw(key: Tensor, settings: Settings, *shape: int) -> _Stream:
     return _Stream(first, targets, indices, step_size, draw.bounds(numbers["bounds"]))
 
 
+@check("statistics = weighted mean and variance; constant and corrected β", "2016, eq. 1 to 3", architectures=TASKS)
 def weighted_moments(key: Tensor, settings: Settings) -> Discrepancy:
     """Statistics after single targets are weighted moments; steps are constant, then bias-corrected."""
     return _against_closed_form(_draw(key, settings, STEPS, 1), settings, "mean")
 
 
+@check("a batch, as mean or sum = its weighted mean and variance", "README", architectures=TASKS)
 def batches(key: Tensor, settings: Settings) -> Discrepancy:
     """A task's n targets in one batch weigh s/n each, with s = β (``"mean"``) or nβ (``"sum"``).
 
@@ -69,7 +71,8 @@ def batches(key: Tensor, settings: Settings) -> Discrepancy:
     )
 
 
-def sequential_batches(key: Tensor, settings: Settings) -> Discrepancy:
+@check("a sequential batch = its targets one by one", "README", architectures=TASKS)
+def sequential_batch(key: Tensor, settings: Settings) -> Discrepancy:
     """A batch with reduction ``"sequential"`` equals its targets one by one, in order."""
     return _against_closed_form(_draw(key, settings, 2, BATCH), settings, "sequential")
 
@@ -105,6 +108,7 @@ def _against_closed_form(stream: _Stream, settings: Settings, reduction: Reducti
     return worst(*parts)
 
 
+@check("β = 1/t gives the sample's mean and variance", "2016, sec. 2", architectures=TASKS)
 def sample_moments(key: Tensor, settings: Settings) -> Discrepancy:
     """With ``β_t = 1/t`` the statistics are the mean and the (biased) variance of the targets so far."""
     stream, tasks = _draw(key, settings, STEPS), settings.architecture.tasks
@@ -120,6 +124,7 @@ def sample_moments(key: Tensor, settings: Settings) -> Discrepancy:
     return compare_statistics(state, stream.start, updates, stream.bounds, settings.dtype)
 
 
+@check("normalized targets stay within √((1−β)/β), single and in batches", "2016, Prop. 2", architectures=TASKS)
 def bound_holds(key: Tensor, settings: Settings) -> Discrepancy:
     """Proposition 2: ``|y − μ'|/σ' <= √((1−w)/w)`` for a target of weight w.
 
@@ -180,6 +185,7 @@ def _proposition_2(before: PopArtState, updates: Updates, time: int, dtype: torc
     return (own * bound).sum(-1), torch.where(own & (weight < 1), terms + moved, 0).sum(-1)
 
 
+@check("the bound √((1−β)/β) is tight", "2016, Prop. 2", architectures=TASKS)
 def bound_is_reached(key: Tensor, settings: Settings) -> Discrepancy:
     """Proposition 2's bound is reached, alone and in a batch: by a target after targets that were all equal."""
     stream, tasks = _draw(key, settings, BATCH), settings.architecture.tasks
@@ -202,7 +208,8 @@ def bound_is_reached(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(*parts)
 
 
-def update_is_art_and_pop(key: Tensor, settings: Settings) -> Discrepancy:
+@check("popart's update = art, then pop, with the same settings", "2016, Alg. 1", architectures=TASKS)
+def popart_update(key: Tensor, settings: Settings) -> Discrepancy:
     """``popart(...).update`` equals `art` with the same settings, then `pop`, to the bit."""
     stream, tasks = _draw(key, settings, BATCHES, BATCH), settings.architecture.tasks
     weight = stream.targets.reshape(-1, 1)[:tasks].expand(tasks, 2)
@@ -226,6 +233,7 @@ def update_is_art_and_pop(key: Tensor, settings: Settings) -> Discrepancy:
     return worst(*parts)
 
 
+@check("no digit of σ is lost for c ± 1, c up to 10⁷ (float64: 10¹⁵)", "README", architectures=TASKS)
 def offsets(key: Tensor, settings: Settings) -> Discrepancy:
     """Statistics of targets c ± 1, c up to 10⁷ (float64: 10¹⁵), with steps too small to move a plain mean."""
     tasks, dtype = settings.architecture.tasks, settings.dtype
@@ -247,50 +255,12 @@ def offsets(key: Tensor, settings: Settings) -> Discrepancy:
 
 
 CHECKS = (
-    Check(
-        "bound_holds",
-        "normalized targets stay within √((1−β)/β), single and in batches",
-        "2016, Prop. 2",
-        bound_holds,
-        architectures=TASKS,
-    ),
-    Check("bound_is_reached", "the bound √((1−β)/β) is tight", "2016, Prop. 2", bound_is_reached, architectures=TASKS),
-    Check(
-        "weighted_moments",
-        "statistics = weighted mean and variance; constant and corrected β",
-        "2016, eq. 1 to 3",
-        weighted_moments,
-        architectures=TASKS,
-    ),
-    Check(
-        "batches", "a batch, as mean or sum = its weighted mean and variance", "README", batches, architectures=TASKS
-    ),
-    Check(
-        "sequential_batch",
-        "a sequential batch = its targets one by one",
-        "README",
-        sequential_batches,
-        architectures=TASKS,
-    ),
-    Check(
-        "popart_update",
-        "popart's update = art, then pop, with the same settings",
-        "2016, Alg. 1",
-        update_is_art_and_pop,
-        architectures=TASKS,
-    ),
-    Check(
-        "sample_moments",
-        "β = 1/t gives the sample's mean and variance",
-        "2016, sec. 2",
-        sample_moments,
-        architectures=TASKS,
-    ),
-    Check(
-        "offsets",
-        "no digit of σ is lost for c ± 1, c up to 10⁷ (float64: 10¹⁵)",
-        "README",
-        offsets,
-        architectures=TASKS,
-    ),
+    bound_holds,
+    bound_is_reached,
+    weighted_moments,
+    batches,
+    sequential_batch,
+    popart_update,
+    sample_moments,
+    offsets,
 )
