@@ -44,7 +44,6 @@ __all__ = [
 STEPS = 5
 HEAD = "output_linear"
 
-
 StatisticsKind = Literal["running", "drawn", "fixed"]
 """Where statistics come from: the targets, a random draw (`Problem.shifts` and ``scales``), or shift 0 and scale 1."""
 
@@ -292,8 +291,8 @@ def train_by_hand(
         prediction = noise(outputs * state.scale) + noise(state.mean) if normalized else outputs
         cotangent = noise(outputs - target) * batch.mask / batch.x.shape[0]
         below = cotangent if normalized else noise(noise(cotangent / state.scale) / state.scale)
-        upper_gradient = by_hand.backward(layers, hidden, cotangent, noise)[-1:]
-        gradients = by_hand.backward(layers, hidden, below, noise)[:-1] + upper_gradient
+        gradients = by_hand.backward(layers, hidden, below, noise)[:-1]
+        gradients += by_hand.backward(layers[-1:], hidden[-1:], cotangent, noise)
         if momentum:
             gradients = velocity = _accumulate(velocity, gradients, problem.momentum.double(), noise)
         layers = by_hand.sgd_step(layers, gradients, problem.learning_rate.double(), noise)
