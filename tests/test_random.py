@@ -98,7 +98,7 @@ def test_uniform_between(minval: float, maxval: float) -> None:
 
 @needs_fused
 def test_normal() -> None:
-    """Equal to JAX to the bit, and close to the exact values: XLA's formula loses digits in the tails, where 1 − x² cancels."""
+    """Equal to JAX to the bit, and close to exact: XLA's formula loses digits in the tails, where 1 − x² cancels."""
     for seed in SEEDS:
         key = random.key(seed)
         got = random.normal(key, (1 << 16,))
@@ -199,8 +199,8 @@ def test_the_native_engine_permutes_what_jax_permutes() -> None:
         same(permuted[0, lane], jax.random.permutation(as_jax(key), jnp.asarray(rows.numpy())))
 
 
-# Runs in a process without enforced annotations, since Dynamo can't trace those. To save time the draws are compiled to a
-# graph only. `erfinv`, whose roundings the compiler could change, is compiled to machine code.
+# Runs in a process without enforced annotations, since Dynamo can't trace those. To save time the draws are compiled to
+# a graph only. `erfinv`, whose roundings the compiler could change, is compiled to machine code.
 COMPILED = """
 import torch
 from popart_func import _xla, random
