@@ -1,4 +1,4 @@
-"""The checks as an experiment: what they measure, what they draw, and what is made of it."""
+"""Tests of the checks' parts: discrepancies, random draws, noise, the closed form, runs, the command and the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from popart_func.verify.plot import errors
 F32, F64 = torch.float32, torch.float64
 QUICK = ["pop_preserves_outputs", "bound_holds", "batches"]
 
-# In a process of its own, where annotations are not enforced: that takes its time in every closure.
+# Runs in a process without enforced annotations, which would be enforced anew on every closure.
 ON_ANOTHER_DEVICE = """
 import torch
 from popart_func import verify
@@ -208,7 +208,7 @@ class TestRun:
     def test_the_worst_seed_alone_is_as_bad(self, outcomes: list[verify.Outcome]) -> None:
         for outcome in outcomes:
             (again,) = verify.run(outcome.check.name, seeds=[outcome.worst_seed])
-            # Rounding may differ with the number of lanes: by what is a small part of what is allowed.
+            # Rounding may differ with the number of lanes, by a small part of the allowed error.
             assert again.ratios.item() == pytest.approx(outcome.ratios.max().item(), rel=0.5)
 
     def test_every_seed_is_judged(self, outcomes: list[verify.Outcome]) -> None:
@@ -239,7 +239,7 @@ class TestRun:
         assert torch.get_num_threads() == threads
 
     def test_everything_is_on_the_device_of_the_keys(self) -> None:
-        """A device without values: an operation refuses a tensor that was left on the CPU."""
+        """On the meta device, which has no values, an operation refuses a tensor that was left on the CPU."""
         subprocess.run([sys.executable, "-c", ON_ANOTHER_DEVICE], check=True)
 
     @pytest.mark.parametrize("package", ["jax", "rlax"])

@@ -76,9 +76,10 @@ def main() -> None:
     torch.set_num_threads(1)  # before the processes part: a copy of a process lacks its threads
     failing, reaching = survey()
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        found = dict(pool.imap_unordered(run_mutant, reaching.items()))
-    found[""] = failing + red(OTHERS)
-    found |= {f"surroundings: {name}": run_surroundings(name) for name in SURROUNDINGS}
+        results = pool.imap_unordered(run_mutant, reaching.items())
+        found = {f"surroundings: {name}": run_surroundings(name) for name in SURROUNDINGS}
+        found[""] = failing + red(OTHERS)
+        found |= results
     print(json.dumps(found))
 
 
