@@ -14,18 +14,7 @@ from torch import Tensor
 
 from popart_func.verify.noise import Noise
 
-__all__ = [
-    "Gradients",
-    "Layers",
-    "MeanVariance",
-    "art",
-    "backward",
-    "forward",
-    "layers_of",
-    "named",
-    "pop",
-    "sgd_step",
-]
+__all__ = ["Gradients", "Layers", "MeanVariance", "art", "backward", "forward", "layers_of", "named", "pop", "sgd_step"]
 
 Layers = list[tuple[Tensor, Tensor]]
 Gradients = list[tuple[Tensor, Tensor]]

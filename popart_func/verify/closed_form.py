@@ -80,14 +80,9 @@ class Updates(NamedTuple):
 
 
 def _corrected(step: Tensor, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Bias-corrected steps and their roundings.
+    """Bias-corrected steps and their roundings, from β and each task's number t of updates, ``[updates, tasks]``.
 
     ``β / (1 − (1−β)ᵗ)`` is computed as one over the first t terms of a geometric series. The series, too, rounds.
-
-    Args:
-        step: β, ``[updates, tasks]``.
-        times: t, the number of the task's updates so far, ``[updates, tasks]``.
-        dtype: the dtype in which the library computes the step.
     """
     ages = torch.arange(len(times), dtype=torch.float64, device=step.device)[:, None, None]
     series = torch.where(ages < times, (1 - step) ** ages, 0).sum(0)
@@ -189,15 +184,7 @@ def track_update(
 def compare_statistics(
     got: PopArtState, first: PopArtState, updates: Updates, bounds: Bounds, dtype: torch.dtype
 ) -> Discrepancy:
-    """Compares the library's statistics with the closed form: mean, variance, and the scale within its bounds.
-
-    Args:
-        got: the library's statistics after the updates.
-        first: the statistics before them.
-        updates: the updates.
-        bounds: the bounds of the scale.
-        dtype: the dtype that rounds.
-    """
+    """The discrepancy of the library's statistics after updates and the closed form: mean, variance, clamped scale."""
     tracked = track(first)
     targets = (updates.targets.double() - first.shift.double()) - first.residue.double()
     for batch, mask, step, roundings in zip(

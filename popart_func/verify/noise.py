@@ -86,14 +86,7 @@ def measure(compute: Callable[[Noise], PyTree], like: Tensor, dtype: torch.dtype
 
 
 def compare_measured(got: PyTree, compute: Callable[[Noise], PyTree], like: Tensor, settings: Settings) -> Discrepancy:
-    """The discrepancy of the library's result and a hand-written computation, judged by `measure`.
-
-    Args:
-        got: the library's result, computed in the settings' dtype.
-        compute: computes the same by hand, as `measure` takes it.
-        like: a tensor on the device to compute on.
-        settings: dtype and shapes.
-    """
+    """The discrepancy of the library's result and the same computed by hand; `measure` says which error is allowed."""
     value, terms = measure(compute, like, settings.dtype)
     count = rounding_sides(settings.dtype) * roundings_per_disturbance(settings.architecture)
     return compare(got, value, terms, count, settings.dtype)

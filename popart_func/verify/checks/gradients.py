@@ -119,11 +119,8 @@ def _derivative(along: Callable[[Tensor], Tensor], error: Tensor) -> tuple[Tenso
 
     ``D(h) = (8 (f(h) − f(−h)) − (f(2h) − f(−2h))) / 12h`` errs by ``h⁴ f⁽⁵⁾/30``, and by 16 times as much with twice
     the step. So ``D(h) − D(2h)`` is 15 times the error of D(h). ``D(2h) − D(4h)`` is 240 times the error, and counts in
-    case the first difference vanishes by chance. Rounding of f enters with a factor of 1.5 / h.
-
-    Args:
-        along: f, the function of the place on a line.
-        error: the rounding error of f at 0; it grows in proportion to f.
+    case the first difference vanishes by chance. The rounding error of f, ``error`` at 0 and in proportion elsewhere,
+    enters with a factor of 1.5 / h.
     """
     h = 2.0**-10
     steps = h * torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64, device=error.device)
@@ -267,12 +264,7 @@ def _weighted(
 
 
 def _gradients_in(
-    units: MeanVariance,
-    states: list[MeanVariance],
-    time: int,
-    problem: Problem,
-    settings: Settings,
-    noise: Noise,
+    units: MeanVariance, states: list[MeanVariance], time: int, problem: Problem, settings: Settings, noise: Noise
 ) -> Gradients:
     """The gradients of the batch at a time, in the units of some statistics, with the head popped to these at once."""
     layers, start = start_by_hand(problem, settings)

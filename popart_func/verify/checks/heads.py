@@ -67,10 +67,7 @@ def _draw(key: Tensor, settings: Settings) -> _Example:
     for mean, deviation, residue, factor in zip(means, scales, residues, (4.0, 0.25, 9.0), strict=True):
         state = draw.statistics(mean, deviation, residue * mean)
         states.append(state._replace(variance=state.variance * factor))
-    head = {
-        "head.weight": draw.normal(numbers["weight"]) + 0.3,
-        "head.bias": draw.normal(numbers["bias"]) - 0.2,
-    }
+    head = {"head.weight": draw.normal(numbers["weight"]) + 0.3, "head.bias": draw.normal(numbers["bias"]) - 0.2}
     first, second, third = states
     return _Example(
         head, draw.normal(numbers["h"]) + 0.1, first, second, third, values=draw.heavy_tailed(numbers["values"])

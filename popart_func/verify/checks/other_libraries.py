@@ -96,14 +96,7 @@ class _Example(NamedTuple):
 
 
 def _compare_rlax(example: _Example, theirs: Any, popped: dict[str, Tensor], settings: Settings) -> Discrepancy:
-    """The discrepancy of the library and rlax in one lane.
-
-    Args:
-        example: the statistics and the head before, and the batch.
-        theirs: rlax's statistics after.
-        popped: rlax's head after.
-        settings: the dtype.
-    """
+    """The discrepancy of the library and rlax in one lane; ``theirs`` and ``popped`` are rlax's statistics and head."""
     start, targets, indices, step_size, head, bounds = example
     new = pop_art.art(start, targets, indices, step_size=step_size, reduction="sum", **bounds)
     # Both pops lead to rlax's statistics, so that their difference is that of the pops alone.

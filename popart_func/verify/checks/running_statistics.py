@@ -65,10 +65,7 @@ def batches(key: Tensor, settings: Settings) -> Discrepancy:
     stream = _draw(key, settings, BATCHES, BATCH)
     # With "sum" a total weight above 1 diverges.
     smaller = stream._replace(step_size=stream.step_size / BATCH)
-    return worst(
-        _against_closed_form(stream, settings, "mean"),
-        _against_closed_form(smaller, settings, "sum"),
-    )
+    return worst(_against_closed_form(stream, settings, "mean"), _against_closed_form(smaller, settings, "sum"))
 
 
 @check("a sequential batch = its targets one by one", "README", architectures=TASKS)
