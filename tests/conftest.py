@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jaxtyping
@@ -44,8 +45,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without jaxtyping: for the library's own messages where a type is wrong, and for long loops."""
+    jaxtyped = jaxtyping.jaxtyped
+
+    def all_but_closures(**options: Any) -> Callable[[Any], Any]:
+        # A closure would be decorated each time it is made, which takes longer than to run it.
+        return lambda one: one if "<locals>" in one.__qualname__ else jaxtyped(**options)(one)
+
+    monkeypatch.setattr(jaxtyping, "jaxtyped", all_but_closures)
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
