@@ -101,6 +101,7 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
 
     Source: the 2016 paper, Proposition 1.
 
+    >>> import torch
     >>> old = init_state(1)
     >>> new = art(old, torch.tensor([1000.0]), step_size=0.1)
     >>> head = pop({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, old, new)
@@ -135,6 +136,7 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     Returns:
         The folded head in the statistics' dtype. A head without bias gets one.
 
+    >>> import torch
     >>> state = init_state(1)._replace(scale=torch.tensor([2.0]), shift=torch.tensor([7.0]))
     >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
     {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
@@ -180,6 +182,7 @@ def popart(
 
     Source: the 2016 paper, Algorithm 1, its first half.
 
+    >>> import torch
     >>> init, update = popart(num_outputs=1, step_size=0.1)
     >>> head, state = update({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, init(), torch.tensor([1000.0]))
     >>> state.shift

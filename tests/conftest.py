@@ -53,7 +53,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without jaxtyping: for the library's own messages where a type is wrong, and for long loops."""
     jaxtyped = jaxtyping.jaxtyped
 
@@ -62,10 +62,9 @@ def unchecked() -> Iterator[None]:
         decorate = jaxtyped(typechecker=typechecker)
         return lambda part: part if "<locals>" in part.__qualname__ else decorate(part)
 
+    monkeypatch.setattr(jaxtyping, "jaxtyped", plain)
     jaxtyping.config.update("jaxtyping_disable", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxtyping, "jaxtyped", plain)
-        yield
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

@@ -1,7 +1,8 @@
-"""Statistics of several processes: as one process on the joined batch, and the same bits on every rank."""
+"""Statistics of several processes equal those of one process on the joined batch, with the same bits on every rank."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -18,9 +19,11 @@ CASES = ranks.cases()
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, list[Tensor]]]]:
-    """What each rank found, in worlds of two and of three gloo processes."""
+    """The results of each rank, in worlds of two and of three gloo processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks.run, args=(str(folder),), nprocs=3)
+    # One process imports the library, and the three are copies of it.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["ranks"])
+    torch.multiprocessing.start_processes(ranks.run, args=(str(folder),), nprocs=3, start_method="forkserver")
     return {size: [torch.load(folder / f"{size}.{rank}.pt") for rank in range(size)] for size in (2, 3)}
 
 
@@ -33,7 +36,7 @@ def alone() -> Iterator[None]:
 
 
 def assert_equal(actual: list[Tensor], expected: pf.PopArtState) -> None:
-    """The dtype, and all but rounding: of a sum of 12 and its square, in units of the scale; 8 bits for both."""
+    """Equal dtypes, and values up to the rounding of a sum of 12 and of its square, 8 bits, in units of the scale."""
     actual = pf.PopArtState(*actual)
     allowed = 256 * torch.finfo(expected.shift.dtype).eps
     assert [field.dtype for field in actual] == [field.dtype for field in expected]
@@ -97,7 +100,7 @@ def test_popart_keeps_the_outputs(found, size: int) -> None:
     state, hidden = pf.PopArtState(*statistics), torch.tensor([3.0, 0.7])
     assert float(state.shift) == pytest.approx(100, rel=1e-6)
     expected = hidden @ ranks.head()["weight"].T + ranks.head()["bias"]
-    # Unnormalized, 0.35 is the small difference of numbers around 100.
+    # The unnormalized 0.35 is a small difference of numbers around 100.
     torch.testing.assert_close(pf.unnormalize(state, hidden @ weight.T + bias), expected, rtol=0, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""What the documentation shows runs: docstrings' examples and the README's Python blocks."""
+"""The documentation's examples run: those of docstrings, and the README's Python blocks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_docstrings(name):
 
 
 def test_doctests_are_found():
-    """The import hook must not hide the examples from doctest."""
+    """Doctest finds examples in modules that were imported through the import hook."""
     finder = doctest.DocTestFinder()
     examples = sum(len(test.examples) for test in finder.find(importlib.import_module("popart_func.pop_art")))
     assert examples >= 10
 
 
 def test_readme(capsys, tmp_path, monkeypatch):
-    """The blocks of the README run one after the other, in one namespace; a comment after print says what it prints."""
+    """The README's blocks run one after the other in one namespace, and print what the comments after `print` say."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert blocks

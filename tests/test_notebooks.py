@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom."""
+"""Every notebook runs from top to bottom, and is stored with its outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-# What IPython's kernel and its sockets warn of at start is theirs.
+# IPython's kernel and its sockets give warnings of their own at start.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(path, tmp_path):

@@ -1,4 +1,4 @@
-"""The keys against `jax.random`, to the bit; alone, in lanes, and on the native engine."""
+"""Random numbers equal those of `jax.random` to the bit: alone, in lanes, and on the native engine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_randint(minval: int, maxval: int) -> None:
     )
 
 
-# XLA rounds ``a * b + c`` once where the machine can, and so does what imitates it.
+# Where the machine can, XLA rounds ``a * b + c`` once, and so does the library's imitation of it.
 ROUNDS_ONCE = platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64")
 needs_fused = pytest.mark.skipif(not ROUNDS_ONCE, reason="no fused multiply-add")
 
@@ -98,7 +98,7 @@ def test_uniform_between(minval: float, maxval: float) -> None:
 
 @needs_fused
 def test_normal() -> None:
-    """To the bit, and so to XLA's own exactness: its formula loses digits in the tails, where 1 − x² cancels."""
+    """Equal to JAX to the bit, and close to exact: XLA's formula loses digits in the tails, where 1 − x² cancels."""
     for seed in SEEDS:
         key = random.key(seed)
         got = random.normal(key, (1 << 16,))
@@ -110,7 +110,7 @@ def test_normal() -> None:
 
 @needs_fused
 def test_the_logarithm_of_gumbel_numbers() -> None:
-    """On which a categorical draw rests: over all magnitudes, and at powers of two."""
+    """The logarithm behind categorical draws, over all magnitudes and at powers of two."""
     powers = 2.0 ** torch.arange(-126.0, 7.0)
     x = torch.cat([powers, powers * 1.4142135, powers * 1.4142137, powers * (2 - 2**-23), torch.rand(1 << 16)])
     x = x[x > 0]
@@ -186,7 +186,7 @@ def test_the_native_engine_draws_what_eager_draws() -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
 def test_the_native_engine_permutes_what_jax_permutes() -> None:
-    """In two rounds, and whole rows."""
+    """A permutation in two rounds of sorting, and one of whole rows."""
     rows = torch.arange(100.0).reshape(50, 2)
 
     def step(key: Tensor, _: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -199,8 +199,8 @@ def test_the_native_engine_permutes_what_jax_permutes() -> None:
         same(permuted[0, lane], jax.random.permutation(as_jax(key), jnp.asarray(rows.numpy())))
 
 
-# In a process without enforced annotations, which Dynamo can't read. Machine code, which takes long, is made of what
-# must be rounded alone; the draws go as far as the graph that it would be made from.
+# Runs in a process without enforced annotations, since Dynamo can't trace those. To save time the draws are compiled to
+# a graph only. `erfinv`, whose roundings the compiler could change, is compiled to machine code.
 COMPILED = """
 import torch
 from popart_func import _xla, random
@@ -227,7 +227,7 @@ assert torch.equal(torch.compile(_xla.erfinv, fullgraph=True)(numbers), _xla.erf
 
 @pytest.mark.skipif(compiler.why_no_compiler() is not None, reason="no C++ compiler")
 def test_a_compiled_function_draws_what_it_draws_uncompiled() -> None:
-    """To the bit, in lanes."""
+    """Equal to the bit, in lanes."""
     result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

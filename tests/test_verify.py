@@ -1,4 +1,4 @@
-"""The checks as an experiment: what they measure, what they draw, and what is made of it."""
+"""Tests of the checks' parts: discrepancies, random draws, noise, the closed form, runs, the command and the report."""
 
 from __future__ import annotations
 
@@ -15,23 +15,12 @@ from torch import vmap
 
 from popart_func import engines, pop_art, random, verify
 from popart_func.cli import main
-from popart_func.verify import CHECKS, Settings, by_hand, draw, report, running
-from popart_func.verify.discrepancy import Discrepancy, compare, exceed, ratio, worst
+from popart_func.verify import CHECKS, Settings, closed_form, draw, noise, report, runner
+from popart_func.verify.discrepancy import Discrepancy, compare, compare_to_bound, ratio, worst
 from popart_func.verify.plot import errors
 
 F32, F64 = torch.float32, torch.float64
 QUICK = ["pop_preserves_outputs", "bound_holds", "batches"]
-
-# In a process of its own, where annotations are not enforced: that takes its time in every closure.
-ON_ANOTHER_DEVICE = """
-import torch
-from popart_func import verify
-keys = torch.zeros(6, 2, dtype=torch.int32, device="meta")
-for name, check in verify.CHECKS.items():
-    if name not in ("engine", "jax", "rlax"):
-        settings = verify.Settings(architecture=verify.draw.ARCHITECTURES[1])
-        assert {field.device.type for field in check(keys, settings)} == {"meta"}, name
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +66,9 @@ class TestDiscrepancy:
         assert ratio(other.error, other.allowed) == torch.inf
 
     def test_only_what_is_above_a_bound_counts(self) -> None:
-        found = exceed(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 2.0]), torch.ones(2), 1, F32)
+        found = compare_to_bound(torch.tensor([0.5, 2.0]), torch.tensor([1.0, 2.0]), torch.ones(2), 1, F32)
         assert found.error == found.max_abs == 0
-        assert exceed(torch.tensor([2.5]), torch.tensor([2.0]), torch.ones(1), 1, F32).max_abs == 0.5
+        assert compare_to_bound(torch.tensor([2.5]), torch.tensor([2.0]), torch.ones(1), 1, F32).max_abs == 0.5
 
     def test_the_worst_keeps_its_own_limit(self) -> None:
         parts = [
@@ -132,69 +121,68 @@ class TestDraws:
             assert all(params[name].shape == expected[name].shape for name in params)
 
 
-class TestByHand:
+class TestNoise:
     def test_what_cancels_is_measured_by_what_cancelled(self) -> None:
         x, large = torch.tensor([1.0, 2.0], dtype=F64), 1e6
 
-        def compute(noise):
-            return {"sum": noise(noise(x + large) - large)}
-
-        value, terms = by_hand.measure(compute, x, F32)
+        value, terms = noise.measure(lambda disturb: {"sum": disturb(disturb(x + large) - large)}, x, F32)
         torch.testing.assert_close(value["sum"], x)
         assert 0.1 * large < terms["sum"] < 2 * large
 
     def test_undisturbed_where_nothing_rounds(self) -> None:
         x = torch.tensor([3.0, -4.0], dtype=F64)
-        value, terms = by_hand.measure(lambda noise: x, x, F32)
+        value, terms = noise.measure(lambda disturb: x, x, F32)
         assert torch.equal(value, x)
         assert terms == 4
 
-    def test_a_louder_disturbance_is_as_much_louder(self) -> None:
+    def test_amplified_noise_is_as_many_times_larger(self) -> None:
         architecture, one = draw.ARCHITECTURES[1], torch.ones(3, dtype=F64)
-        roundings = by_hand.roundings(architecture)
+        roundings = noise.roundings_per_disturbance(architecture)
         for times, expected in ((1, 1.25), (3, 1.75)):
-            louder = by_hand.louder(lambda tensor: tensor * 1.25, times * roundings, architecture)
-            assert torch.equal(louder(one), expected * one)
+            amplified = noise.amplify(lambda tensor: tensor * 1.25, times * roundings, architecture)
+            assert torch.equal(amplified(one), expected * one)
 
 
-class TestRunning:
-    """A check is worth what its closed form is: here it is held against weights that can be written down."""
+class TestClosedForm:
+    """The closed form, which the checks rely on, is compared with weights that can be written down."""
 
     def test_a_corrected_step_forgets_the_start(self) -> None:
-        steps = _batches([[0], [0], [0]], bias_correction=True).steps[:, 0]
+        steps = _updates([[0], [0], [0]], bias_correction=True).steps[:, 0]
         # 1 / (1 + (1−β) + ...), with β = ½: one over 1, 1.5 and 1.75.
         torch.testing.assert_close(steps, torch.tensor([1, 1 / 1.5, 1 / 1.75], dtype=F64))
 
     def test_only_updates_of_the_task_count(self) -> None:
-        batches = _batches([[0, 0], [1, 1], [0, 1]], step_size=0.25, summed=True, bias_correction=True)
-        torch.testing.assert_close(batches.steps[:2], torch.tensor([[1.0, 0], [0, 1]], dtype=F64))
+        updates = _updates([[0, 0], [1, 1], [0, 1]], step_size=0.25, summed=True, bias_correction=True)
+        torch.testing.assert_close(updates.steps[:2], torch.tensor([[1.0, 0], [0, 1]], dtype=F64))
         # The second update of each has one target: ¼ / (1 − ¾²).
-        torch.testing.assert_close(batches.steps[2], torch.full((2,), 0.25 / (1 - 0.75**2), dtype=F64))
-        assert batches.step_roundings[0, 0] == 0
-        assert batches.step_roundings[2, 0] > running.CORRECTED
+        torch.testing.assert_close(updates.steps[2], torch.full((2,), 0.25 / (1 - 0.75**2), dtype=F64))
+        assert updates.step_roundings[0, 0] == 0
+        assert updates.step_roundings[2, 0] > closed_form.CORRECTED_STEP_ROUNDINGS
 
     @pytest.mark.parametrize("dtype", [F32, F64])
     def test_what_is_right_is_allowed_and_what_is_off_by_more_is_not(self, dtype: torch.dtype) -> None:
         first = pop_art.init_state(2, dtype=dtype)
-        batches = _batches([[0, 0], [1, 1], [0, 1]], dtype=dtype)
+        updates = _updates([[0, 0], [1, 1], [0, 1]], dtype=dtype)
         state = first
-        for targets, indices in zip(batches.targets[..., 0].to(dtype), ([0, 0], [1, 1], [0, 1]), strict=True):
+        for targets, indices in zip(updates.targets[..., 0].to(dtype), ([0, 0], [1, 1], [0, 1]), strict=True):
             state = pop_art.art(state, targets, torch.tensor(indices), step_size=0.5)
         bounds = {"scale_lb": torch.tensor(1e-4), "scale_ub": torch.tensor(1e6)}
-        right = running.compare_statistics(state, first, batches, bounds, dtype)
+        right = closed_form.compare_statistics(state, first, updates, bounds, dtype)
         assert right.error <= right.allowed
         for field in ("shift", "variance", "scale"):
             value = getattr(state, field)
             wrong = state._replace(**{field: value * (1 + 200 * torch.finfo(dtype).eps)})
-            found = running.compare_statistics(wrong, first, batches, bounds, dtype)
+            found = closed_form.compare_statistics(wrong, first, updates, bounds, dtype)
             assert found.error > found.allowed, field
 
 
-def _batches(indices: list[list[int]], *, step_size: float = 0.5, dtype=F32, **rules: bool) -> running.Batches:
+def _updates(indices: list[list[int]], *, step_size: float = 0.5, dtype=F32, **rules: bool) -> closed_form.Updates:
     tasks = torch.tensor(indices)
     targets = torch.arange(1, tasks.numel() + 1, dtype=dtype).reshape(tasks.shape)
-    belongs = running.belongs_to(tasks, 2)
-    return running.Batches.of(targets[..., None], belongs, torch.tensor(step_size, dtype=dtype), dtype, **rules)
+    mask = closed_form.task_mask(tasks, 2)
+    return closed_form.Updates.from_rules(
+        targets[..., None], mask, torch.tensor(step_size, dtype=dtype), dtype, **rules
+    )
 
 
 class TestRun:
@@ -209,7 +197,7 @@ class TestRun:
     def test_the_worst_seed_alone_is_as_bad(self, outcomes: list[verify.Outcome]) -> None:
         for outcome in outcomes:
             (again,) = verify.run(outcome.check.name, seeds=[outcome.worst_seed])
-            # Rounding may differ with the number of lanes: by what is a small part of what is allowed.
+            # Rounding may differ with the number of lanes, by a small part of the allowed error.
             assert again.ratios.item() == pytest.approx(outcome.ratios.max().item(), rel=0.5)
 
     def test_every_seed_is_judged(self, outcomes: list[verify.Outcome]) -> None:
@@ -219,8 +207,9 @@ class TestRun:
             assert outcome.passed is True
             assert outcome.skipped is None
 
+    @pytest.mark.usefixtures("unchecked")
     def test_chunks_change_nothing_but_rounding(self, monkeypatch: pytest.MonkeyPatch, outcomes) -> None:
-        monkeypatch.setattr(verify, "CHUNK", {"cpu": 7})
+        monkeypatch.setattr(runner, "CHUNK", {"cpu": 11})
         for whole, parts in zip(outcomes, verify.run(QUICK, seeds=range(80)), strict=True):
             assert whole.seeds == parts.seeds
             torch.testing.assert_close(whole.discrepancy.allowed, parts.discrepancy.allowed)
@@ -238,9 +227,14 @@ class TestRun:
         assert seen[-1] == ("bound_holds", 8, 8)
         assert torch.get_num_threads() == threads
 
+    @pytest.mark.usefixtures("unchecked")
     def test_everything_is_on_the_device_of_the_keys(self) -> None:
-        """A device without values: an operation refuses a tensor that was left on the CPU."""
-        subprocess.run([sys.executable, "-c", ON_ANOTHER_DEVICE], check=True)
+        """On the meta device, which has no values, an operation refuses a tensor that was left on the CPU."""
+        keys = torch.zeros(6, 2, dtype=torch.int32, device="meta")
+        settings = Settings(architecture=draw.ARCHITECTURES[1])
+        for name, check in CHECKS.items():
+            if name not in ("engine", "jax", "rlax"):
+                assert {field.device.type for field in check(keys, settings)} == {"meta"}, name
 
     @pytest.mark.parametrize("package", ["jax", "rlax"])
     def test_what_is_not_installed_is_skipped_and_not_passed(
@@ -256,7 +250,7 @@ class TestRun:
     def test_eager_is_not_held_against_itself(self) -> None:
         (outcome,) = verify.run("engine", seeds=range(4), engine="eager")
         assert outcome.passed is None
-        assert outcome.skipped == "eager is what the others are held against"
+        assert outcome.skipped == "eager is the engine that the others are compared with"
 
     @pytest.mark.parametrize(
         ("options", "message"),

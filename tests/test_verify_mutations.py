@@ -1,4 +1,4 @@
-"""Every check can fail: what it guards is broken, and exactly the checks that guard it go red."""
+"""Every check can fail: for each broken line of the library, exactly the checks that guard it fail."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mutants
+import mutation
 import pytest
 from filelock import FileLock
 
 from popart_func import verify
 from popart_func.engines import available_engines
 
-PARTS = 2
-
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, list[str]]:
-    """What went red, by mutant; of several test processes one finds out, and the others read it."""
+    """The failing checks by mutant; of several test processes one runs the mutants, and the others read its results."""
     if worker_id == "master":
         return run_mutants()
     file = tmp_path_factory.getbasetemp().parent / "mutants.json"
@@ -31,18 +30,10 @@ def found(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str,
 
 
 def run_mutants() -> dict[str, list[str]]:
-    """Of all mutants, a process for each part of them."""
-    command = [sys.executable, str(Path(__file__).parent / "support" / "mutants.py")]
-    processes = [
-        subprocess.Popen([*command, str(part), str(PARTS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for part in range(PARTS)
-    ]
-    results: dict[str, list[str]] = {}
-    for process in processes:
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        results |= json.loads(out)
-    return results
+    program = str(Path(__file__).parent / "support" / "run_mutants.py")
+    process = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_unbroken_every_check_is_green(found):
@@ -64,12 +55,12 @@ def test_other_surroundings_are_noticed(found, name):
 def test_a_mutant_is_found_where_a_local_has_another_name():
     source = "def f(before, after):\n    share = before.scale / after.scale\n    return share * after.scale\n"
     scope = {}
-    exec(mutants.code_of(source, "old.scale / new.scale", "new.scale / old.scale", set()), scope)
+    exec(mutation.code_of(source, "old.scale / new.scale", "new.scale / old.scale", set()), scope)
     old, new = SimpleNamespace(scale=2.0), SimpleNamespace(scale=8.0)
     assert scope["f"](old, new) == 4 * 8
     for line in ("old.variance / new.variance", "new.scale"):  # nowhere, and in two places
         with pytest.raises(AssertionError, match="places look like"):
-            mutants.code_of(source, line, "0", set())
+            mutation.code_of(source, line, "0", set())
 
 
 def test_every_check_has_a_mutant():

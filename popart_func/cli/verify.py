@@ -74,7 +74,7 @@ def verify(
     from rich.console import Console
 
     from popart_func.verify import CHECKS, report, run
-    from popart_func.verify.lanes import engine_on
+    from popart_func.verify.checks.lanes import engine_to_check
 
     if seeds is not None and seed is not None:
         raise CycloptsError(msg=f"Give --seeds {seeds} or --seed {seed}, not both.")
@@ -97,7 +97,7 @@ def verify(
             outcomes,
             dtype=dtype,
             device=device,
-            engine=engine_on(torch.device(device), engine),
+            engine=engine_to_check(torch.device(device), engine),
             first_seed=numbers[0],
             last_seed=numbers[-1],
         )

@@ -1,9 +1,9 @@
-"""What a check draws for one seed: networks, targets of any magnitude, statistics.
+"""Random draws for one seed: networks, targets of any magnitude, statistics, bounds of the scale.
 
-All of it comes from one key, so that lane *i* is what seed *i* gives alone.
+All draws of a seed come from one key, so that lane *i* of a batch of seeds equals seed *i* alone.
 
-Nothing is symmetric: scales, offsets and tails differ from entry to entry, so that a wrong sign or two swapped
-statistics can't hide.
+No draw is symmetric. Scales, offsets and tails differ from entry to entry, so that a wrong sign or two swapped
+statistics change the result.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ __all__ = [
 ]
 
 LEAST_SCALE, GREATEST_SCALE = 1e-6, 1e6
-"""The magnitudes of targets."""
+"""The range of the targets' magnitudes."""
 
 SCALE_LB, SCALE_UB = 1e-12, 1e12
-"""Bounds that never bind for such targets; `bounds` draws others."""
+"""Bounds of the scale that never bind for such targets; `bounds` draws bounds that do."""
 
 BOUNDS: dict[str, Any] = {"scale_lb": SCALE_LB, "scale_ub": SCALE_UB}
-"""The same, as `pop_art` takes them."""
+"""`SCALE_LB` and `SCALE_UB` as keyword arguments of `pop_art`'s functions."""
 
 
 class Architecture(NamedTuple):
-    """The shapes of a seed, which must be the same in all lanes of one call.
+    """The shapes of network and data; all lanes of one call share them.
 
     Attributes:
-        inputs: how many.
-        hidden: units in each hidden layer.
-        layers: hidden layers.
-        outputs: of the head.
-        tasks: entries of the statistics: ``outputs``, or 1 for one that all outputs share.
-        batch: examples at a time; 0 for one without a batch axis.
+        inputs: the number of inputs.
+        hidden: the number of units in each hidden layer.
+        layers: the number of hidden layers.
+        outputs: the number of outputs of the head.
+        tasks: the number of entries of the statistics: ``outputs``, or 1 if all outputs share one entry.
+        batch: the number of examples in a batch; 0 for one example without a batch axis.
         indexed: whether each example has a target for one output only.
     """
 
@@ -70,7 +70,7 @@ class Architecture(NamedTuple):
     indexed: bool = False
 
     def batched(self, *shape: int) -> tuple[int, ...]:
-        """A shape with the batch axis in front, if there is one."""
+        """The shape with the batch axis in front, if the architecture has one."""
         return (self.batch, *shape) if self.batch else shape
 
 
@@ -81,11 +81,11 @@ ARCHITECTURES = (
     Architecture(inputs=2, hidden=6, layers=3, outputs=4, tasks=4, batch=5, indexed=True),
     Architecture(inputs=5, hidden=3, layers=1, outputs=3, tasks=1, batch=2, indexed=True),
 )
-"""Seed s has number s modulo their count; the first is the papers' network."""
+"""Seed s gets the architecture s modulo their number. The first is the papers' network."""
 
 
 class Modules(NamedTuple):
-    """One network as blueprints: below the head, the head, and both in one."""
+    """The modules of one network: the layers below the head, the head, and the whole network."""
 
     lower: nn.Module
     upper: nn.Module
@@ -93,7 +93,10 @@ class Modules(NamedTuple):
 
 
 def modules(architecture: Architecture) -> Modules:
-    """The verification networks where they have the architecture, else tanh layers with the same name for the head."""
+    """The modules of an architecture, on the meta device: the papers' network for the first, tanh layers for others.
+
+    The head is named ``output_linear`` in each of them.
+    """
     return _MODULES[architecture]
 
 
@@ -113,7 +116,7 @@ def _build(architecture: Architecture) -> Modules:
     return Modules(nn.Sequential(lower), nn.Sequential(upper), nn.Sequential(OrderedDict(**lower, **upper)))
 
 
-# Built here, since a module draws when it is built, which vmap forbids; then without values, since none is ever read.
+# Built at import: building a module draws random numbers, which vmap forbids. The values are never read.
 with torch.random.fork_rng(devices=()):
     _MODULES = {
         architecture: Modules(*(module.to("meta") for module in _build(architecture))) for architecture in ARCHITECTURES
@@ -121,12 +124,14 @@ with torch.random.fork_rng(devices=()):
 
 
 def uniforms(key: Tensor, dtype: torch.dtype, **shapes: Sequence[int]) -> dict[str, Tensor]:
-    """Numbers in (0, 1), with as many random digits as the dtype has, in one draw.
+    """Uniform random numbers in the open interval (0, 1), with as many random digits as the dtype has.
+
+    One draw yields all of them.
 
     Args:
-        key: not to be used again.
+        key: the random key; don't use it again.
         dtype: float32 or float64.
-        **shapes: the names of the results and their shapes.
+        **shapes: the shape of each result, by the name of the result.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     if dtype == torch.float64:
@@ -139,38 +144,41 @@ def uniforms(key: Tensor, dtype: torch.dtype, **shapes: Sequence[int]) -> dict[s
 
 
 def between(low: int | float, high: int | float, uniform: Tensor) -> Tensor:
-    """Uniform on an interval."""
+    """Maps uniform numbers in (0, 1) to uniform numbers in an interval."""
     return low + (high - low) * uniform
 
 
 def log_between(low: int | float, high: int | float, uniform: Tensor) -> Tensor:
-    """Uniform in the logarithm."""
+    """Maps uniform numbers in (0, 1) to numbers in an interval whose logarithm is uniform."""
     return torch.exp(between(math.log(low), math.log(high), uniform))
 
 
 def magnitude(uniform: Tensor) -> Tensor:
-    """A scale of targets."""
+    """Maps uniform numbers to magnitudes of targets, `LEAST_SCALE` to `GREATEST_SCALE`."""
     return log_between(LEAST_SCALE, GREATEST_SCALE, uniform)
 
 
 def bounds(uniforms: Tensor) -> dict[str, Tensor]:
-    """Bounds of the scale, of which one or the other binds for every few targets, from two numbers."""
+    """Maps two uniform numbers to bounds of the scale; for about a quarter of the targets one of them binds."""
     low, high = uniforms.unbind()
     return {"scale_lb": log_between(SCALE_LB, 1, low), "scale_ub": log_between(1, SCALE_UB, high)}
 
 
 def normal(uniform: Tensor) -> Tensor:
-    """Standard normal."""
+    """Maps uniform numbers to standard normal ones."""
     return math.sqrt(2) * torch.special.erfinv(between(-1, 1, uniform))
 
 
 def heavy_tailed(uniform: Tensor) -> Tensor:
-    """Student's t with two degrees of freedom, around 0.3: its variance is infinite, and both signs occur."""
+    """Maps uniform numbers to Student's t with two degrees of freedom, centred on 0.3.
+
+    The variance is infinite, and both signs occur.
+    """
     return 0.3 + between(-1, 1, uniform) / (2 * uniform * (1 - uniform)).sqrt()
 
 
 def network(key: Tensor, dtype: torch.dtype, architecture: Architecture) -> dict[str, Tensor]:
-    """Parameters in the order of the layers: each uniform within the root of its fan-in, the head normal."""
+    """Random parameters in the order of the layers: the head's normal, the others uniform in ± 1/√fan-in."""
     shapes = {name: tuple(value.shape) for name, value in modules(architecture).unified.named_parameters()}
     params = {}
     for name, uniform in uniforms(key, dtype, **shapes).items():
@@ -181,5 +189,5 @@ def network(key: Tensor, dtype: torch.dtype, architecture: Architecture) -> dict
 
 
 def statistics(shift: Tensor, scale: Tensor, residue: Tensor) -> PopArtState:
-    """Statistics of these moments, ``[tasks]`` each."""
+    """Statistics with this shift, scale and residue, ``[tasks]`` each, and a count of 0."""
     return PopArtState(shift, scale, scale.square(), torch.zeros_like(shift, dtype=torch.int32), residue)

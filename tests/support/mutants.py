@@ -1,34 +1,19 @@
-"""What is broken to see whether the checks of `popart_func.verify` notice, one line at a time.
+"""Mutants: the library with one line broken, and the checks of `popart_func.verify` that must notice.
 
-As a program it runs the checks on every mutant, in one process without enforced annotations (which would be enforced
-anew on every closure that a learner makes), and prints which went red, as JSON: ``python mutants.py PART PARTS``.
+**To add a mutant**, add an entry to `MUTANTS`: the function, a part of its source, what replaces the part, and the
+names of all checks that must fail then. `mutation` finds the part in the function's syntax tree. A change that is more
+than a broken line, such as a broken engine, is an entry of `SURROUNDINGS`.
 """
 
 from __future__ import annotations
-import __future__
 
-import ast
-import builtins
-import inspect
-import json
-import sys
-import textwrap
-from collections.abc import Callable, Iterable
-from types import CodeType
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import pytest
 import torch
+from mutation import Mutant, mutate, replace
 
 from popart_func import learners, models, moments, optim, pop_art, target_statistics, verify
-from popart_func.verify import lanes, peers
-
-SEEDS = range(40)
-"""Eight of each architecture."""
-
-# These hold the library against itself in other surroundings, or against rlax: see `SURROUNDINGS`.
-OTHERS = {"lane_alone", "lane_neighbours", "engine", "jax", "rlax"}
-QUICK = [name for name in verify.CHECKS if name not in OTHERS]
 
 SPLIT = {"split_sgd", "split_momentum", "split_adam"}
 HEADS = {"pop_preserves_outputs", "fold_is_invariant"}
@@ -37,22 +22,13 @@ MOMENTS = {"moments_momentum", "moments_adam"}
 EQUIVALENCE = {"proposition_3", "proposition_3_momentum"}
 POPPED = {"algorithm_1", "algorithm_1_gradient", *EQUIVALENCE, *MOMENTS}
 NORMALIZED = {"algorithm_1", "algorithm_1_gradient", "art_alone", "art_gradient"}
-# Whatever trains with statistics from batches of targets.
+# The checks of training whose statistics come from batches of targets.
 TRAINED = {*NORMALIZED, "algorithm_2"}
 FUNCTIONAL = {"grad_is_backward", "vjp_is_grad_tensors", "jacobian_rows"}
 CORRECTED = {"bound_holds", "weighted_moments", "batches", "sequential_batch"}
 SCALED = {"weighted_moments", "batches", "sequential_batch", "sample_moments"}
 RUNNING = {*SCALED, "offsets"}
-
-
-class Mutant(NamedTuple):
-    """A line of a function, what it becomes, and who must notice."""
-
-    function: Callable[..., object]
-    line: str
-    instead: str
-    red: set[str]
-
+"""Checks that notice the same mutants."""
 
 MUTANTS = {
     "a module keeps its own head bias": Mutant(
@@ -433,7 +409,7 @@ MUTANTS = {
 
 
 class _Leak(torch.autograd.Function):
-    """Adds what is not a number in one lane to all lanes: a value that crosses `torch.vmap`."""
+    """Adds a NaN of one lane to all lanes: a value that crosses `torch.vmap`."""
 
     generate_vmap_rule = False
 
@@ -451,7 +427,7 @@ class _Leak(torch.autograd.Function):
 
 
 class _Alone(_Leak):
-    """Changes what runs outside of `torch.vmap`, and only that."""
+    """Changes values outside of `torch.vmap` only."""
 
     @staticmethod
     def forward(x):
@@ -463,7 +439,7 @@ class _Alone(_Leak):
 
 
 def through(function: type[torch.autograd.Function]) -> Callable[[pytest.MonkeyPatch], None]:
-    """Sends all targets through a function on their way to the statistics."""
+    """A patch that sends all targets through a function before they reach the statistics."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         art = target_statistics.art_with
@@ -477,21 +453,21 @@ def through(function: type[torch.autograd.Function]) -> Callable[[pytest.MonkeyP
 
 
 def native_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The native kernel computes something else."""
+    """Makes the native engine compute atan for tanh."""
     from popart_func.engines.native.ops import OPS
 
     monkeypatch.setitem(OPS, "tanh", OPS["atan"])
 
 
 def jax_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function in JAX computes something else."""
+    """Makes the lowering to JAX compute atan for tanh."""
     from popart_func.interop.lowerings import LOWERINGS
 
     monkeypatch.setitem(LOWERINGS, "tanh", LOWERINGS["atan"])
 
 
 def broken(name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """One of `MUTANTS`."""
+    """Makes one of `MUTANTS`."""
     return lambda monkeypatch: mutate(monkeypatch, MUTANTS[name])
 
 
@@ -511,149 +487,10 @@ SURROUNDINGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], s
     "a sum counts as a mean": (broken("a sum counts as a mean"), ["rlax", "offsets"], {"rlax"}),
     "POP's shift against rlax": (broken("the sign of POP's shift"), ["rlax", "offsets"], {"rlax"}),
 }
-"""What is patched, which checks are run, and who must notice."""
+"""By name: a function that patches the library, the checks to run, and those of them that must fail."""
 
+OTHERS = set().union(*(red for _, _, red in SURROUNDINGS.values()))
+"""The checks of the library against itself in other surroundings, or against rlax: only `SURROUNDINGS` break them."""
 
-def mutate(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
-    """Puts the changed function wherever the package holds the original."""
-    original = mutant.function
-    fixed = {*vars(sys.modules[original.__module__]), *vars(builtins)}
-    code = code_of(textwrap.dedent(inspect.getsource(inspect.unwrap(original))), mutant.line, mutant.instead, fixed)
-    scope: dict[str, object] = {}
-    exec(code, vars(sys.modules[original.__module__]), scope)
-    replace(monkeypatch, original, scope[original.__name__])
-
-
-def code_of(source: str, line: str, instead: str, fixed: set[str]) -> CodeType:
-    """The code of a source in which a part that looks like ``line`` is replaced.
-
-    Local names may differ, one for one: a source in which a local was renamed has the same mutants. Where the part is
-    there under the very names of ``line``, that one is taken. ``_`` stands for any expression.
-
-    Args:
-        source: of a function.
-        line: a statement or an expression.
-        instead: what it becomes, in the names of ``line``.
-        fixed: the names that are not local: globals and built-ins.
-    """
-    tree, pattern, other = ast.parse(source), _part(line), _part(instead)
-    if isinstance(pattern, ast.stmt) and isinstance(other, ast.expr):
-        other = ast.Expr(other)
-    found = []
-    for node in ast.walk(tree):
-        names: dict[str, str] = {}
-        if _looks_like(pattern, node, names, fixed):
-            found.append((node, names))
-    same = [one for one in found if all(name == there for name, there in one[1].items())]
-    (node, names), *others = same or found or [(tree, {})]
-    assert len(found) == 1 or same, f"{len(found)} places look like: {line}"
-    assert not others, f"{len(found)} places read: {line}"
-    swapped = _Swap(node, _Rename(names).visit(other)).visit(tree)
-    flags = __future__.annotations.compiler_flag
-    return compile(ast.fix_missing_locations(swapped), f"mutant: {line}", "exec", flags=flags)
-
-
-def _part(text: str) -> ast.AST:
-    (statement,) = ast.parse(text).body
-    return statement.value if isinstance(statement, ast.Expr) else statement
-
-
-def _looks_like(pattern: Any, node: Any, names: dict[str, str], fixed: set[str]) -> bool:
-    """Whether a part has the form of a pattern; ``names`` gets the local names that stand for the pattern's."""
-    if isinstance(pattern, ast.Name) and pattern.id == "_":
-        return isinstance(node, ast.expr)
-    if type(pattern) is not type(node):
-        return False
-    if isinstance(pattern, ast.Name) and not {pattern.id, node.id} & fixed:
-        return names.setdefault(pattern.id, node.id) == node.id and list(names.values()).count(node.id) == 1
-    if isinstance(pattern, ast.AST):
-        return all(
-            _looks_like(getattr(pattern, field), getattr(node, field), names, fixed)
-            for field in pattern._fields
-            if field not in ("ctx", "type_comment")
-        )
-    if isinstance(pattern, list):
-        return len(pattern) == len(node) and all(
-            _looks_like(one, other, names, fixed) for one, other in zip(pattern, node, strict=True)
-        )
-    return pattern == node
-
-
-class _Rename(ast.NodeTransformer):
-    """Puts the names of a source in the place of a pattern's."""
-
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.copy_location(ast.Name(self.names.get(node.id, node.id), node.ctx), node)
-
-
-class _Swap(ast.NodeTransformer):
-    """Puts one node in the place of another."""
-
-    def __init__(self, old: ast.AST, new: ast.AST) -> None:
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        return self.new if node is self.old else self.generic_visit(node)
-
-
-def replace(monkeypatch: pytest.MonkeyPatch, original: object, other: object) -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith("popart_func"):
-            for attribute in [key for key, value in vars(module).items() if value is original]:
-                monkeypatch.setattr(module, attribute, other)
-
-
-def red(names: Iterable[str]) -> set[str]:
-    """Which of some checks fail."""
-    return {outcome.check.name for outcome in verify.run(names, seeds=SEEDS) if outcome.passed is False}
-
-
-def reached() -> dict[Callable[..., object], list[str]]:
-    """By function that has mutants, the checks that call it: no other can notice."""
-    found: dict[Callable[..., object], list[str]] = {mutant.function: [] for mutant in MUTANTS.values()}
-    called: set[Callable[..., object]] = set()
-
-    def recording(function: Callable[..., object]) -> Callable[..., object]:
-        def record(*arguments: object, **options: object) -> object:
-            called.add(function)
-            return function(*arguments, **options)
-
-        return record
-
-    with pytest.MonkeyPatch.context() as patch:
-        for function in found:
-            replace(patch, function, recording(function))
-        for name in QUICK:
-            called.clear()
-            verify.run(name, seeds=range(len(verify.draw.ARCHITECTURES)))
-            for function in called:
-                found[function].append(name)
-    return found
-
-
-def run_all(part: int, parts: int) -> dict[str, list[str]]:
-    """Which checks go red, by mutant, of one part of the mutants; "" in the first is the library as it is."""
-    found = {}
-    checks = reached()
-    for name in list(MUTANTS)[part::parts]:
-        mutant = MUTANTS[name]
-        with pytest.MonkeyPatch.context() as patch:
-            mutate(patch, mutant)
-            found[name] = sorted(red(checks[mutant.function]))
-    if part > 0:
-        return found
-    found[""] = sorted(red([*QUICK, *OTHERS]))
-    for name, (change, names, _) in SURROUNDINGS.items():
-        for compiled in (lanes.step_of, peers.lanes_in_jax):
-            compiled.cache_clear()
-        with pytest.MonkeyPatch.context() as patch:
-            change(patch)
-            found[f"surroundings: {name}"] = sorted(red(names))
-    return found
-
-
-if __name__ == "__main__":
-    print(json.dumps(run_all(*map(int, sys.argv[1:]))))
+SINGLE = [name for name in verify.CHECKS if name not in OTHERS]
+"""The checks that run on every mutant."""

@@ -1,4 +1,4 @@
-"""What each process does in the tests of `popart_func.distributed`, and what one process would do in their place."""
+"""The ranks of the tests of `popart_func.distributed`: their cases, their batches, and the program that each runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from popart_func import distributed
 
 
 class Case(NamedTuple):
-    """A batch, how it lies among the ranks (in shares of 12; the last rank has the rest), and how it is taken."""
+    """A batch of at most 12, the shares of the first ranks (the last rank gets the rest), and the options of `art`."""
 
     state: pf.PopArtState
     targets: Tensor
@@ -69,14 +69,14 @@ def part(case: Case, rank: int, ranks: int) -> tuple[Tensor, Tensor | None]:
 
 
 def lanes(art: Callable[..., pf.PopArtState], targets: Tensor) -> pf.PopArtState:
-    """Lanes with a step size each, inside a vmap."""
+    """`art` in four lanes of a vmap, each with its own step size."""
     states = torch.vmap(lambda _: pf.init_state(2))(torch.zeros(4))
     step_sizes = torch.tensor([0.1, 0.2, 0.3, 1.0])
     return torch.vmap(lambda state, step_size, y: art(state, y, step_size=step_size))(states, step_sizes, targets)
 
 
 def lane_targets() -> Tensor:
-    """For `lanes`, twelve samples of two tasks."""
+    """Targets for `lanes`: twelve samples of two tasks."""
     return torch.randn(4, 12, 2, generator=torch.Generator().manual_seed(1)) + 10
 
 
@@ -86,7 +86,7 @@ def head() -> dict[str, Tensor]:
 
 
 def message(call: Callable[[], object]) -> str:
-    """What an error says."""
+    """The type and the message of the error that a call raises."""
     try:
         call()
     except (TypeError, ValueError) as error:
@@ -95,7 +95,7 @@ def message(call: Callable[[], object]) -> str:
 
 
 def results(rank: int, ranks: int) -> dict[str, Any]:
-    """Everything that one rank finds, as plain lists of tensors and strings."""
+    """All results of one rank, as lists of tensors and strings."""
     found: dict[str, Any] = {}
     for name, case in cases().items():
         found[name] = list(distributed.art(case.state, *part(case, rank, ranks), **case.options))
@@ -116,7 +116,7 @@ def results(rank: int, ranks: int) -> dict[str, Any]:
 
 
 def run(rank: int, folder: str) -> None:
-    """One of three processes: first all three, then two of them."""
+    """The program of one of three processes: first in a world of three, then of two."""
     torch.set_num_threads(1)
     for ranks in (3, 2):
         if rank < ranks:

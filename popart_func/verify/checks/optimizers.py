@@ -1,4 +1,4 @@
-"""Optimizers against their formulas, which take all gradients at once: no recursions, in float64."""
+"""Checks of optimizers against formulas that take all gradients at once, without recursion, in float64."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from popart_func import optim
 from popart_func.optim import GradientTransformation
 from popart_func.verify import draw
-from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare, sides, worst
+from popart_func.verify.check import Settings, check
+from popart_func.verify.discrepancy import Discrepancy, compare, rounding_sides, worst
 
-__all__ = ["ADAM", "CHECKS", "MOMENTUM", "SGD", "Optimizer", "Rates"]
+__all__ = ["ADAM", "CHECKS", "MOMENTUM", "SGD", "OptimizerCase", "Rates"]
 
 STEPS = 6
 
 NUMBERS = {"b1": 0.75, "b2": 1 - 2.0**-10}
-"""Decays that are Python's numbers, which the library takes another way; every dtype has them to the bit."""
+"""Decays as Python numbers, which the library treats differently from tensors; both dtypes hold them exactly."""
 
 Rates = Mapping[str, Tensor]
 """``learning_rate``, ``momentum``, ``b1``, ``b2``, ``eps``."""
 
 
-class Optimizer(NamedTuple):
-    """An optimizer, twice.
+class OptimizerCase(NamedTuple):
+    """One of the library's optimizers and its formula.
 
     Attributes:
-        make: the library's, from rates.
-        rule: ``(the gradients of one parameter so far, rates) -> update``.
-        roundings: of the library's update after some steps, relative to the rule's of absolute values.
+        make: makes the library's optimizer from rates.
+        rule: the formula: ``(all gradients of one parameter so far, rates) -> update``.
+        roundings: the roundings in the library's update after some steps, relative to the rule of absolute values.
     """
 
     make: Callable[[Rates], GradientTransformation]
@@ -68,6 +68,7 @@ def _adam_rule_of_numbers(history: list[Tensor], rates: Rates) -> Tensor:
 
 
 def _weighted_sum(decay: Tensor, values: list[Tensor]) -> Tensor:
+    """``Σ decayⁿ v``, where n is the age of a value."""
     ages = torch.arange(len(values) - 1, -1, -1, device=decay.device)
     return torch.tensordot(decay**ages, torch.stack(values), dims=1)
 
@@ -77,44 +78,47 @@ def _weighted_mean(decay: Tensor, values: list[Tensor]) -> Tensor:
 
 
 def _adam_roundings(steps: int) -> int:
-    """A moment's oldest gradient is decayed and added to at each step; 1 − b and its product come first.
+    """The roundings in Adam's update.
 
-    ``1 − bᵗ`` has two in its logarithm and in expm1 each, and a product; then the quotient. The second moment has a
-    square as well, and its root halves what went before; root, sum with ε, quotient. Last the learning rate.
+    - A moment: 1 − b and its product, then a product and a sum at each step for the oldest gradient.
+    - Bias correction: two roundings each in the logarithm and in expm1 of ``1 − bᵗ``, a product and the quotient.
+    - The second moment also has a square. Its root halves the roundings so far. Root, sum with ε and quotient follow.
+    - The learning rate: one.
     """
     moment, bias = 2 * steps + 2, 6
     second = (moment + 1 + bias + 1) // 2 + 3
     return moment + bias + second + 1
 
 
-SGD = Optimizer(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule, lambda steps: 1)
-SCHEDULED = Optimizer(
+SGD = OptimizerCase(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule, lambda steps: 1)
+SCHEDULED = OptimizerCase(
     lambda rates: optim.sgd(lambda count: rates["learning_rate"] / (1 + count)), _scheduled_rule, lambda steps: 2
 )
-MOMENTUM = Optimizer(
+MOMENTUM = OptimizerCase(
     lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]),
     _momentum_rule,
     lambda steps: 2 * steps + 1,  # a product and a sum at each step, then the learning rate
 )
-NESTEROV = Optimizer(
+NESTEROV = OptimizerCase(
     lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"], nesterov=True),
     _nesterov_rule,
     lambda steps: 2 * (steps + 1) + 1,
 )
-ADAM = Optimizer(
+ADAM = OptimizerCase(
     lambda rates: optim.adam(rates["learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
     _adam_rule,
     _adam_roundings,
 )
-ADAM_OF_NUMBERS = Optimizer(
+ADAM_OF_NUMBERS = OptimizerCase(
     lambda rates: optim.adam(rates["learning_rate"], **NUMBERS, eps=rates["eps"]),
     _adam_rule_of_numbers,
     _adam_roundings,
 )
 
 
-def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
-    """The first update and the last, for gradients of any magnitude, decays near 1 and an ε that may vanish."""
+@check("SGD, a schedule, momentum, Nesterov and Adam = their formulas", "README", architectures=(0,))
+def optimizers(key: Tensor, settings: Settings) -> Discrepancy:
+    """The first and the last update equal the formulas, for gradients of any magnitude, decays near 1 and a tiny ε."""
     dtype = settings.dtype
     numbers = draw.uniforms(key, dtype, weight=(STEPS, 3, 2), bias=(STEPS, 3), magnitude=(), rates=(5,))
     magnitude, rates = draw.magnitude(numbers["magnitude"]), numbers["rates"].unbind()
@@ -138,17 +142,9 @@ def updates_are_formulas(key: Tensor, settings: Settings) -> Discrepancy:
             history = {name: list(value[: time + 1].double()) for name, value in gradients.items()}
             expected = {name: optimizer.rule(past, wide) for name, past in history.items()}
             terms = {name: optimizer.rule([g.abs() for g in past], wide).abs() for name, past in history.items()}
-            count = sides(dtype) * optimizer.roundings(time + 1)
+            count = rounding_sides(dtype) * optimizer.roundings(time + 1)
             parts.append(compare(got, expected, terms, count, dtype))
     return worst(*parts)
 
 
-CHECKS = (
-    Check(
-        "optimizers",
-        "SGD, a schedule, momentum, Nesterov and Adam = their formulas",
-        "README",
-        updates_are_formulas,
-        architectures=(0,),
-    ),
-)
+CHECKS = (optimizers,)

@@ -1,4 +1,4 @@
-"""A network cut in two is the network, and functional gradients are those of ``backward()``."""
+"""Checks that a network split in two equals the whole network, and that functional gradients equal ``backward()``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from torch.func import functional_call, grad, vjp
 from popart_func import models, optim, random
 from popart_func.optim import GradientTransformation
 from popart_func.verify import by_hand, draw
-from popart_func.verify.by_hand import Layers, Measured, Noise
-from popart_func.verify.check import Check, Settings
-from popart_func.verify.discrepancy import Discrepancy, compare, sides
-from popart_func.verify.optimizers import ADAM, MOMENTUM, SGD, Optimizer
+from popart_func.verify.by_hand import Layers
+from popart_func.verify.check import Check, Settings, check
+from popart_func.verify.checks.lanes import compare_lanes
+from popart_func.verify.checks.optimizers import ADAM, MOMENTUM, SGD, OptimizerCase
+from popart_func.verify.discrepancy import Discrepancy
+from popart_func.verify.noise import Measured, Noise, amplify, compare_measured, measure
 
 __all__ = ["CHECKS"]
 
+SPLIT = "split network"
+"""The source of the claims: the early code of this project, which the notebook `split_vs_unified` tells about."""
+
 STEPS = 4
-"""How many are "many": after one step and after these, parameters are compared."""
+"""How many steps are trained. Parameters are compared after the first step and after the last."""
 
 
 class _Example(NamedTuple):
@@ -31,7 +36,7 @@ class _Example(NamedTuple):
 
 
 def _draw(key: Tensor, settings: Settings, *, adam: bool = False) -> _Example:
-    """A network that predicts numbers of order 1, targets of any magnitude, and rates, those of Adam on request."""
+    """Draws a network that predicts numbers of order 1, targets of any magnitude, and rates, on request for Adam."""
     architecture, dtype = settings.architecture, settings.dtype
     first, second = random.split(key).unbind()
     numbers = draw.uniforms(
@@ -48,7 +53,7 @@ def _draw(key: Tensor, settings: Settings, *, adam: bool = False) -> _Example:
     y = scale * (offset + draw.heavy_tailed(numbers["y"]))
     x = draw.normal(numbers["x"]) + 0.2
     a, b, c, d = numbers["rates"].unbind()
-    # A step moves what enters tanh by about the rate: larger ones saturate it, where nothing can be told apart.
+    # A step moves the inputs of tanh by about the rate. Larger rates saturate tanh, which would hide differences.
     error = 1 + y.abs().amax()
     rates = {
         "learning_rate": draw.log_between(1e-3, 3e-2, a)
@@ -57,14 +62,14 @@ def _draw(key: Tensor, settings: Settings, *, adam: bool = False) -> _Example:
         "momentum": draw.between(0.5, 0.95, b),
         "b1": draw.between(0.5, 0.95, b),
         "b2": draw.between(0.8, 0.999, c),
-        # Far above the rounding of a gradient: Adam's step is not continuous where a gradient and ε vanish.
+        # Far above the rounding of a gradient: where gradient and ε vanish, Adam's step is not continuous.
         "eps": draw.log_between(1e-2, 1e-1, d) * error,
     }
     return _Example(draw.network(first, dtype, architecture), x, y, rates)
 
 
 def _train_split(example: _Example, settings: Settings, optimizer: GradientTransformation) -> list[dict[str, Tensor]]:
-    """Split: two halves, an optimizer each, one loss through both."""
+    """Trains the two halves with the library, each with an optimizer of its own, on one loss through both."""
     lower_module, upper_module, _ = draw.modules(settings.architecture)
     lower_apply, upper_apply = models.stateless(lower_module), models.stateless(upper_module)
     lower, upper = models.split(example.params)
@@ -84,8 +89,10 @@ def _train_split(example: _Example, settings: Settings, optimizer: GradientTrans
     return [history[0], history[-1]]
 
 
-def _train_unified(example: _Example, optimizer: Optimizer, noise: Noise, of_update: Noise) -> list[dict[str, Tensor]]:
-    """Unified: one network, one hand-written step; gradients propagated by hand as well."""
+def _train_unified(
+    example: _Example, optimizer: OptimizerCase, noise: Noise, of_update: Noise
+) -> list[dict[str, Tensor]]:
+    """Trains the whole network by hand; ``of_update`` is the noise of the optimizer's updates."""
     layers = by_hand.layers_of(example.params)
     x, y = _batch(example.x.double()), _batch(example.y.double())
     rates = {name: rate.double() for name, rate in example.rates.items()}
@@ -94,7 +101,7 @@ def _train_unified(example: _Example, optimizer: Optimizer, noise: Noise, of_upd
     for _ in range(STEPS):
         hidden, outputs = by_hand.forward(layers, x, noise)
         cotangent = 2 * noise(outputs - noise(y)) / y.numel()
-        gradients.append([leaf for pair in by_hand.backward(layers, hidden, cotangent, noise) for leaf in pair])
+        gradients.append(_flat(by_hand.backward(layers, hidden, cotangent, noise)))
         updates = [of_update(optimizer.rule(list(history), rates)) for history in zip(*gradients, strict=True)]
         flat = [noise(leaf + update) for leaf, update in zip(_flat(layers), updates, strict=True)]
         layers = list(zip(flat[::2], flat[1::2], strict=True))
@@ -107,27 +114,28 @@ def _flat(layers: Layers) -> list[Tensor]:
 
 
 def _batch(tensor: Tensor) -> Tensor:
+    """The tensor with a batch axis, if it has none."""
     return tensor if tensor.ndim == 2 else tensor[None]
 
 
-def _split_unified(optimizer: Optimizer) -> Callable[[Tensor, Settings], Discrepancy]:
-    def check(key: Tensor, settings: Settings) -> Discrepancy:
+def _split_unified(optimizer: OptimizerCase) -> Callable[[Tensor, Settings], Discrepancy]:
+    """A check that the split network, trained by the library, equals the whole network, trained by hand."""
+
+    def compare_with_hand(key: Tensor, settings: Settings) -> Discrepancy:
         example = _draw(key, settings, adam=optimizer is ADAM)
         got = _train_split(example, settings, optimizer.make(example.rates))
 
         def unified(noise: Noise) -> list[dict[str, Tensor]]:
-            of_update = by_hand.louder(noise, optimizer.roundings(STEPS), settings.architecture)
+            of_update = amplify(noise, optimizer.roundings(STEPS), settings.architecture)
             return _train_unified(example, optimizer, noise, of_update)
 
-        value, terms = by_hand.measure(unified, example.x, settings.dtype)
-        count = sides(settings.dtype) * by_hand.roundings(settings.architecture)
-        return compare(got, value, terms, count, settings.dtype)
+        return compare_measured(got, unified, example.x, settings)
 
-    return check
+    return compare_with_hand
 
 
-def _lanes(keys: Tensor, settings: Settings) -> tuple[_Example, Measured]:
-    """Examples of all lanes, and the gradients of ``½ Σ (f − y)²`` by hand, with their terms."""
+def _draw_lanes(keys: Tensor, settings: Settings) -> tuple[_Example, Measured]:
+    """The examples of all lanes, and the gradients of ``½ Σ (f − y)²`` by hand, with their terms."""
 
     def one(key: Tensor) -> tuple[_Example, Measured]:
         example = _draw(key, settings)
@@ -138,31 +146,37 @@ def _lanes(keys: Tensor, settings: Settings) -> tuple[_Example, Measured]:
             cotangent = noise(outputs - noise(_batch(example.y.double())))
             return by_hand.named(example.params, by_hand.backward(layers, hidden, cotangent, noise))
 
-        return example, by_hand.measure(gradients, example.x, settings.dtype)
+        return example, measure(gradients, example.x, settings.dtype)
 
     return vmap(one)(keys)
 
 
+def _leaves(example: _Example) -> dict[str, Tensor]:
+    """The parameters as leaves that require gradients."""
+    return {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
+
+
+@check("torch.func.grad = backward(), leaf by leaf", SPLIT, over_lanes=True)
 def grad_is_backward(keys: Tensor, settings: Settings) -> Discrepancy:
-    """``torch.func.grad`` through `models.stateless`, against ``backward()`` on leaves that require gradients."""
-    example, measured = _lanes(keys, settings)
+    """``torch.func.grad`` through `models.stateless` equals ``backward()`` on leaves that require gradients."""
+    example, measured = _draw_lanes(keys, settings)
     module = draw.modules(settings.architecture).unified
-    apply = models.stateless(module)
 
     def half_square(predict: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda params, x, y: 0.5 * (predict(params, x) - y).square().sum()
 
-    got = vmap(grad(half_square(apply)))(example.params, example.x, example.y)
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
-    predict = half_square(lambda params, x: functional_call(module, params, (x,)))
-    vmap(predict)(leaves, example.x, example.y).sum().backward()
+    got = vmap(grad(half_square(models.stateless(module))))(example.params, example.x, example.y)
+    leaves = _leaves(example)
+    loss = half_square(lambda params, x: functional_call(module, params, (x,)))
+    vmap(loss)(leaves, example.x, example.y).sum().backward()
     expected = {name: leaf.grad for name, leaf in leaves.items()}
-    return _compare_lanes(got, expected, measured.terms, settings)
+    return compare_lanes(got, expected, measured.terms, settings)
 
 
+@check("torch.func.vjp with v = backward(grad_tensors=v)", SPLIT, over_lanes=True)
 def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
-    """``backward(grad_tensors=v)`` on the outputs is the vector-Jacobian product with v."""
-    example, measured = _lanes(keys, settings)
+    """``backward(grad_tensors=v)`` on the outputs equals the vector-Jacobian product with v."""
+    example, measured = _draw_lanes(keys, settings)
     module = draw.modules(settings.architecture).unified
     apply = models.stateless(module)
     outputs = vmap(apply)(example.params, example.x)
@@ -172,23 +186,19 @@ def vjp_is_grad_tensors(keys: Tensor, settings: Settings) -> Discrepancy:
         return vjp(lambda params: apply(params, x), params)[1](cotangent)[0]
 
     got = vmap(pull_back)(example.params, example.x, cotangents)
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in example.params.items()}
+    leaves = _leaves(example)
     outputs = vmap(lambda params, x: functional_call(module, params, (x,)))(leaves, example.x)
     torch.autograd.backward([outputs], grad_tensors=[cotangents])
     expected = {name: leaf.grad for name, leaf in leaves.items()}
-    return _compare_lanes(got, expected, measured.terms, settings)
+    return compare_lanes(got, expected, measured.terms, settings)
 
 
-def _compare_lanes(got: object, expected: object, terms: object, settings: Settings) -> Discrepancy:
-    count = 2 * by_hand.roundings(settings.architecture)  # both sides round in the dtype
-    return vmap(lambda a, b, c: compare(a, b, c, count, settings.dtype))(got, expected, terms)
+@check("basis cotangents, pulled back across the cut = rows of the Jacobian", SPLIT)
+def jacobian_rows(key: Tensor, settings: Settings) -> Discrepancy:
+    """Basis cotangents, pulled back through the head and then the layers below, are the rows of the Jacobian.
 
-
-def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
-    """Rows of the outputs' Jacobian from basis cotangents, each handed from the head to the layers below.
-
-    What the head's pull-back gives for h is the ``grad_tensors`` of the layers below: the chain rule across the cut.
-    Against the product of the layers' Jacobians.
+    The head's pull-back gives the ``grad_tensors`` of the layers below: the chain rule across the cut. The reference is
+    the product of the layers' Jacobians.
     """
     example = _draw(key, settings)
     lower_module, upper_module, _ = draw.modules(settings.architecture)
@@ -207,47 +217,19 @@ def jacobian_across_the_cut(key: Tensor, settings: Settings) -> Discrepancy:
             jacobian = noise(noise(jacobian * (1 - noise(h.square()))) @ weight)
         return jacobian
 
-    value, terms = by_hand.measure(product, x, settings.dtype)
-    return compare(got, value, terms, sides(settings.dtype) * by_hand.roundings(settings.architecture), settings.dtype)
+    return compare_measured(got, product, x, settings)
 
 
 CHECKS = (
     Check(
         "split_sgd",
         "two halves, an optimizer each = one network, a step by hand; after 1 step and 4",
-        "split network",
+        SPLIT,
         _split_unified(SGD),
     ),
-    Check(
-        "split_momentum",
-        "the same with momentum",
-        "split network",
-        _split_unified(MOMENTUM),
-    ),
-    Check(
-        "split_adam",
-        "the same with Adam",
-        "split network",
-        _split_unified(ADAM),
-    ),
-    Check(
-        "grad_is_backward",
-        "torch.func.grad = backward(), leaf by leaf",
-        "split network",
-        grad_is_backward,
-        over_lanes=True,
-    ),
-    Check(
-        "vjp_is_grad_tensors",
-        "torch.func.vjp with v = backward(grad_tensors=v)",
-        "split network",
-        vjp_is_grad_tensors,
-        over_lanes=True,
-    ),
-    Check(
-        "jacobian_rows",
-        "basis cotangents, pulled back across the cut = rows of the Jacobian",
-        "split network",
-        jacobian_across_the_cut,
-    ),
+    Check("split_momentum", "two halves = one network, with momentum", SPLIT, _split_unified(MOMENTUM)),
+    Check("split_adam", "two halves = one network, with Adam", SPLIT, _split_unified(ADAM)),
+    grad_is_backward,
+    vjp_is_grad_tensors,
+    jacobian_rows,
 )
