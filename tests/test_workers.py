@@ -19,7 +19,7 @@ import xarray
 
 from popart_func import sweeps
 from popart_func.sweeps import load, workers
-from popart_func.sweeps.store import ChunkStore
+from popart_func.sweeps.store import Store
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -145,7 +145,7 @@ class TestRay:
         assert load(tmp_path / "store").equals(alone)
 
     def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):
-        write, written = ChunkStore.write, []
+        write, written = Store.write, []
 
         def interrupted(store, chunk, values):
             if len(written) == 3:
@@ -154,14 +154,14 @@ class TestRay:
             write(store, chunk, values)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ChunkStore, "write", interrupted)
+            patch.setattr(Store, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert load(tmp_path / "store").attrs["complete"] == 0
         assert sweeps.run(**small_sweep.arguments(store=tmp_path / "store")).equals(alone)
 
     def test_a_node_that_is_lost(self, cluster, alone, tmp_path, monkeypatch):
-        write, lost = ChunkStore.write, []
+        write, lost = Store.write, []
 
         def and_lose_a_node(store, chunk, values):
             if not lost:
@@ -169,14 +169,14 @@ class TestRay:
                 cluster.remove_node(lost[0], allow_graceful=False)
             write(store, chunk, values)
 
-        monkeypatch.setattr(ChunkStore, "write", and_lose_a_node)
+        monkeypatch.setattr(Store, "write", and_lose_a_node)
         found = sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert len(lost) == 1
         assert found.equals(alone)
 
     def test_a_worker_unlike_this_machine_is_refused(self, cluster, monkeypatch):
-        from popart_func.sweeps.job import Work
+        from popart_func.sweeps.job import Job
 
-        monkeypatch.setattr(Work, "environment", lambda work: {"processor": "another"})
+        monkeypatch.setattr(Job, "environment", lambda job: {"processor": "another"})
         with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
             sweeps.run(**small_sweep.arguments(workers="ray"))

@@ -1,4 +1,8 @@
-"""A bar on a terminal: how much is done, how fast, and how long it will take. Elsewhere nothing but messages."""
+"""Progress on a terminal: one bar for each task, and messages beside them, on stderr.
+
+The bars are drawn only where stderr is a terminal; messages appear everywhere. rich is imported when a display starts,
+so that importing this module costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,56 +10,73 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-__all__ = ["Report", "reporting"]
+__all__ = ["Bar", "Progress", "show_progress"]
 
 
-class Report(NamedTuple):
-    """What a long computation tells while it runs.
+class Bar(NamedTuple):
+    """One task's bar.
 
     Attributes:
-        say: a message, one line.
-        advance: how many more lane-steps are done.
+        advance: ``advance(more)``: so many more units are done.
+        update: ``update(done, description)``: so many units are done in all; the description replaces the old one.
     """
 
+    advance: Callable[[int | float], None]
+    update: Callable[[int | float, str], None]
+
+
+class Progress(NamedTuple):
+    """A display of bars and messages.
+
+    Attributes:
+        start: ``start(description, total)`` adds a bar of so many units.
+        say: prints a message of one line.
+    """
+
+    start: Callable[[str, int | float], Bar]
     say: Callable[[str], None]
-    advance: Callable[[int], None]
-
-
-class _Rate(ProgressColumn):
-    """Lane-steps per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate of the last half minute, and at the end that of all."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed / 1e6:.3g} M lane-steps/s")
 
 
 @contextmanager
-def reporting(quiet: bool) -> Iterator[Callable[[str, int], Report]]:
-    """Gives a function that starts a bar of so many lane-steps, on stderr; it is drawn only where that is a terminal.
+def show_progress(
+    unit: str, *, scale: int = 1, rate: bool = False, quiet: bool = False, transient: bool = False
+) -> Iterator[Progress]:
+    """Shows bars until the block ends.
 
     Args:
-        quiet: neither a bar nor messages.
+        unit: what is counted, such as ``"samples"``.
+        scale: how many of what is counted make one unit, such as 10**6 where the unit is ``"M lane-steps"``.
+        rate: also show how many units a second are done.
+        quiet: show neither bars nor messages.
+        transient: remove the bars at the end.
     """
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Done(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            done, total = (f"{value / scale:,.{int(scale > 1)}f}" for value in (task.completed, task.total or 0))
+            speed = task.finished_speed or task.speed
+            shown = f", {speed / scale:.3g} {unit}/s" if rate and speed is not None else ""
+            return Text(f"{done} of {total} {unit}{shown}")
+
     console = Console(stderr=True, quiet=quiet)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        Done(),
+        progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+    disabled = quiet or not console.is_terminal
+    with progress.Progress(*columns, console=console, disable=disabled, transient=transient) as bars:
 
-        def start(description: str, lane_steps: int) -> Report:
-            task = progress.add_task(description, total=lane_steps, visible=lane_steps > 0)
-            return Report(
-                say=lambda message: console.print(message, highlight=False, soft_wrap=True),
-                advance=lambda more: progress.advance(task, more),
+        def start(description: str, total: int | float) -> Bar:
+            task = bars.add_task(description, total=total, visible=total > 0)
+            return Bar(
+                advance=lambda more: bars.advance(task, more),
+                update=lambda done, description: bars.update(task, completed=done, description=description),
             )
 
-        yield start
+        yield Progress(start, lambda message: console.print(message, highlight=False, soft_wrap=True))

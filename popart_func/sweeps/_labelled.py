@@ -1,4 +1,4 @@
-"""Checks of labelled arrays."""
+"""Checks of labelled arrays (xarray): their dimensions, and the runs along them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Sequence
 
 import xarray
 
-from popart_func.sweeps._checks import check_names
+from popart_func.sweeps._checks import as_names
 
-__all__ = ["check_dims", "check_runs"]
+__all__ = ["as_dims", "check_runs"]
 
 
-def check_dims(
+def as_dims(
     caller: str, argument: str, values: xarray.DataArray, dims: str | Iterable[str], *, but: str | None = None
 ) -> list[str]:
-    """The dimensions as a list, if there are some, distinct and all of the array's (``but`` one)."""
-    return check_names(caller, argument, dims, [str(dim) for dim in values.dims if dim != but])
+    """Dimensions as a list: one or more, distinct, all of the array's own, and not the one named by ``but``."""
+    return as_names(caller, argument, dims, [str(dim) for dim in values.dims if dim != but])
 
 
 def check_runs(caller: str, argument: str, values: xarray.DataArray, over: Sequence[str], *, least: int) -> None:
-    """Raises unless a labelled array has numbers, and enough of them along the dimensions of its runs."""
+    """Raises unless an array holds real numbers, and at least so many along each dimension of its runs."""
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{caller}: `{argument}` must be real numbers, got dtype {values.dtype}.")
     for dim in over:
