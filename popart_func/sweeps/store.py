@@ -28,14 +28,7 @@ import xarray
 
 from popart_func.sweeps.configuration import CONFIGURATION, FORMAT, StoreError, attributes, read_configuration
 from popart_func.sweeps.files import PARTIAL, as_directory, differences, flush, write_sealed
-from popart_func.sweeps.lanes_zarr import (
-    LABELS,
-    ChunkReader,
-    chunk_files,
-    labels_are_whole,
-    write_chunk,
-    write_labels,
-)
+from popart_func.sweeps.lanes_zarr import LABELS, LanesZarr
 from popart_func.sweeps.schema import Arrays, Chunk, Schema
 
 __all__ = ["Store", "load"]
@@ -63,7 +56,7 @@ class Store:
         self.path = path
         self.done: set[Chunk] = set()
         self.messages: list[str] = []
-        self._schema = schema
+        self._lanes = LanesZarr(path, schema)
         self._chunks = schema.chunks()
         self._configuration = {"format": FORMAT, **schema.as_json(), **configuration}
         self._provenance = dict(provenance)
@@ -109,9 +102,9 @@ class Store:
             StoreError: they can't be written, as on a full disk; everything written before stays.
         """
         try:
-            write_chunk(self.path, chunk, results, self._schema)
+            self._lanes.write(chunk, results)
         except OSError as error:
-            for file in chunk_files(self.path, chunk, self._schema).values():
+            for file in self._lanes.files(chunk).values():
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
             raise self._broken("written to", error, f"The {len(self.done)} chunks of {len(self._chunks)}") from error
@@ -147,25 +140,24 @@ class Store:
         for leftover in (*self.path.rglob(f"{PARTIAL}*"), *self.path.rglob("*.partial")):
             # A leftover inside a leftover has gone with it.
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        if not labels_are_whole(self.path):
+        if not self._lanes.has_labels():
             if (self.path / LABELS).exists():
                 self.messages.append("The labels were damaged: they are written again.")
-            write_labels(self.path, self._schema, attributes(self._configuration, there["provenance"]))
+            self._lanes.write_labels(attributes(self._configuration, there["provenance"]))
         self._verify()
 
     def _verify(self) -> None:
         """Finds out which chunks are done, and removes what there is of the others."""
-        reader = ChunkReader(self.path, self._schema)
         damaged, begun = [], 0
         for chunk in self._chunks:
-            state = reader.state(chunk)
+            state = self._lanes.state(chunk)
             if state == "done":
                 self.done.add(chunk)
                 continue
             if state == "damaged":
                 damaged.append(f"{chunk.learner}-{chunk.number:05}" if chunk.learner else f"{chunk.number:05}")
             begun += state == "begun"
-            for file in chunk_files(self.path, chunk, self._schema).values():
+            for file in self._lanes.files(chunk).values():
                 file.unlink(missing_ok=True)
         if self.done or damaged or begun:
             self.messages.append(f"{len(self.done)} of {len(self._chunks)} chunks are done and whole.")
@@ -193,13 +185,13 @@ def load(path: str | Path) -> xarray.Dataset:
     """
     path = as_directory("load", "path", path)
     content = read_configuration(path)
-    if not labels_are_whole(path):
+    schema, complete = Schema.from_json(content["configuration"]), True
+    lanes = LanesZarr(path, schema)
+    if not lanes.has_labels():
         raise StoreError(f"{path}: the labels are not there or damaged: run the same sweep again, which mends them.")
-    schema = Schema.from_json(content["configuration"])
     results = {learner: schema.empty(learner) for learner in schema.lanes.takes}
-    reader, complete = ChunkReader(path, schema), True
     for chunk in schema.chunks():
-        found = reader.read(chunk)
+        found = lanes.read(chunk)
         complete = complete and found is not None
         for name, values in (found or {}).items():
             results[chunk.learner][name][chunk.start : chunk.stop] = values
