@@ -104,14 +104,41 @@ class TestRay:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def cluster(cls, client_port: int) -> Iterator[Any]:
+    def environment(cls) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            yield
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def client(cls, environment: None, client_port: int, tmp_path_factory: Any) -> Iterator[tuple[Any, Path]]:
+        """A process that runs the sweep as Ray's client once it is told to. It imports while the cluster starts."""
+        code = (
+            "import sys, ray, small_sweep; from popart_func import sweeps; input(); "
+            "sweeps.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2])); "
+            "assert 'torch._dynamo' not in sys.modules, 'which takes a second to import'"
+        )
+        store = tmp_path_factory.mktemp("client") / "store"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, store, f"ray://127.0.0.1:{client_port}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        yield process, store
+        process.kill()
+        process.communicate()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls, client: Any, client_port: int) -> Iterator[Any]:
         """Two nodes of one processor each, on this machine."""
         import ray
         from ray.cluster_utils import Cluster
 
-        environment = pytest.MonkeyPatch()
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 1, "object_store_memory": 100 << 20, "ray_client_server_port": client_port}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
@@ -119,7 +146,6 @@ class TestRay:
         yield nodes
         ray.shutdown()
         nodes.shutdown()
-        environment.undo()
 
     def test_two_nodes_give_the_same_to_the_bit_though_a_worker_is_killed(self, cluster, alone, tmp_path):
         import ray
@@ -132,17 +158,12 @@ class TestRay:
         assert load(tmp_path / "store").equals(alone)
 
     @pytest.mark.usefixtures("cluster")
-    def test_a_client_gives_the_same_to_the_bit(self, client_port, alone, tmp_path):
+    def test_a_client_gives_the_same_to_the_bit(self, client, alone):
         """From a process of its own, for this one is connected already."""
-        code = (
-            "import sys, small_sweep; from popart_func import sweeps; "
-            "sweeps.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
-        )
-        words = [sys.executable, "-c", code, tmp_path / "store", f"ray://127.0.0.1:{client_port}"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        found = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
-        assert found.returncode == 0, found.stderr
-        assert load(tmp_path / "store").equals(alone)
+        process, store = client
+        _, errors = process.communicate("go\n", timeout=120)
+        assert process.returncode == 0, errors
+        assert load(store).equals(alone)
 
     def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):
         write, written = Store.write, []

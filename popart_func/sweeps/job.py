@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, vmap
 
 import popart_func
 from popart_func.engines import scan_lanes
+from popart_func.engines.tracing.start_up import without_dynamo
 from popart_func.learners import Learner
 from popart_func.sweeps.dry_run import kept_variable, over_lanes, recorded_first_step
 from popart_func.sweeps.inputs import Inputs, SeedInputs
@@ -83,7 +84,7 @@ class Job:
         one_lane = optree.tree_map(lambda leaf: leaf[None], params), optree.tree_map(lambda leaf: leaf[:1], stream)
         for learner, make in self.learners.items():
             hparams = self._hparams(self._coordinates(learner, slice(0, 1)))
-            with torch.no_grad():
+            with torch.no_grad(), without_dynamo():
                 found = recorded_first_step(learner, make, self.record, *one_lane, hparams)
                 kept = {name: kept_variable(name, one, found[name], self.steps()) for name, one in self.record.items()}
             for name, one in kept.items():
@@ -144,10 +145,11 @@ class Job:
         def initial(params: Any, hparams: Any) -> Any:
             return make(**hparams).init(params)
 
-        state = over_lanes(initial, params, hparams)
-        state, found = scan_lanes(
-            self._step(learner), state, xs, hparams=hparams, shared=self.inputs.shared, engine=engine
-        )
+        with without_dynamo() if engine == "eager" else nullcontext():
+            state = over_lanes(initial, params, hparams)
+            state, found = scan_lanes(
+                self._step(learner), state, xs, hparams=hparams, shared=self.inputs.shared, engine=engine
+            )
         series = dict(zip(self._quantities(), found, strict=True))
         return state, {name: series[record.of] for name, record in self.record.items()}
 
