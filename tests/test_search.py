@@ -147,9 +147,9 @@ class TestJudge:
         assert found["paper"]["learning_rate"] == 10**-3.5
 
     def test_what_there_is_to_judge(self):
-        with pytest.raises(ValueError, match=r"cells: `algorithm` must be among \['popart'\], got 'sgd'"):
+        with pytest.raises(ValueError, match=r"judge: `algorithm` must be among \['popart'\], got 'sgd'"):
             search.judge(synthetic(), "sgd")
-        with pytest.raises(ValueError, match=r"cells: `name` must be among .*'final_error'.*, got 'rmsd'"):
+        with pytest.raises(ValueError, match=r"judge: `by` must be among .*'final_error'.*, got 'rmsd'"):
             search.judge(synthetic(), "popart", by="rmsd")
 
     def test_an_unfinished_sweep_is_not_judged(self):

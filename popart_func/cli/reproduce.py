@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from popart_func.cli.parameters import Algorithms, Device, Engine, whole_number
-from popart_func.display.progress import Bar, Progress, show_progress
+from popart_func.display.progress import show_progress
 from popart_func.display.table import make_table, print_table
 from popart_func.experiments.names import LABELS, Algorithm
 
@@ -62,24 +62,11 @@ def reproduce(
             algorithms=names,
             engine=engine,
             device=device,
-            on_progress=_Bars(progress, regression.STEPS).on_progress,
+            on_progress=lambda algorithm, done: progress.show(LABELS[algorithm], done, regression.STEPS),
         )
     print_table(_table(dataset))
     for path in results.write(dataset, out, force=force):
         print(f"wrote {path}")
-
-
-class _Bars:
-    """A progress bar for each algorithm; it appears when the algorithm begins, before it compiles."""
-
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self._progress, self._steps = progress, steps
-        self._bars: dict[str, Bar] = {}
-
-    def on_progress(self, algorithm: str, done: int) -> None:
-        if algorithm not in self._bars:
-            self._bars[algorithm] = self._progress.start(f"{LABELS[algorithm]:>14}", self._steps)
-        self._bars[algorithm].update(done, f"{LABELS[algorithm]:>14}")
 
 
 def _table(dataset: xarray.Dataset) -> Group:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 __all__ = [
     "PLAIN_NUMBERS",
-    "Target",
+    "Destination",
     "label_of",
     "legend_above",
     "name_of",
@@ -27,7 +27,7 @@ __all__ = [
     "value_of",
 ]
 
-Target = str | Path | IO[bytes] | BytesIO
+Destination = str | Path | IO[bytes] | BytesIO
 """Where a figure is written: a path, whose suffix says the format, or an open file, which gets a PNG."""
 
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.10g}")

@@ -1,4 +1,4 @@
-"""Progress on a terminal: one bar for each task, and messages beside them, on stderr.
+"""Progress on a terminal: bars, one for each task, and messages, on stderr.
 
 The bars are drawn only where stderr is a terminal; messages appear everywhere. rich is imported when a display starts,
 so that importing this module costs nothing.
@@ -6,47 +6,51 @@ so that importing this module costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-__all__ = ["Bar", "Progress", "show_progress"]
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
-
-class Bar(NamedTuple):
-    """One task's bar.
-
-    Attributes:
-        advance: ``advance(more)``: so many more units are done.
-        update: ``update(done, description)``: so many units are done in all; the description replaces the old one.
-    """
-
-    advance: Callable[[int | float], None]
-    update: Callable[[int | float, str], None]
+__all__ = ["Progress", "show_progress"]
 
 
-class Progress(NamedTuple):
-    """A display of bars and messages.
+class Progress:
+    """A display of bars and messages, as `show_progress` gives it."""
 
-    Attributes:
-        start: ``start(description, total)`` adds a bar of so many units.
-        say: prints a message of one line.
-    """
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
 
-    start: Callable[[str, int | float], Bar]
-    say: Callable[[str], None]
+    def show(self, name: str, done: int, total: int, description: str | None = None) -> None:
+        """Moves a task's bar to ``done`` of ``total`` units; the first call makes the bar.
+
+        Args:
+            name: the task's.
+            done: the number of units that are done.
+            total: the number of all units.
+            description: the text beside the bar; by default the name.
+        """
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+        self._bars.update(self._tasks[name], completed=done, description=description or name)
+
+    def say(self, message: str) -> None:
+        """Prints a message of one line."""
+        self._bars.console.print(message, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def show_progress(
-    unit: str, *, scale: int = 1, rate: bool = False, quiet: bool = False, transient: bool = False
+    unit: str, *, rate: int | None = None, quiet: bool = False, transient: bool = False
 ) -> Iterator[Progress]:
     """Shows bars until the block ends.
 
     Args:
-        unit: what is counted, such as ``"samples"``.
-        scale: how many of what is counted make one unit, such as 10**6 where the unit is ``"M lane-steps"``.
-        rate: also show how many units a second are done.
+        unit: the name of what is counted, such as ``"samples"``.
+        rate: show the speed instead of the count, divided by this number, such as 10**6 for ``"M lane-steps"``.
         quiet: show neither bars nor messages.
         transient: remove the bars at the end.
     """
@@ -56,10 +60,10 @@ def show_progress(
 
     class Done(progress.ProgressColumn):
         def render(self, task: progress.Task) -> Text:
-            done, total = (f"{value / scale:,.{int(scale > 1)}f}" for value in (task.completed, task.total or 0))
+            if rate is None:
+                return Text(f"{task.completed:,.0f} of {task.total:,.0f} {unit}")
             speed = task.finished_speed or task.speed
-            shown = f", {speed / scale:.3g} {unit}/s" if rate and speed is not None else ""
-            return Text(f"{done} of {total} {unit}{shown}")
+            return Text("" if speed is None else f"{speed / rate:.3g} {unit}/s")
 
     console = Console(stderr=True, quiet=quiet)
     columns = (
@@ -71,12 +75,4 @@ def show_progress(
     )
     disabled = quiet or not console.is_terminal
     with progress.Progress(*columns, console=console, disable=disabled, transient=transient) as bars:
-
-        def start(description: str, total: int | float) -> Bar:
-            task = bars.add_task(description, total=total, visible=total > 0)
-            return Bar(
-                advance=lambda more: bars.advance(task, more),
-                update=lambda done, description: bars.update(task, completed=done, description=description),
-            )
-
-        yield Progress(start, lambda message: console.print(message, highlight=False, soft_wrap=True))
+        yield Progress(bars)

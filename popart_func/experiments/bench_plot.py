@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from popart_func.display.canvas import PLAIN_NUMBERS, Target, legend_above, new_canvas, tidy
+from popart_func.display.canvas import PLAIN_NUMBERS, Destination, legend_above, new_canvas, tidy
 from popart_func.experiments.engine_costs import Cost
 
 __all__ = ["costs"]
@@ -16,7 +16,7 @@ _AXES = {"lanes": "lanes", "steps": "steps", "width": "hidden width", "depth": "
 _ENGINE_STYLES = {"native": ("#0072B2", "o"), "inductor": ("#D55E00", "s"), "eager": ("#009E73", "^")}
 
 
-def costs(results: Iterable[Cost], path: Target) -> Figure:
+def costs(results: Iterable[Cost], path: Destination) -> Figure:
     """Draws the cost of a lane-step against lanes, steps, width and depth: one panel each, both axes logarithmic.
 
     Args:

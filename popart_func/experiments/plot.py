@@ -5,7 +5,7 @@ from __future__ import annotations
 import xarray
 from matplotlib.figure import Figure
 
-from popart_func.display.canvas import Target, plural, set_title
+from popart_func.display.canvas import Destination, plural, set_title
 from popart_func.experiments.names import LABELS, STYLES
 from popart_func.experiments.regression import WINDOW
 from popart_func.sweeps.plot.curves import draw_bands
@@ -14,7 +14,7 @@ from popart_func.sweeps.statistics import percentiles
 __all__ = ["figure"]
 
 
-def figure(dataset: xarray.Dataset, path: Target) -> Figure:
+def figure(dataset: xarray.Dataset, path: Destination) -> Figure:
     """Draws Figure 1a: per algorithm the median and 10th to 90th percentile over seeds of the smoothed error.
 
     Args:

@@ -148,7 +148,7 @@ def judge(dataset: xarray.Dataset, algorithm: str, by: str = "final_error") -> d
     Raises:
         ValueError: as `cells`.
     """
-    errors = cells(dataset, algorithm, by)
+    errors = cells(dataset, algorithm, by, caller="judge")
     intervals = bootstrap_interval(errors, interquartile_mean)
     estimate = intervals["estimate"]
     place = {str(dim): int(i) for dim, i in estimate.fillna(np.inf).argmin(...).items()}
@@ -181,24 +181,27 @@ def reference_seconds(samples: int = 500) -> float:
     return (time.perf_counter() - started) / samples
 
 
-def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:
+def cells(
+    dataset: xarray.Dataset, algorithm: str, name: str = "final_error", *, caller: str = "cells"
+) -> xarray.DataArray:
     """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged.
 
     Args:
         dataset: as `sweep_grid` returns it.
         algorithm: its name.
         name: the error, a variable of `RECORD`.
+        caller: the function that a message names.
 
     Raises:
         ValueError: there is no such algorithm or error; or some lanes have not run, so whether they diverge is unknown.
     """
-    as_names("cells", "algorithm", algorithm, dataset["learner"].values.tolist())
-    as_names("cells", "name", name, [str(variable) for variable in dataset.data_vars])
+    as_names(caller, "algorithm", algorithm, dataset["learner"].values.tolist())
+    as_names(caller, "name" if caller == "cells" else "by", name, [str(variable) for variable in dataset.data_vars])
     one = dataset.sel(learner=algorithm, drop=True)
     not_run = int((one[DIVERGED] == NOT_RUN).sum())
     if not_run:
         raise ValueError(
-            f"cells: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
+            f"{caller}: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
             f"{algorithm!r} that have not been run."
         )
     errors = one[name].where(one[DIVERGED] == NEVER)

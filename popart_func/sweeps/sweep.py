@@ -158,15 +158,17 @@ class _Memory:
 
 def _run_missing(job: Job, kept: _Memory | Store, schema: Schema, workers: Workers, quiet: bool) -> int:
     """Runs the chunks that are not done yet; returns the number of their lane-steps."""
-    steps, missing = job.steps(), [chunk for chunk in schema.chunks() if chunk not in kept.done]
-    lane_steps = steps * sum(chunk.stop - chunk.start for chunk in missing)
-    with show_progress("M lane-steps", scale=10**6, rate=True, quiet=quiet) as progress:
+    missing, done = [chunk for chunk in schema.chunks() if chunk not in kept.done], 0
+    lane_steps = job.steps() * sum(chunk.stop - chunk.start for chunk in missing)
+    with show_progress("M lane-steps", rate=10**6, quiet=quiet) as progress:
         for message in kept.messages:
             progress.say(message)
-        bar = progress.start("sweep", lane_steps)
+        if missing:
+            progress.show("sweep", 0, lane_steps)
         for chunk, results in run_chunks(job, missing, workers):
             kept.write(chunk, results)
-            bar.advance(steps * (chunk.stop - chunk.start))
+            done += job.steps() * (chunk.stop - chunk.start)
+            progress.show("sweep", done, lane_steps)
     return lane_steps
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from popart_func.display.canvas import Target, new_canvas, plural, tidy
+from popart_func.display.canvas import Destination, new_canvas, plural, tidy
 from popart_func.verify import Outcome
 
 __all__ = ["errors"]
@@ -22,7 +22,7 @@ BINS = 96
 _INSIDE, _OUTSIDE, _EXACT, _LIMIT = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 
 
-def errors(outcomes: Sequence[Outcome], path: Target, *, setting: str = "") -> Figure:
+def errors(outcomes: Sequence[Outcome], path: Destination, *, setting: str = "") -> Figure:
     """Draws a histogram over seeds of error / allowed for each check, on a logarithmic axis with the limit at 1.
 
     A logarithmic axis has no place for zero: the share of seeds whose two computations agree to the bit is a bar on the

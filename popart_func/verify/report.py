@@ -108,9 +108,9 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 def progress(names: Sequence[str]) -> Iterator[Callable[[str, int, int], None]]:
     """Shows one bar over all checks; yields the ``on_progress`` that `verify.run` calls."""
     with show_progress("checks", transient=True) as shown:
-        bar = shown.start("", len(names))
 
         def on_progress(name: str, done: int, seeds: int) -> None:
-            bar.update(int(names.index(name) + done / seeds), f"{name}, {done:,} of {seeds:,} seeds")
+            at = int(names.index(name) + done / seeds)
+            shown.show("checks", at, len(names), f"{name}, {done:,} of {seeds:,} seeds")
 
         yield on_progress

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from popart_func.display.canvas import (
     PLAIN_NUMBERS,
-    Target,
+    Destination,
     label_of,
     legend_above,
     name_of,
@@ -31,7 +31,7 @@ __all__ = ["curves", "draw_bands"]
 
 def curves(
     values: xarray.DataArray,
-    path: Target,
+    path: Destination,
     over: str = "seed",
     along: str = "sample",
     *,

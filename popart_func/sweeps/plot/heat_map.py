@@ -16,7 +16,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from popart_func.display.canvas import (
     PLAIN_NUMBERS,
-    Target,
+    Destination,
     label_of,
     name_of,
     new_canvas,
@@ -52,7 +52,7 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 def heat_map(
     error: xarray.DataArray | Mapping[str, xarray.DataArray],
-    path: Target,
+    path: Destination,
     over: str = "seed",
     x: str = "step_size",
     y: str = "learning_rate",
