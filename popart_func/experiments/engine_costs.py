@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 COST_BASE = {"lanes": 1000, "steps": 500, "width": 10, "depth": 4}
-"""The shape of a run, of which `costs` varies one thing at a time."""
+"""The shape of a run; `costs` varies one thing at a time."""
 
 COST_VALUES = {
     "lanes": (1, 4, 16, 64, 256, 1000, 4000, 16_000, 100_000),

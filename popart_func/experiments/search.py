@@ -98,7 +98,7 @@ def sweep_grid(
         chunk_size: as in `sweeps.run`.
         engine: as in `sweeps.run`.
         device: as in `sweeps.run`.
-        store: as in `sweeps.run`: a directory, for a sweep that can be killed and resumed.
+        store: as in `sweeps.run`.
         workers: as in `sweeps.run`.
         quiet: as in `sweeps.run`.
 

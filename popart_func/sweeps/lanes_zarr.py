@@ -1,8 +1,8 @@
 """``lanes.zarr``: a sweep's results in zarr's format, one lane after the other, each array cut into chunks of lanes.
 
-zarr writes each chunk of an array atomically, with a CRC-32C checksum inside it: whoever opens the array is told of a
-damaged chunk. A chunk of lanes is one file for each variable. ``diverged_at`` is written last, once the other files are
-on the disk, so a chunk of lanes is done as soon as that file is there. zarr's metadata has no checksums: the *labels*,
+zarr writes each chunk of an array atomically, with a CRC-32C checksum inside it: reading a damaged chunk raises, in any
+program. A chunk of lanes is one file for each variable. ``diverged_at`` is written last, once the other files are on
+the disk, so a chunk of lanes is done as soon as that file is there. zarr's metadata has no checksums: the *labels*,
 that is, everything but the results, have theirs in ``labels.json``.
 """
 

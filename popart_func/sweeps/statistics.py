@@ -18,8 +18,7 @@ import numpy as np
 import xarray
 
 from popart_func.sweeps._checks import as_names
-from popart_func.sweeps._labelled import as_dims, check_runs
-from popart_func.sweeps._resampling import as_runs, bootstrap, percentiles_of
+from popart_func.sweeps._runs import as_dims, as_runs, bootstrap, check_runs, percentiles_of
 
 __all__ = [
     "PERCENTILES",
@@ -210,7 +209,7 @@ def probability_of_improvement(
 
     Args:
         x: a labelled array.
-        y: a labelled array with the same coordinates except for the runs, of which there may be another number.
+        y: a labelled array with the same coordinates as x except for the runs; the number of runs may differ.
         over: the dimension of the runs.
         stratify: the dimensions of the strata, such as tasks.
         better: ``"smaller"`` for errors, ``"larger"`` for scores. A run that has diverged (NaN) is the worst in both.

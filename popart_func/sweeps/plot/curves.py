@@ -23,7 +23,7 @@ from popart_func.display.canvas import (
     tidy,
 )
 from popart_func.sweeps._checks import as_names
-from popart_func.sweeps._labelled import as_dims
+from popart_func.sweeps._runs import as_dims
 from popart_func.sweeps.statistics import bootstrap_interval, percentiles
 
 __all__ = ["curves", "draw_bands"]

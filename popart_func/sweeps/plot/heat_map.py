@@ -24,7 +24,7 @@ from popart_func.display.canvas import (
     plural,
     value_of,
 )
-from popart_func.sweeps._labelled import check_runs
+from popart_func.sweeps._runs import check_runs
 from popart_func.sweeps.statistics import best_setting, interquartile_mean
 
 __all__ = ["heat_map"]

@@ -1,21 +1,41 @@
-"""Percentiles of runs, and the bootstrap: a statistic of many draws with replacement."""
+"""Runs along a dimension of a labelled array (xarray): checks, percentiles, and the bootstrap."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy.stats
 import xarray
 
 from popart_func._checks import check_count, check_scalar
+from popart_func.sweeps._checks import as_names
 
-__all__ = ["as_runs", "bootstrap", "percentiles_of"]
+__all__ = ["as_dims", "as_runs", "bootstrap", "check_runs", "percentiles_of"]
 
 _CHUNK = 2**23
 """How many drawn numbers are in memory at a time: 64 MiB of them."""
+
+
+def as_dims(
+    caller: str, argument: str, values: xarray.DataArray, dims: str | Iterable[str], *, but: str | None = None
+) -> list[str]:
+    """Dimensions as a list: one or more, distinct, all of the array's own, and not the one named by ``but``."""
+    return as_names(caller, argument, dims, [str(dim) for dim in values.dims if dim != but])
+
+
+def check_runs(caller: str, argument: str, values: xarray.DataArray, over: Sequence[str], *, least: int) -> None:
+    """Raises unless an array holds real numbers, and at least so many along each dimension of its runs."""
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{caller}: `{argument}` must be real numbers, got dtype {values.dtype}.")
+    for dim in over:
+        if values.sizes[dim] < least:
+            raise ValueError(
+                f"{caller}: `{argument}` must have at least {least} run{'s' * (least > 1)} along {dim!r}, "
+                f"got {values.sizes[dim]}."
+            )
 
 
 def as_runs(values: xarray.DataArray) -> xarray.DataArray:
