@@ -92,6 +92,26 @@ def test_an_address_of_no_cluster(monkeypatch):
         sweeps.run(**small_sweep.arguments(workers="ray"))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
+@pytest.mark.parametrize(("failures", "tries"), [(1, 2), (9, 3)])
+def test_a_client_whose_server_dies_connects_again(monkeypatch, failures, tries):
+    import ray
+
+    tried = []
+
+    def dies(**_: Any) -> None:
+        tried.append(1)
+        if len(tried) <= failures:
+            raise ConnectionAbortedError("Starting Ray client server failed")
+        raise ValueError("connected")
+
+    monkeypatch.setattr(ray, "init", dies)
+    expected = "connected" if failures < tries else "Starting Ray client server failed"
+    with pytest.raises(ConnectionError, match=expected):
+        sweeps.run(**small_sweep.arguments(workers="ray://127.0.0.1:10001"))
+    assert len(tried) == tries
+
+
 # Ray leaves sockets and processes to the end of the process, and warns of what it will change.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
@@ -108,6 +128,9 @@ class TestRay:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
             patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            patch.setenv(
+                "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "10"
+            )  # how long a failed start of it is waited for
             yield
 
     @pytest.fixture(scope="class")

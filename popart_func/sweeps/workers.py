@@ -28,7 +28,7 @@ Workers = int | str | None
 """None: this process. A number: so many processes beside it. ``"ray"``, or a Ray client's address ``"ray://..."``."""
 
 RETRIES = 3
-"""How often a chunk whose worker died is given to another worker."""
+"""How often a chunk whose worker died is given to another worker, and how often a connection to Ray is tried."""
 
 _QUEUED = 2
 """How many chunks are handed out for each worker, so that none waits for its next one."""
@@ -177,11 +177,16 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
-        raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
+    for left in reversed(range(RETRIES)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            break
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            # Now and then the process that Ray's server forks for a client dies at once: then connect again.
+            if isinstance(error, ConnectionAbortedError) and left:
+                continue
+            asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+            raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
     try:
         yield
     finally:
