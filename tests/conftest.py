@@ -24,7 +24,7 @@ MODULES = [
     for path in sorted(SOURCES.rglob("*.py"))
     if path.stem not in ("__init__", "__main__", "inductor")
 ]
-jaxtyping.install_import_hook(MODULES, "beartype.beartype")
+jaxtyping.install_import_hook(MODULES, "annotation_checks.check")
 
 
 @pytest.fixture(autouse=True, scope="session")

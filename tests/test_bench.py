@@ -12,7 +12,7 @@ import pytest
 
 from popart_func.cli import main
 from popart_func.engines import scan_lanes
-from popart_func.experiments import bench, peers, plot, regression
+from popart_func.experiments import bench, bench_plot, competitors, engine_costs, regression
 from popart_func.models import UnifiedModel, init_lanes
 
 ENGINES = ["eager", "jax", "jax_traced", "jax_lanes_last", "reference"]
@@ -57,8 +57,10 @@ def expected():
     return errors.numpy()
 
 
-@pytest.mark.parametrize("make", [peers.reference, peers.jax_scan, peers.jax_traced, peers.jax_lanes_last])
-def test_peers_compute_what_the_engines_do(make, expected):
+@pytest.mark.parametrize(
+    "make", [competitors.reference, competitors.jax_scan, competitors.jax_traced, competitors.jax_lanes_last]
+)
+def test_competitors_compute_what_the_engines_do(make, expected):
     """Up to the first spike to rounding and its growth; through it to what rlax's cancelling rule gives."""
     params = {name: leaf.numpy() for name, leaf in init_lanes(lambda: UnifiedModel(16, 10, 1), range(2)).items()}
     errors = make(params, regression.streams(range(2))[:STEPS].numpy())()
@@ -67,8 +69,8 @@ def test_peers_compute_what_the_engines_do(make, expected):
     np.testing.assert_allclose(errors[1000:], expected[1000:], rtol=1e-2, atol=1.0)
 
 
-def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
-    monkeypatch.setattr(peers, "STEP_SIZE", 0.3)
+def test_a_competitor_that_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(competitors, "STEP_SIZE", 0.3)
     with pytest.raises(RuntimeError, match="compare: jax must compute the errors that eager does, got a difference of"):
         bench.compare([2], engines=["jax"], steps=30, repeats=1)
 
@@ -81,11 +83,11 @@ def test_json(results):
 
 @pytest.mark.usefixtures("unchecked")
 def test_costs_and_their_picture(tmp_path, monkeypatch):
-    monkeypatch.setitem(bench.COST_BASE, "steps", 10)
-    costs = bench.costs(["eager"], values={"lanes": (1, 2)})
+    monkeypatch.setitem(engine_costs.COST_BASE, "steps", 10)
+    costs = engine_costs.costs(["eager"], values={"lanes": (1, 2)})
     assert [(cost.varied, cost.value) for cost in costs] == [("lanes", 1), ("lanes", 2)]
     assert all(cost.ns_per_lane_step > 0 for cost in costs)
-    drawn = plot.costs([*costs, bench.Cost("eager", "width", 8, 100.0)], tmp_path / "costs.png")
+    drawn = bench_plot.costs([*costs, engine_costs.Cost("eager", "width", 8, 100.0)], tmp_path / "costs.png")
     assert [axes.get_xlabel() for axes in drawn.axes] == ["lanes", "hidden width"]
     assert (tmp_path / "costs.png").stat().st_size > 0
 
@@ -125,7 +127,7 @@ def test_without_jax(monkeypatch, capsys):
     [
         (lambda: bench.compare([0], engines=["eager"]), "compare: `lanes` must be at least 1, got 0"),
         (lambda: bench.compare([1], engines=["warp"]), r"compare: `engines` must be among \[.*\], got 'warp'"),
-        (lambda: plot.costs([], "x.png"), "costs: `results` must hold at least one cost"),
+        (lambda: bench_plot.costs([], "x.png"), "costs: `results` must hold at least one cost"),
     ],
 )
 def test_errors(call, message):

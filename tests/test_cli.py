@@ -12,7 +12,8 @@ import xarray
 
 import popart_func
 from popart_func.cli import main
-from popart_func.experiments import regression
+from popart_func.experiments import competitors, regression
+from popart_func.experiments.names import ALGORITHMS, COMPETITORS, LABELS, STYLES
 
 
 @pytest.fixture(scope="module")
@@ -198,15 +199,11 @@ class TestMain:
             assert word in out
 
     def test_the_algorithms_are_those_of_the_experiment(self) -> None:
-        from popart_func.cli.parameters import Algorithm
+        assert tuple(regression.SETTINGS) == ALGORITHMS
+        assert LABELS.keys() == STYLES.keys() == set(ALGORITHMS)
 
-        assert tuple(algorithm.value for algorithm in Algorithm) == regression.ALGORITHMS
-
-    def test_the_grid_is_that_of_the_search(self) -> None:
-        from popart_func.cli.sweep import HALF_DECADES
-        from popart_func.experiments import search
-
-        assert HALF_DECADES == search.VALUES
+    def test_the_competitors_are_those_of_the_benchmark(self) -> None:
+        assert tuple(competitors.MAKERS) == COMPETITORS
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--version"]) == 0

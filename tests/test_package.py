@@ -31,7 +31,7 @@ def test_only_the_benchmark_and_the_checks_use_the_bridges():
     sources = Path(pf.__file__).parent
     users = {path.name for path in sources.rglob("*.py") if "popart_func.interop" in path.read_text(encoding="utf-8")}
     inside = {path.name for path in (sources / "interop").rglob("*.py")}
-    assert users - inside <= {"peers.py", "other_libraries.py"}
+    assert users - inside <= {"competitors.py", "other_libraries.py"}
 
 
 def test_every_public_name_is_there():

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
 from popart_func.display.canvas import number, value_of
+from popart_func.experiments.names import LABELS, STYLES
 from popart_func.experiments.plot import figure
 from popart_func.sweeps.plot import curves, heat_map
 from popart_func.sweeps.statistics import bootstrap_interval, interquartile_mean
@@ -112,8 +113,9 @@ def _waves(**sizes: int) -> xarray.DataArray:
 
 def test_curves_are_interquartile_means_with_their_intervals(tmp_path: Path) -> None:
     values = _waves(algorithm=2).assign_coords(algorithm=["sgd", "popart"], sample=np.arange(100, 120))
-    (axes,) = curves(values, tmp_path / "curves.png", resamples=50).axes
+    (axes,) = curves(values, tmp_path / "curves.png", resamples=50, labels=LABELS, styles=STYLES).axes
     assert [line.get_label() for line in axes.lines] == ["SGD", "Pop-Art"]
+    assert [line.get_color() for line in axes.lines] == [STYLES[name]["color"] for name in ("sgd", "popart")]
     interval = bootstrap_interval(values, resamples=50)
     for name, line, band in zip(values["algorithm"].values, axes.lines, axes.collections, strict=True):
         one = interval.sel(algorithm=name)
@@ -182,7 +184,7 @@ def _errors() -> xarray.DataArray:
 @pytest.fixture(scope="module")
 def map_of_errors(tmp_path_factory: pytest.TempPathFactory) -> Figure:
     path = tmp_path_factory.mktemp("plot") / "grid.png"
-    drawn = heat_map(_errors(), path)
+    drawn = heat_map(_errors(), path, labels=LABELS)
     assert path.read_bytes().startswith(b"\x89PNG")
     return drawn
 
@@ -327,7 +329,7 @@ def test_the_map_says_what_is_wrong(tmp_path: Path) -> None:
     ):
         heat_map(_errors().expand_dims(sample=2), path)
     with pytest.raises(ValueError, match=r"'learning_rate'\] in 'SGD', got \['learner', 'learning_rate'"):
-        heat_map({"sgd": _errors()}, path)
+        heat_map({"sgd": _errors()}, path, labels=LABELS)
     with pytest.raises(ValueError, match=r"heat_map: `error` must not be negative, got -1\."):
         heat_map(_errors() * 0 - 1, path)
     with pytest.raises(ValueError, match=r"heat_map: `error` must hold at least one panel, got none\."):
@@ -339,8 +341,8 @@ def test_the_map_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_powers_are_written_as_powers() -> None:
-    assert value_of(float(np.float32(10**-4.5))) == "$10^{-4.5}$"
-    assert [value_of(value) for value in (1.0, 0.25, 0.0, -1.0, 3, "normalized_sgd", "my_own")] == [
+    assert value_of(float(np.float32(10**-4.5)), {}) == "$10^{-4.5}$"
+    assert [value_of(value, LABELS) for value in (1.0, 0.25, 0.0, -1.0, 3, "normalized_sgd", "my_own")] == [
         "$10^{0}$",
         "0.25",
         "0",

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from popart_func.engines import EngineUnavailableError
 from popart_func.experiments import regression
-from popart_func.experiments.regression import ALGORITHMS, bits, learner, reproduce, smooth, streams
+from popart_func.experiments.names import ALGORITHMS
+from popart_func.experiments.regression import bits, learner, reproduce, smooth, streams
 from popart_func.models import LowerLayers, UnifiedModel, UpperLayer, init_lanes
 
 

@@ -14,8 +14,9 @@ import xarray
 
 from popart_func.cli import main
 from popart_func.experiments import regression, search, search_report
+from popart_func.experiments.names import HALF_DECADES
 from popart_func.sweeps import load
-from popart_func.sweeps.job import Work
+from popart_func.sweeps.job import Job
 from popart_func.sweeps.statistics import bootstrap_interval
 
 RATE, STEP_SIZE = 10**-2.5, 10**-0.5
@@ -40,16 +41,16 @@ def never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object) -> None:
         raise AssertionError("run")
 
-    monkeypatch.setattr(Work, "run", run)
+    monkeypatch.setattr(Job, "run", run)
 
 
 class TestSweepGrid:
     def test_the_grid_is_the_papers(self):
-        assert len(search.VALUES) == 11
-        np.testing.assert_allclose(np.log10(search.VALUES), np.arange(-5, 0.5, 0.5), atol=1e-12)
+        assert len(HALF_DECADES) == 11
+        np.testing.assert_allclose(np.log10(HALF_DECADES), np.arange(-5, 0.5, 0.5), atol=1e-12)
         for rate, step_size in regression.SETTINGS.values():
-            assert rate in search.VALUES
-            assert step_size is None or step_size in search.VALUES
+            assert rate in HALF_DECADES
+            assert step_size is None or step_size in HALF_DECADES
 
     @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize(
@@ -146,9 +147,9 @@ class TestJudge:
         assert found["paper"]["learning_rate"] == 10**-3.5
 
     def test_what_there_is_to_judge(self):
-        with pytest.raises(ValueError, match=r"cells: `algorithm` must be among \['popart'\], got 'sgd'"):
+        with pytest.raises(ValueError, match=r"judge: `algorithm` must be among \['popart'\], got 'sgd'"):
             search.judge(synthetic(), "sgd")
-        with pytest.raises(ValueError, match=r"cells: `name` must be among .*'final_error'.*, got 'rmsd'"):
+        with pytest.raises(ValueError, match=r"judge: `by` must be among .*'final_error'.*, got 'rmsd'"):
             search.judge(synthetic(), "popart", by="rmsd")
 
     def test_an_unfinished_sweep_is_not_judged(self):
@@ -221,7 +222,7 @@ class TestCommand:
         assert main(["sweep", "--help"]) == 0
         told = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert "What is named twice counts once, here and below." in told
-        assert "How many seeds, from 2 on, for intervals are over seeds." in told
+        assert "How many seeds, from 2 on, since intervals are over seeds." in told
 
     @pytest.mark.usefixtures("never_run")
     def test_another_grid_is_refused(self, finished, capsys):
@@ -239,7 +240,7 @@ class TestCommand:
 
     def test_interrupted_and_resumed(self, finished, tmp_path, monkeypatch, capsys):
         shutil.copytree(finished, tmp_path / "sweep")
-        (tmp_path / "sweep" / "done" / "popart-00000.json").unlink()
+        (tmp_path / "sweep" / "lanes.zarr" / "popart" / "diverged_at" / "c" / "0").unlink()
         (tmp_path / "sweep" / "summary.json").unlink()
 
         def interrupted(*_: object) -> None:
@@ -247,7 +248,7 @@ class TestCommand:
 
         words = ["sweep", *WORDS, "--out", str(tmp_path / "sweep")]
         with monkeypatch.context() as patch:
-            patch.setattr(Work, "run", interrupted)
+            patch.setattr(Job, "run", interrupted)
             assert main(words) == 130
         err = capsys.readouterr().err
         assert err.endswith(

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import xarray
 
-from popart_func.sweeps import _resampling
+from popart_func.sweeps import _runs
 from popart_func.sweeps.statistics import (
     best_setting,
     bootstrap_interval,
@@ -175,7 +175,7 @@ def test_the_interval_keeps_the_other_dimensions_in_order() -> None:
 def test_the_interval_does_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = xarray.DataArray(np.random.default_rng(2).normal(size=(7, 12)), dims=("sample", "seed"))
     whole = bootstrap_interval(values, resamples=100)
-    monkeypatch.setattr(_resampling, "_CHUNK", 2400)
+    monkeypatch.setattr(_runs, "_CHUNK", 2400)
     xarray.testing.assert_identical(bootstrap_interval(values, resamples=100), whole)
 
 

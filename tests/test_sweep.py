@@ -11,10 +11,10 @@ import xarray
 
 import popart_func as pf
 from popart_func import sweeps
-from popart_func.sweeps import job as work
-from popart_func.sweeps.grid import Chunk
-from popart_func.sweeps.job import Work
+from popart_func.sweeps import job
+from popart_func.sweeps.job import Job
 from popart_func.sweeps.records import Record, every, last, mean, smoothed
+from popart_func.sweeps.schema import Chunk
 
 # Annotations are enforced in the fixtures; the tests look at messages, and run long loops.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -58,19 +58,54 @@ def shared_sweep(make_learner, **changes):
 @pytest.fixture
 def chunks_run(monkeypatch: pytest.MonkeyPatch) -> list[Chunk]:
     """Each chunk that is run, as it is run."""
-    seen, run = [], Work.run
-    monkeypatch.setattr(Work, "run", lambda work, chunk: seen.append(chunk) or run(work, chunk))
+    seen, run = [], Job.run
+    monkeypatch.setattr(Job, "run", lambda job, chunk: seen.append(chunk) or run(job, chunk))
     return seen
 
 
 class TestLanes:
     def test_the_grid_is_its_coordinates(self):
         grid = sweeps.lanes([3, 1], learner=["b", "a"], beta=[0.5], alpha=[1, 2, 3])
-        assert list(grid.coords) == ["learner", "beta", "alpha", "seed"]
-        assert grid["learner"].values.tolist() == ["b", "a"]
-        assert grid["alpha"].values.tolist() == [1.0, 2.0, 3.0]
-        assert grid["seed"].values.tolist() == [3, 1]
-        assert not grid.data_vars
+        assert grid.sizes == {"learner": 2, "beta": 1, "alpha": 3, "seed": 2}
+        dataset = grid.to_xarray()
+        assert list(dataset.coords) == ["learner", "beta", "alpha", "seed"]
+        assert dataset["learner"].values.tolist() == ["b", "a"]
+        assert dataset["alpha"].values.tolist() == [1.0, 2.0, 3.0]
+        assert dataset["seed"].values.tolist() == [3, 1]
+        assert dataset["seed"].dtype == np.int64
+        assert not dataset.data_vars
+
+    def test_the_grid_can_be_printed(self):
+        grid = sweeps.lanes(range(2**32 - 20, 2**32), learner=["sgd", "popart"], learning_rate=[10**-2.5, 1])
+        assert repr(grid).splitlines() == [
+            "Grid(learner: 2, learning_rate: 2, seed: 20)",
+            "  learner        sgd, popart",
+            "  learning_rate  0.00316228, 1",
+            "  seed           4294967276, 4294967277, 4294967278, 4294967279, 4294967280, 4294967281, ..., 4294967295",
+        ]
+
+    def test_a_part_of_a_grid(self):
+        grid = sweeps.lanes(range(5), learner=["a", "b"], alpha=[1, 2, 3], beta=[0.5])
+        part = grid.sel(learner="b", alpha=[3, np.float64(1)], seed=torch.tensor([4, 0]))
+        assert part == sweeps.lanes([4, 0], learner=["b"], alpha=[3, 1], beta=[0.5])
+        assert grid.sel(learner=["b", "a"]).learners == ("b", "a")
+        assert grid.sel(seed=3.0).seeds == (3,)
+        assert isinstance(grid.sel(seed=3.0).seeds[0], int)
+        assert grid.sizes["alpha"] == 3, "the grid stays as it is"
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"gamma": 1}, r"sel: the grid has the axes \['learner', 'alpha', 'seed'\], got 'gamma'"),
+            ({"alpha": 0.3}, r"sel: `alpha` must be among \[1.0, 2.0\], got 0.3"),
+            ({"learner": ["c"]}, r"sel: `learner` must be among \['a', 'b'\], got 'c'"),
+            ({"seed": []}, r"sel: `seed` must be one or more distinct values, got \[\]"),
+            ({"seed": [1, 1]}, r"sel: `seed` must be one or more distinct values, got \[1, 1\]"),
+        ],
+    )
+    def test_what_is_no_part_of_a_grid(self, values, message):
+        with pytest.raises(ValueError, match=message):
+            sweeps.lanes(range(2), learner=["a", "b"], alpha=[1, 2]).sel(**values)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -108,7 +143,7 @@ class TestLanes:
         [np.array([0.5, 1.0]), torch.tensor([0.5, 1.0]), [np.float32(0.5), Fraction(1)], (torch.tensor(0.5), 1)],
     )
     def test_numbers_of_any_kind(self, values):
-        assert sweeps.lanes([0], alpha=values)["alpha"].values.tolist() == [0.5, 1.0]
+        assert sweeps.lanes([0], alpha=values).axes["alpha"] == (0.5, 1.0)
 
     @pytest.mark.parametrize("seeds", [3, None, "12", [1.0], [True], torch.ones(2)])
     def test_what_are_no_seeds(self, seeds):
@@ -155,13 +190,13 @@ class TestRun:
 
     def test_all_chunks_have_as_many_lanes_the_last_one_too(self, monkeypatch):
         """In another number of lanes, a lane's last bits may be others."""
-        scan, seen = work.scan_lanes, []
+        scan, seen = job.scan_lanes, []
 
         def noted(step, state, xs, **options):
             seen.append((len(optree.tree_leaves(state)[0]), len(optree.tree_leaves(xs)[0])))
             return scan(step, state, xs, **options)
 
-        monkeypatch.setattr(work, "scan_lanes", noted)
+        monkeypatch.setattr(job, "scan_lanes", noted)
         sweeps.run(**small_sweep.arguments())
         assert [lanes for lanes, steps in seen if steps == small_sweep.STEPS] == 8 * [4]
 
@@ -202,7 +237,7 @@ class TestRun:
 
     def test_seeds_alone(self):
         arguments = small_sweep.arguments(lanes=sweeps.lanes(range(2)))
-        with pytest.raises(ValueError, match="`make_learner` takes 'learning_rate', of which `lanes` have no values"):
+        with pytest.raises(ValueError, match="`make_learner` takes 'learning_rate', for which `lanes` have no values"):
             sweeps.run(**arguments)
         alone = sweeps.run(**{**arguments, "make_learner": lambda: arguments["make_learner"]["sgd"](0.01)})
         assert alone["final"].dims == ("seed",)
@@ -277,13 +312,7 @@ class TestRun:
             ({"store": 3}, TypeError, "`store` must be the path of a directory, got int"),
             ({"store": "s3://bucket/sweep"}, ValueError, "path of a local directory, got 's3://bucket/sweep'"),
             ({"lanes": {"seed": [0]}}, TypeError, "`lanes` must be a grid that `lanes` has built, got dict"),
-            ({"lanes": xarray.Dataset(coords={"seed": [0.5]})}, TypeError, r"`lanes.seed` must be .* got \[0.5\]"),
-            ({"lanes": sweeps.lanes([0, 1]).isel(seed=[])}, ValueError, "`lanes.seed` must hold at least one seed"),
-            (
-                {"lanes": sweeps.lanes([0], learning_rate=[1]).assign_coords(step_size=("seed", [1]))},
-                ValueError,
-                r"each coordinate an axis of its own, got 'step_size' along \('seed',\)",
-            ),
+            ({"lanes": sweeps.lanes([0]).to_xarray()}, TypeError, "grid that `lanes` has built, got Dataset"),
             (
                 {"lanes": sweeps.lanes([0], learning_rate=[0.1, 1e300], step_size=[0.1])},
                 ValueError,
@@ -295,7 +324,6 @@ class TestRun:
                 "`lanes.step_size` must be within the range of torch.float32, got 1e-300",
             ),
             ({"lanes": sweeps.lanes([0], learning_rate=[1], step_size=[1], gamma=[1])}, ValueError, "vary 'gamma'"),
-            ({"lanes": xarray.Dataset(coords={"learning_rate": [1.0]})}, ValueError, "with a coordinate 'seed'"),
             (
                 {"data": lambda seed: (torch.zeros(10 + seed, 2), torch.zeros(10 + seed, 1))},
                 ValueError,
@@ -414,8 +442,8 @@ class TestRun:
         with pytest.raises(RuntimeError, match=r"\.item\(\) on a Tensor") as caught:
             sweeps.run(**{**arguments, "make_learner": lambda learning_rate: sgd(float(learning_rate))})
         assert caught.value.__notes__ == [
-            "run: the first step of `make_learner(...)` was tried in one lane, with hyper-parameters as 0-d tensors, "
-            "under torch.vmap: neither `float`, `.item()`, nor `if` can be asked of a tensor."
+            "run: the first step of `make_learner(...)` ran in one lane, with hyper-parameters as 0-d tensors, "
+            "under torch.vmap, where `float`, `.item()` and `if` can't read a tensor."
         ]
 
     @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import xarray
 
 from popart_func import sweeps
 from popart_func.sweeps import load, workers
-from popart_func.sweeps.store import ChunkStore
+from popart_func.sweeps.store import Store
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -92,6 +92,26 @@ def test_an_address_of_no_cluster(monkeypatch):
         sweeps.run(**small_sweep.arguments(workers="ray"))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
+@pytest.mark.parametrize(("failures", "tries"), [(1, 2), (9, 3)])
+def test_a_client_whose_server_dies_connects_again(monkeypatch, failures, tries):
+    import ray
+
+    tried = []
+
+    def dies(**_: Any) -> None:
+        tried.append(1)
+        if len(tried) <= failures:
+            raise ConnectionAbortedError("Starting Ray client server failed")
+        raise ValueError("connected")
+
+    monkeypatch.setattr(ray, "init", dies)
+    expected = "connected" if failures < tries else "Starting Ray client server failed"
+    with pytest.raises(ConnectionError, match=expected):
+        sweeps.run(**small_sweep.arguments(workers="ray://127.0.0.1:10001"))
+    assert len(tried) == tries
+
+
 # Ray leaves sockets and processes to the end of the process, and warns of what it will change.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install 'popart-func[ray]'")
@@ -104,14 +124,44 @@ class TestRay:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def cluster(cls, client_port: int) -> Iterator[Any]:
+    def environment(cls) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            patch.setenv(
+                "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "10"
+            )  # how long a failed start of it is waited for
+            yield
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def client(cls, environment: None, client_port: int, tmp_path_factory: Any) -> Iterator[tuple[Any, Path]]:
+        """A process that runs the sweep as Ray's client once it is told to. It imports while the cluster starts."""
+        code = (
+            "import sys, ray, small_sweep; from popart_func import sweeps; input(); "
+            "sweeps.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2])); "
+            "assert 'torch._dynamo' not in sys.modules, 'which takes a second to import'"
+        )
+        store = tmp_path_factory.mktemp("client") / "store"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, store, f"ray://127.0.0.1:{client_port}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        yield process, store
+        process.kill()
+        process.communicate()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls, client: Any, client_port: int) -> Iterator[Any]:
         """Two nodes of one processor each, on this machine."""
         import ray
         from ray.cluster_utils import Cluster
 
-        environment = pytest.MonkeyPatch()
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # or a token is written into the user's home
-        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 1, "object_store_memory": 100 << 20, "ray_client_server_port": client_port}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
@@ -119,7 +169,6 @@ class TestRay:
         yield nodes
         ray.shutdown()
         nodes.shutdown()
-        environment.undo()
 
     def test_two_nodes_give_the_same_to_the_bit_though_a_worker_is_killed(self, cluster, alone, tmp_path):
         import ray
@@ -132,20 +181,15 @@ class TestRay:
         assert load(tmp_path / "store").equals(alone)
 
     @pytest.mark.usefixtures("cluster")
-    def test_a_client_gives_the_same_to_the_bit(self, client_port, alone, tmp_path):
+    def test_a_client_gives_the_same_to_the_bit(self, client, alone):
         """From a process of its own, for this one is connected already."""
-        code = (
-            "import sys, small_sweep; from popart_func import sweeps; "
-            "sweeps.run(**small_sweep.arguments(store=sys.argv[1], workers=sys.argv[2]))"
-        )
-        words = [sys.executable, "-c", code, tmp_path / "store", f"ray://127.0.0.1:{client_port}"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        found = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
-        assert found.returncode == 0, found.stderr
-        assert load(tmp_path / "store").equals(alone)
+        process, store = client
+        _, errors = process.communicate("go\n", timeout=120)
+        assert process.returncode == 0, errors
+        assert load(store).equals(alone)
 
     def test_a_cancelled_sweep_goes_on_elsewhere(self, cluster, alone, tmp_path, monkeypatch):
-        write, written = ChunkStore.write, []
+        write, written = Store.write, []
 
         def interrupted(store, chunk, values):
             if len(written) == 3:
@@ -154,14 +198,14 @@ class TestRay:
             write(store, chunk, values)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ChunkStore, "write", interrupted)
+            patch.setattr(Store, "write", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert load(tmp_path / "store").attrs["complete"] == 0
         assert sweeps.run(**small_sweep.arguments(store=tmp_path / "store")).equals(alone)
 
     def test_a_node_that_is_lost(self, cluster, alone, tmp_path, monkeypatch):
-        write, lost = ChunkStore.write, []
+        write, lost = Store.write, []
 
         def and_lose_a_node(store, chunk, values):
             if not lost:
@@ -169,14 +213,14 @@ class TestRay:
                 cluster.remove_node(lost[0], allow_graceful=False)
             write(store, chunk, values)
 
-        monkeypatch.setattr(ChunkStore, "write", and_lose_a_node)
+        monkeypatch.setattr(Store, "write", and_lose_a_node)
         found = sweeps.run(**small_sweep.arguments(store=tmp_path / "store", workers="ray"))
         assert len(lost) == 1
         assert found.equals(alone)
 
     def test_a_worker_unlike_this_machine_is_refused(self, cluster, monkeypatch):
-        from popart_func.sweeps.job import Work
+        from popart_func.sweeps.job import Job
 
-        monkeypatch.setattr(Work, "environment", lambda work: {"processor": "another"})
+        monkeypatch.setattr(Job, "environment", lambda job: {"processor": "another"})
         with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
             sweeps.run(**small_sweep.arguments(workers="ray"))

@@ -1,7 +1,7 @@
 """The command ``popart-func``: parse, call, print; nothing else.
 
-Exit status: 0 if everything was written and every check passed, 2 for a bad value on the command line, 1 for any other
-failure, 130 when interrupted.
+Exit status: 0 if everything was written and every check passed, 1 for a failure, 2 for a bad value on the command line,
+130 when interrupted.
 """
 
 from __future__ import annotations

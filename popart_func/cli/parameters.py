@@ -1,8 +1,7 @@
-"""What the commands' options have in common: their types, and what makes a value a bad one."""
+"""Types of the commands' options, and the validators that refuse a bad value."""
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +10,10 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from popart_func.engines import ENGINES
-from popart_func.sweeps import _checks
+from popart_func.experiments.names import Algorithm
 
 __all__ = [
     "ENGINE_NAMES",
-    "Algorithm",
     "Algorithms",
     "Device",
     "Engine",
@@ -30,22 +28,13 @@ __all__ = [
 ENGINE_NAMES = ("auto", *ENGINES)
 
 
-class Algorithm(enum.Enum):
-    """The four algorithms of `experiments.regression`, which takes long to import."""
-
-    sgd = "sgd"
-    art = "art"
-    popart = "popart"
-    normalized_sgd = "normalized_sgd"
-
-
 def whole_number(least: int, most: int | None = None) -> Parameter:
-    """A whole number within bounds; left to itself, cyclopts rounds 1.5."""
+    """An option that is a whole number within bounds. cyclopts alone would round 1.5."""
     return Parameter(converter=_whole, validator=Number(gte=least, lte=most))
 
 
 def words(**options: Any) -> Parameter:
-    """One or more words after the option."""
+    """An option with one or more words after it."""
     return Parameter(consume_multiple=(1, None), negative=(), **options)
 
 
@@ -56,7 +45,7 @@ def check_among(names: Sequence[str] | None, choices: Collection[str]) -> None:
 
 
 def check_engine(_: Any, name: str) -> None:
-    """Raises unless it is an engine's name, or "auto"."""
+    """Raises unless the name is an engine's, or "auto"."""
     check_among([name], ENGINE_NAMES)
 
 
@@ -68,14 +57,16 @@ def _whole(_: Any, tokens: Sequence[Token]) -> int:
 
 
 def _check_device(_: Any, name: str) -> None:
+    from popart_func.sweeps._checks import as_device  # not above: the package imports xarray and zarr
+
     try:
-        _checks.check_device("", name)
+        as_device("", name)
     except ValueError as error:  # without the function's name: on a command line nobody called one
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
 def _check_file(_: Any, path: Path | None) -> None:
-    """That a file can be written there: before the work, not after it."""
+    """Raises if no file can be written at a path: before the work, not after it."""
     if path is not None and path.is_dir():
         raise ValueError(f"{path} is a folder.")
     if path is not None and not path.parent.is_dir():

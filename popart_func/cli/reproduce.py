@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from popart_func.cli.parameters import Algorithm, Algorithms, Device, Engine, whole_number
+from popart_func.cli.parameters import Algorithms, Device, Engine, whole_number
+from popart_func.display.progress import show_progress
+from popart_func.display.table import make_table, print_table
+from popart_func.experiments.names import LABELS, Algorithm
 
 if TYPE_CHECKING:
     import xarray
@@ -47,81 +48,51 @@ def reproduce(
     device
         Where to run: cpu, cuda, cuda:1.
     out
-        The directory to write. It appears when all is done, complete.
+        The directory to write. It appears once all is done.
     force
         Overwrite a directory that holds earlier results.
     """
-    from rich.console import Console
-
     from popart_func.experiments import regression, results
 
-    results.check_directory(out, force=force)
+    out = results.as_directory(out, force=force)
     names = [algorithm.value for algorithm in dict.fromkeys(algorithms)]
-    with _progress(regression.LABELS, regression.STEPS) as on_progress:
+    with show_progress("samples") as progress:
         dataset = regression.reproduce(
-            range(seeds), algorithms=names, engine=engine, device=device, on_progress=on_progress
+            range(seeds),
+            algorithms=names,
+            engine=engine,
+            device=device,
+            on_progress=lambda algorithm, done: progress.show(LABELS[algorithm], done, regression.STEPS),
         )
-    console = Console()
-    console.print(_table(dataset), highlight=False)
+    print_table(_table(dataset))
     for path in results.write(dataset, out, force=force):
         print(f"wrote {path}")
 
 
-@contextmanager
-def _progress(labels: dict[str, str], steps: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar for each algorithm on stderr, if that is a terminal; it moves before the first steps are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:>14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("samples"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks = {}
-
-        def on_progress(algorithm: str, done: int) -> None:
-            if algorithm not in tasks:
-                tasks[algorithm] = progress.add_task(labels[algorithm], total=None)
-            if done:
-                progress.update(tasks[algorithm], completed=done, total=steps)
-
-        yield on_progress
-
-
 def _table(dataset: xarray.Dataset) -> Group:
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
-    from popart_func.experiments.regression import LABELS
     from popart_func.sweeps.statistics import percentiles
 
     over_seeds = percentiles(dataset["rmse"])
     names, seeds, steps = dataset["algorithm"].values, dataset.sizes["seed"], dataset.sizes["step"]
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("sample", justify="right", no_wrap=True)
-    for name in names:
-        table.add_column(LABELS[name], justify="right", no_wrap=True)
+    errors = []
     for sample in (100, 900, 1000, 1900, 2000, 2900, 3900, 4900):
         at = over_seeds.sel(sample=sample)
         cells = [
             "{} ({}-{})".format(*(_short(float(at[key].sel(algorithm=name))) for key in ("median", "p10", "p90")))
             for name in names
         ]
-        table.add_row(f"{sample}{'*' if sample % 1000 == 0 else ' '}", *cells, end_section=sample == 4900)
+        errors.append([f"{sample}{'*' if sample % 1000 == 0 else ' '}", *cells])
     seconds = dataset["seconds"].values
-    table.add_row("seconds", *(f"{value:.2f}" for value in seconds))
-    table.add_row("compile", *(f"{value:.2f}" for value in dataset["compile_seconds"].values))
-    table.add_row("Msteps/s", *(f"{seeds * steps / value / 1e6:.3g}" for value in seconds))
-    return Group(
-        f"RMSE over {seeds} seed{'s' * (seeds != 1)}: median (10th-90th percentile)",
-        table,
-        "* with a 65535 in the average; Msteps/s: million seeds x steps per second",
+    times = [
+        ["seconds", *(f"{value:.2f}" for value in seconds)],
+        ["compile", *(f"{value:.2f}" for value in dataset["compile_seconds"].values)],
+        ["Msteps/s", *(f"{seeds * steps / value / 1e6:.3g}" for value in seconds)],
+    ]
+    return make_table(
+        ["sample", *(LABELS[name] for name in names)],
+        [errors, times],
+        title=f"RMSE over {seeds} seed{'s' * (seeds != 1)}: median (10th-90th percentile)",
+        notes=["* with a 65535 in the average; Msteps/s: million seeds x steps per second"],
     )
 
 

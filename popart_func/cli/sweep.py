@@ -1,4 +1,4 @@
-"""``popart-func sweep``: the search for learning rates and step sizes that the Pop-Art paper chose its own by."""
+"""``popart-func sweep``: the Pop-Art paper's search for learning rates and step sizes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from popart_func.cli.parameters import Algorithm, Algorithms, Device, Engine, whole_number, words
+from popart_func.cli.parameters import Algorithms, Device, Engine, whole_number, words
+from popart_func.display.table import print_table
+from popart_func.experiments.names import HALF_DECADES, Algorithm
 
-__all__ = ["HALF_DECADES", "sweep"]
-
-HALF_DECADES = tuple(10 ** (power / 2) for power in range(-10, 1))
-"""The values of `experiments.search`, which takes long to import."""
+__all__ = ["sweep"]
 
 
-def _as_workers(text: str | None) -> int | str | None:
+def _number_or_name(text: str | None) -> int | str | None:
     return int(text) if text and text.isdecimal() else text
 
 
 def _check_workers(_: Any, text: str | None) -> None:
-    from popart_func.sweeps.validation import check_workers
+    from popart_func.sweeps.validation import as_workers
 
     try:
-        check_workers(_as_workers(text))
+        as_workers(_number_or_name(text))
     except ValueError:
         raise ValueError("Choose a number of processes, at least 1, or ray, or ray://host:port.") from None
 
@@ -56,8 +55,8 @@ def sweep(
     """Search learning rates and step sizes on the Pop-Art paper's online regression, by default the paper's own grid.
 
     Every setting and seed is a lane: 18,700 runs of 5004 samples. Prints each algorithm's best setting, with the
-    interquartile mean of its seeds' final error and a 95 % interval, beside the paper's setting. Killed at any
-    moment, the same command goes on from where it was; on a finished directory it only prints. Writes:
+    interquartile mean of its seeds' final error and a 95 % interval, beside the paper's setting. After it was killed,
+    the same command goes on from where it was; on a finished directory it only prints. Writes:
 
     * **lanes.zarr**: the results of every lane, for xarray.open_zarr with group="sgd", "art" and so on.
     * **heat_map.png**: the final error over the grid.
@@ -74,11 +73,11 @@ def sweep(
     step_sizes
         Which step sizes of the statistics.
     seeds
-        How many seeds, from 2 on, for intervals are over seeds. They are numbered from 0.
+        How many seeds, from 2 on, since intervals are over seeds. They are numbered from 0.
     chunk
-        How many lanes run at once, and are written at once.
+        How many lanes run together, and are written together.
     workers
-        How many processes beside this one, or ray, or ray://host:port; by default this one alone.
+        How many processes beside this one, or ray, or ray://host:port; by default this process alone.
     device
         Where to run: cpu, cuda, cuda:1.
     out
@@ -86,8 +85,6 @@ def sweep(
     resume
         Go on with the sweep in the directory; with --no-resume, refuse if there is one.
     """
-    from rich.console import Console
-
     from popart_func.experiments import search, search_report
 
     if not resume:
@@ -102,12 +99,12 @@ def sweep(
             engine=engine,
             device=device,
             store=out,
-            workers=_as_workers(workers),
+            workers=_number_or_name(workers),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = search_report.write(dataset, out)
-    Console().print(search_report.table(summary), highlight=False)
+    print_table(search_report.table(summary))
     speed = search_report.speed(dataset)
     if speed:
         print(speed)

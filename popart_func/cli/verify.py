@@ -1,4 +1,4 @@
-"""``popart-func verify``: the claims of the papers and of this library, checked."""
+"""``popart-func verify``: checks of the claims of the papers and of this library."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from popart_func.cli.parameters import (
     whole_number,
     words,
 )
+from popart_func.display.table import print_table
 from popart_func.engines import EngineUnavailableError, available_engines
 
 __all__ = ["verify"]
-
 
 SEEDS = 1000
 
@@ -38,7 +38,7 @@ def verify(
     dtype: Literal["float32", "float64"] = "float32",
     device: Device = "cpu",
     engine: Annotated[
-        str, Parameter(validator=check_engine, help=f"What is held against eager: {', '.join(ENGINE_NAMES)}.")
+        str, Parameter(validator=check_engine, help=f"The engine to compare with eager: {', '.join(ENGINE_NAMES)}.")
     ] = "auto",
     json: File = None,
     plot: Picture = None,
@@ -46,8 +46,8 @@ def verify(
     """Check the claims of the papers and of this library on random networks, data and statistics of any magnitude.
 
     Each check computes one thing in two ways, by the library and independently of it, for all seeds at once, and
-    measures how far apart they are against what rounding allows. Prints a table; the exit status is 1 if a check fails,
-    or if one that was asked for by name can't run here.
+    compares the difference with what rounding allows. Prints a table. The exit status is 1 if a check fails, or if a
+    check that was asked for by name can't run here.
 
     To see a failure again: popart-func verify --check NAME --seed SEED
 
@@ -60,7 +60,7 @@ def verify(
     check
         Which checks, one or more names as in the table; by default all.
     dtype
-        What the library computes in. Both are held against float64.
+        What the library computes in. Either is compared with float64.
     device
         Where to run: cpu, cuda, cuda:1.
     json
@@ -71,7 +71,6 @@ def verify(
     import json as json_format
 
     import torch
-    from rich.console import Console
 
     from popart_func.verify import CHECKS, report, run
     from popart_func.verify.checks.lanes import engine_to_check
@@ -91,7 +90,7 @@ def verify(
             engine=engine,
             on_progress=on_progress,
         )
-    Console(width=report.WIDTH).print(report.table(outcomes), highlight=False)
+    print_table(report.table(outcomes), report.WIDTH)
     if json is not None:
         content = report.as_json(
             outcomes,

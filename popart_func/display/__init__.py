@@ -1,3 +1,3 @@
-"""What a person sees of a run: the progress bar, the tables on a terminal, the canvas of the figures."""
+"""Display: tables and progress bars on a terminal, and the canvas of all figures."""
 
 __all__: list[str] = []

@@ -1,61 +1,78 @@
-"""A bar on a terminal: how much is done, how fast, and how long it will take. Elsewhere nothing but messages."""
+"""Progress on a terminal: bars, one for each task, and messages, on stderr.
+
+The bars are drawn only where stderr is a terminal; messages appear everywhere. rich is imported when a display starts,
+so that importing this module costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
-__all__ = ["Report", "reporting"]
-
-
-class Report(NamedTuple):
-    """What a long computation tells while it runs.
-
-    Attributes:
-        say: a message, one line.
-        advance: how many more lane-steps are done.
-    """
-
-    say: Callable[[str], None]
-    advance: Callable[[int], None]
+__all__ = ["Progress", "show_progress"]
 
 
-class _Rate(ProgressColumn):
-    """Lane-steps per second."""
+class Progress:
+    """A display of bars and messages, as `show_progress` gives it."""
 
-    def render(self, task: Task) -> Text:
-        """The rate of the last half minute, and at the end that of all."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed / 1e6:.3g} M lane-steps/s")
+    def __init__(self, bars: RichProgress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, name: str, done: int, total: int, description: str | None = None) -> None:
+        """Moves a task's bar to ``done`` of ``total`` units; the first call makes the bar.
+
+        Args:
+            name: the task's.
+            done: the number of units that are done.
+            total: the number of all units.
+            description: the text beside the bar; by default the name.
+        """
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total)
+        self._bars.update(self._tasks[name], completed=done, description=description or name)
+
+    def say(self, message: str) -> None:
+        """Prints a message of one line."""
+        self._bars.console.print(message, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def reporting(quiet: bool) -> Iterator[Callable[[str, int], Report]]:
-    """Gives a function that starts a bar of so many lane-steps, on stderr; it is drawn only where that is a terminal.
+def show_progress(
+    unit: str, *, rate: int | None = None, quiet: bool = False, transient: bool = False
+) -> Iterator[Progress]:
+    """Shows bars until the block ends.
 
     Args:
-        quiet: neither a bar nor messages.
+        unit: the name of what is counted, such as ``"samples"``.
+        rate: show the speed instead of the count, divided by this number, such as 10**6 for ``"M lane-steps"``.
+        quiet: show neither bars nor messages.
+        transient: remove the bars at the end.
     """
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Done(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            if rate is None:
+                return Text(f"{task.completed:,.0f} of {task.total:,.0f} {unit}")
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed / rate:.3g} {unit}/s")
+
     console = Console(stderr=True, quiet=quiet)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        _Rate(),
-        TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        Done(),
+        progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-
-        def start(description: str, lane_steps: int) -> Report:
-            task = progress.add_task(description, total=lane_steps, visible=lane_steps > 0)
-            return Report(
-                say=lambda message: console.print(message, highlight=False, soft_wrap=True),
-                advance=lambda more: progress.advance(task, more),
-            )
-
-        yield start
+    disabled = quiet or not console.is_terminal
+    with progress.Progress(*columns, console=console, disable=disabled, transient=transient) as bars:
+        yield Progress(bars)

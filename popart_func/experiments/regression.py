@@ -25,6 +25,7 @@ from popart_func import optim
 from popart_func._typing import Integer
 from popart_func._version import __version__
 from popart_func.engines import resolve_engine, scan_lanes
+from popart_func.experiments.names import ALGORITHMS
 from popart_func.learners import (
     Learner,
     LearnerState,
@@ -35,11 +36,9 @@ from popart_func.learners import (
 )
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart
-from popart_func.sweeps._checks import check_device, check_names, check_seeds
+from popart_func.sweeps._checks import as_device, as_names, as_seeds
 
 __all__ = [
-    "ALGORITHMS",
-    "LABELS",
     "SETTINGS",
     "SPIKE",
     "STEPS",
@@ -54,16 +53,16 @@ __all__ = [
 ]
 
 STEPS = 5004
-"""How many numbers a stream has: five blocks of 1000, with one `SPIKE` after each of the first four."""
+"""The length of a stream: five blocks of 1000 numbers, with one `SPIKE` after each of the first four."""
 
 SPIKE = 65535
 """The rare target: 16 ones."""
 
 WINDOW = 10
-"""How many samples the moving average takes."""
+"""The number of samples in the moving average of the error."""
 
 CHUNKS = 12
-"""A run is handed on in so many pieces of one length, so that there is progress to show and one shape to compile."""
+"""The number of pieces of equal length that a run is cut into, to show progress and compile one shape."""
 
 
 class Setting(NamedTuple):
@@ -85,22 +84,16 @@ SETTINGS = {
     "popart": Setting(10**-2.5, 10**-0.5),
     "normalized_sgd": Setting(10**-2.5, 10**-0.5),
 }
-"""The paper's choice for each algorithm, found there by a grid search over learning rates and step sizes."""
-
-ALGORITHMS = tuple(SETTINGS)
-"""The names of the four algorithms."""
-
-LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "normalized SGD"}
-"""What people call them."""
+"""The paper's hyper-parameters for each algorithm, found there by a grid search."""
 
 _MODEL = (16, 10, 1)
 
-with torch.device("meta"):  # a blueprint without numbers: nothing is drawn, so that a learner can be built in a lane
+with torch.device("meta"):  # no numbers are drawn, so that a learner can be built inside a lane
     apply = stateless(UnifiedModel(*_MODEL))
 
 
 def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
-    """The numbers to learn: inputs (as bits) and targets in one.
+    """The streams of numbers to learn; a number is both the target and, as bits, the input.
 
     5000 draws of ``numpy.random.RandomState(seed).randint(0, 1024)``, laid out row by row as 1000 x 5; block j is
     column j, and a 65535 follows each of the first four blocks.
@@ -112,7 +105,7 @@ def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
         int32, ``[5004, seeds]``: time first, as the engines read it.
 
     Raises:
-        TypeError, ValueError: no seeds, or not such.
+        TypeError, ValueError: the seeds are none.
 
     >>> streams([0, 1])[[0, 1, 1000, 5003]]
     tensor([[  684,    37],
@@ -121,7 +114,7 @@ def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
             [  295,   954]], dtype=torch.int32)
     """
     columns = []
-    for seed in check_seeds("streams", seeds):
+    for seed in as_seeds("streams", seeds):
         blocks = np.random.RandomState(seed).randint(0, 1024, 5000).reshape(1000, 5).T
         # Spikes go in before positions 1000, 2000, 3000 and 4000 of the plain numbers.
         columns.append(np.insert(blocks.reshape(-1), [1000, 2000, 3000, 4000], SPIKE))
@@ -129,7 +122,7 @@ def streams(seeds: Iterable[SupportsIndex]) -> Integer[Tensor, "5004 seeds"]:
 
 
 def bits(number: Integer[Tensor, "*axes"]) -> Integer[Tensor, "*axes 16"]:
-    """The 16 binary digits of a number, most significant first.
+    """The 16 binary digits of a number, the most significant first.
 
     Args:
         number: an integer in [0, 65535], 0-d; leading axes are kept.
@@ -152,12 +145,12 @@ def learner(algorithm: str, setting: Setting | None = None) -> Learner:
         setting: its hyper-parameters; by default the paper's.
 
     Raises:
-        ValueError: an unknown algorithm, or one with statistics and no step size.
+        ValueError: the algorithm is unknown, or has statistics and the setting no step size.
 
     >>> learner("sgd").init(init_lanes(lambda: UnifiedModel(16, 10, 1), [0])).statistics.scale
     tensor([1.])
     """
-    check_names("learner", "algorithm", algorithm, ALGORITHMS)
+    as_names("learner", "algorithm", algorithm, ALGORITHMS)
     learning_rate, step_size = SETTINGS[algorithm] if setting is None else setting
     optimizer = optim.sgd(learning_rate)
     if algorithm == "sgd":
@@ -173,7 +166,7 @@ def smooth(error: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
     Args:
         error: ``[..., steps]``.
-        window: how many neighbours are averaged.
+        window: the number of neighbours that are averaged.
 
     Returns:
         ``[..., steps - window + 1]`` of the input's dtype; entry i averages inputs i to i + window - 1.
@@ -196,35 +189,35 @@ def reproduce(
     dtype: torch.dtype = torch.float32,
     on_progress: Callable[[str, int], None] | None = None,
 ) -> xarray.Dataset:
-    """Runs the experiment: every algorithm on every seed, all seeds of an algorithm at once.
+    """Runs the experiment of Figure 1a: every algorithm on every seed, all seeds of an algorithm at once.
 
-    What is recorded is ``|f(x) - y|``, unnormalized, after ART and POP of a sample and before its gradient step.
+    It records ``|f(x) - y|``, unnormalized, after ART and POP of a sample and before its gradient step.
 
     Args:
         seeds: distinct integers in [0, 2**32); each draws its own stream and its own first parameters.
-        algorithms: which of `ALGORITHMS`, in the order wanted.
+        algorithms: one or more of `names.ALGORITHMS`, in the order of the result.
         engine: one of `popart_func.engines.ENGINES`, or ``"auto"``.
         device: where to run.
         dtype: of parameters and errors, float32 or float64.
-        on_progress: called as ``on_progress(algorithm, steps)`` when an algorithm begins (with 0) and whenever it has
-            made so many of its 5004 steps.
+        on_progress: called as ``on_progress(algorithm, steps)`` with the number of steps done, of 5004: with 0 when an
+            algorithm begins, and then after each twelfth.
 
     Returns:
         The variables ``error`` (algorithm, seed, step) and ``rmse`` (algorithm, seed, sample), its moving average, with
-        the coordinates learning_rate, step_size, seconds and compile_seconds per algorithm. Their attributes say what
-        each is.
+        the coordinates learning_rate, step_size, seconds and compile_seconds per algorithm. Each has a ``long_name``
+        and ``units`` among its attributes.
 
     Raises:
-        TypeError, ValueError: bad seeds, algorithms, engine, device or dtype.
+        TypeError, ValueError: seeds, algorithms, engine, device or dtype are none.
         EngineUnavailableError: the engine can't run on the device.
 
     For example (it takes some seconds)::
 
         median = reproduce(range(50)).rmse.median("seed").sel(algorithm="popart")
     """
-    seeds = check_seeds("reproduce", seeds)
-    algorithms = check_names("reproduce", "algorithms", algorithms, ALGORITHMS)
-    device = check_device("reproduce", device)
+    seeds = as_seeds("reproduce", seeds)
+    algorithms = as_names("reproduce", "algorithms", algorithms, ALGORITHMS)
+    device = as_device("reproduce", device)
     engine = resolve_engine(engine, device, STEPS, caller="reproduce")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"reproduce: `dtype` must be torch.float32 or torch.float64, got {dtype}.")
@@ -293,7 +286,7 @@ def _run(
     on_progress: Callable[[str, int], None] | None,
     chunks: int = CHUNKS,
 ) -> tuple[np.ndarray, list[float]]:
-    """The errors ``[seeds, steps]`` of one algorithm, and the wall time of each chunk in seconds."""
+    """Runs one algorithm; returns its errors ``[seeds, steps]`` and the wall time of each chunk in seconds."""
     init, step = init_and_step(algorithm)
     carry = init(params)
     errors, seconds, done = [], [], 0
@@ -312,7 +305,10 @@ def _run(
 
 @functools.cache
 def init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable[..., Any]]:
-    """One function object per algorithm, so that what an engine compiles once serves every chunk and every call."""
+    """An algorithm's ``init`` over lanes and its step of one lane.
+
+    They are the same function objects in every call, so that an engine compiles the step once.
+    """
     init, update = learner(algorithm)
 
     def step(state: LearnerState, number: Tensor) -> tuple[LearnerState, Tensor]:
@@ -324,6 +320,7 @@ def init_and_step(algorithm: str) -> tuple[Callable[..., LearnerState], Callable
 
 
 def make_network() -> UnifiedModel:
+    """The experiment's network, with fresh parameters."""
     return UnifiedModel(*_MODEL)
 
 

@@ -1,6 +1,6 @@
-"""Results on disk: a directory with the curves, a summary and the figure.
+"""Results of `regression.reproduce` on disk: a directory with the curves, a summary and the figure.
 
-A directory appears complete or not at all: it is written beside its place, under a hidden name, and renamed at the end.
+A directory appears complete or not at all: it is written under a hidden name beside its place, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +20,13 @@ import numpy as np
 import xarray
 
 from popart_func.experiments.plot import figure
+from popart_func.sweeps.lanes_zarr import consolidating
 from popart_func.sweeps.statistics import percentiles
 
-__all__ = ["FILES", "check_directory", "summary", "write"]
+__all__ = ["FILES", "as_directory", "summary", "write"]
 
 FILES = ("curves.zarr", "summary.json", "figure.png")
-"""What a result directory holds, and all that it may hold to be overwritten."""
+"""The files of a result directory. A directory that holds anything else is never overwritten."""
 
 
 def write(dataset: xarray.Dataset, directory: str | Path, *, force: bool = False) -> list[Path]:
@@ -34,27 +34,28 @@ def write(dataset: xarray.Dataset, directory: str | Path, *, force: bool = False
 
     Args:
         dataset: as `regression.reproduce` returns it.
-        directory: where to; its parents are made. An empty one may be there already.
-        force: replace a result directory once the new one is complete.
+        directory: the directory to write; it and its parents are made. It may exist if it is empty.
+        force: replace earlier results once the new ones are complete.
 
     Returns:
         The paths written.
 
     Raises:
-        FileExistsError: there is something already, and no ``force``, or something that is no result directory.
-        OSError: the place can't be written to.
+        FileExistsError: the directory holds results and ``force`` is False, or it holds something else.
+        OSError: the directory can't be written.
     """
-    directory = check_directory(directory, force=force)
+    directory = as_directory(directory, force=force)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(directory) as partial:
-        _write_zarr(dataset, partial / "curves.zarr")
+        with consolidating():
+            dataset.to_zarr(partial / "curves.zarr", mode="w-", zarr_format=3, consolidated=True)
         (partial / "summary.json").write_text(json.dumps(summary(dataset), allow_nan=False) + "\n", encoding="utf-8")
         figure(dataset, partial / "figure.png")
     return [directory / name for name in FILES]
 
 
 def summary(dataset: xarray.Dataset) -> dict[str, Any]:
-    """The medians and percentiles over seeds as plain numbers, fit for JSON. What is not finite becomes None.
+    """The medians and percentiles over seeds as plain numbers for JSON, which has None for what is not finite.
 
     ``{"algorithms": {name: {"learning_rate", "step_size", "seconds", "rmse": {"sample", "median", "p10", "p90"}}}}``
 
@@ -75,16 +76,13 @@ def summary(dataset: xarray.Dataset) -> dict[str, Any]:
     return {"algorithms": algorithms}
 
 
-def check_directory(directory: str | Path, *, force: bool = False) -> Path:
-    """Raises unless `write` may write there; call it before computing what is to be written.
+def as_directory(directory: str | Path, *, force: bool = False) -> Path:
+    """A directory that `write` may write, as an absolute path without symbolic links; call it before a long run.
 
-    With ``force``, a directory may be replaced that holds nothing but `FILES`: nothing else is ever deleted.
-
-    Returns:
-        The directory, absolute, without symbolic links.
+    With ``force``, a directory that holds only `FILES` may be replaced: nothing else is ever deleted.
 
     Raises:
-        FileExistsError, NotADirectoryError, PermissionError, OSError: it may not, and why.
+        FileExistsError, NotADirectoryError, PermissionError, OSError: `write` may not write it; the message says why.
     """
     directory = Path(directory).expanduser().resolve()
     if directory.exists():
@@ -116,16 +114,9 @@ def check_directory(directory: str | Path, *, force: bool = False) -> Path:
     return directory
 
 
-def _write_zarr(dataset: xarray.Dataset, path: Path) -> None:
-    with warnings.catch_warnings():
-        # Version 3 of the format does not specify consolidated metadata yet; without, `xarray.open_zarr` warns.
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=True)
-
-
 @contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """A new directory beside the given one, which takes its place if the block succeeds, and else is removed."""
+    """A new directory that takes the place of the given one if the block succeeds, and is removed if it does not."""
     mark = secrets.token_hex(4)
     partial = directory.with_name(f".{directory.name}.{mark}.partial")
     old = directory.with_name(f".{directory.name}.{mark}.old")
@@ -135,7 +126,7 @@ def _replacing(directory: Path) -> Iterator[Path]:
         if directory.exists():
             directory.rename(old)
         partial.rename(directory)
-    except BaseException:  # an interrupt too
+    except BaseException:  # also an interrupt
         if old.exists() and not directory.exists():
             old.rename(directory)
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,13 +1,13 @@
-"""The paper's search for hyper-parameters, on its online regression: learning rates by step sizes, four algorithms.
+"""The paper's search for hyper-parameters on its online regression: learning rates x step sizes, four algorithms.
 
-`sweep_grid` runs the grid, `judge` says which setting of each algorithm is best and how sure that is. A setting is
-judged by its seeds' *final error*: the mean of ``|f(x) - y|`` over the last 1000 of 5004 samples, the block after the
-last 65535, with the prediction made before the sample is seen. The average over seeds is the interquartile mean, which
-some seeds gone wrong do not decide; a seed that diverged is infinitely bad.
+`sweep_grid` runs the grid; `judge` finds the best setting of an algorithm, with its interval. A setting is judged by
+its seeds' *final error*: the mean of ``|f(x) - y|`` over the last 1000 of 5004 samples, the block after the last 65535,
+where a prediction is made before its sample is seen. The average over seeds is the interquartile mean, which a few bad
+seeds do not decide; a seed that diverged is infinitely bad.
 
-Figure 1a shows the error after ART and POP of the sample. POP keeps the prediction, so it is the same error; but ART
-alone moves it toward the target, onto it with a step size of 1, and the larger the step size the better it looks. That
-error is kept as ``recorded_error``.
+Figure 1a shows another error: after ART and POP of the sample. POP keeps the prediction, so for Pop-Art both are the
+same. ART alone moves the prediction toward the target, onto it with a step size of 1, so the larger the step size the
+better that error looks. It is kept as ``recorded_error``.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), section 3: both are searched over
 {10^-5, 10^-4.5, ..., 1}.
@@ -29,34 +29,31 @@ from torch import Tensor
 from popart_func import sweeps
 from popart_func._checks import check_scalar
 from popart_func._typing import Float, Integer
-from popart_func.experiments import peers, regression
-from popart_func.experiments.regression import ALGORITHMS, SETTINGS, Setting
+from popart_func.experiments import competitors, regression
+from popart_func.experiments.names import ALGORITHMS, HALF_DECADES
+from popart_func.experiments.regression import SETTINGS, Setting
 from popart_func.learners import Learner, LearnerState
 from popart_func.models import init_params
 from popart_func.pop_art import unnormalize
-from popart_func.sweeps._checks import check_names
-from popart_func.sweeps.grid import DIVERGED, NEVER, NOT_RUN
+from popart_func.sweeps._checks import as_names, as_numbers, as_seeds
 from popart_func.sweeps.records import last, mean, smoothed
+from popart_func.sweeps.schema import DIVERGED, NEVER, NOT_RUN
 from popart_func.sweeps.statistics import bootstrap_interval, interquartile_mean, probability_of_improvement
-from popart_func.sweeps.validation import check_values
 from popart_func.sweeps.workers import Workers
 
-__all__ = ["FINAL", "RECORD", "VALUES", "cells", "judge", "make_learners", "reference_seconds", "sweep_grid"]
-
-VALUES = tuple(10 ** (power / 2) for power in range(-10, 1))
-"""10^-5, 10^-4.5, ..., 1: what the paper searched, for learning rates and for step sizes."""
+__all__ = ["FINAL", "RECORD", "cells", "judge", "make_learners", "reference_seconds", "sweep_grid"]
 
 FINAL = 1000
-"""How many samples at the end of the stream a setting is judged by."""
+"""The number of samples at the end of the stream that a setting is judged by."""
 
 
 def prior_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
-    """The error before the sample is seen."""
+    """The error before the sample is seen, a record's quantity."""
     return info[0]
 
 
 def recorded_error(state: Any, info: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
-    """The error after ART and POP, as Figure 1a shows it."""
+    """The error after ART and POP of the sample, as in Figure 1a, a record's quantity."""
     return info[1]
 
 
@@ -66,11 +63,11 @@ RECORD = {
     "recorded_error": last(FINAL, of=recorded_error),
     "rmse": smoothed(regression.WINDOW, n=50, of=recorded_error),
 }
-"""What is kept of each lane: three numbers, and a thin curve."""
+"""What is kept of each lane: three numbers, and every 50th sample of the smoothed error."""
 
 
 def make_learners(algorithms: Iterable[str] = ALGORITHMS) -> dict[str, Any]:
-    """The paper's algorithms as `sweeps.run` takes them; SGD has no step size, and so no lanes for its values.
+    """The paper's algorithms as `sweeps.run` takes them. SGD takes no step size, and so has no lanes for its values.
 
     >>> list(make_learners(["sgd"]))
     ['sgd']
@@ -80,8 +77,8 @@ def make_learners(algorithms: Iterable[str] = ALGORITHMS) -> dict[str, Any]:
 
 def sweep_grid(
     algorithms: Iterable[str] = ALGORITHMS,
-    learning_rates: Iterable[SupportsFloat] = VALUES,
-    step_sizes: Iterable[SupportsFloat] = VALUES,
+    learning_rates: Iterable[SupportsFloat] = HALF_DECADES,
+    step_sizes: Iterable[SupportsFloat] = HALF_DECADES,
     seeds: Iterable[SupportsIndex] = range(50),
     *,
     chunk_size: int = sweeps.CHUNK_SIZE,
@@ -94,27 +91,27 @@ def sweep_grid(
     """Runs a grid of settings of the paper's experiment, by default the paper's own grid.
 
     Args:
-        algorithms: which of `regression.ALGORITHMS`.
+        algorithms: one or more of `names.ALGORITHMS`.
         learning_rates: values of α.
         step_sizes: values of β, for the algorithms that have one.
-        seeds: distinct integers.
-        chunk_size: as in `sweeps.run`; so are the others.
-        engine: one of the engines, or ``"auto"``.
-        device: where to run.
-        store: a directory, for a sweep that can be killed and resumed.
-        workers: who runs it.
-        quiet: say nothing.
+        seeds: distinct integers in [0, 2**32).
+        chunk_size: as in `sweeps.run`.
+        engine: as in `sweeps.run`.
+        device: as in `sweeps.run`.
+        store: as in `sweeps.run`.
+        workers: as in `sweeps.run`.
+        quiet: as in `sweeps.run`.
 
     Returns:
-        What `RECORD` says, and ``diverged_at``, over learner, learning_rate, step_size and seed.
+        The variables of `RECORD`, ``diverged_at`` and ``done`` over learner, learning_rate, step_size and seed.
 
     Raises:
-        TypeError, ValueError: as `sweeps.run`; or learning rates that are not positive, step sizes not in (0, 1].
+        TypeError, ValueError: as `sweeps.run`; or a learning rate is not positive, or a step size not in (0, 1].
     """
-    names = check_names("sweep_grid", "algorithms", algorithms, ALGORITHMS)
-    axes = {"learning_rate": check_values("sweep_grid", "learning_rates", learning_rates)}
+    names = as_names("sweep_grid", "algorithms", algorithms, ALGORITHMS)
+    axes = {"learning_rate": tuple(as_numbers("sweep_grid", "learning_rates", learning_rates))}
     if any(name != "sgd" for name in names):
-        axes["step_size"] = check_values("sweep_grid", "step_sizes", step_sizes)
+        axes["step_size"] = tuple(as_numbers("sweep_grid", "step_sizes", step_sizes))
     for name, values in axes.items():
         for value in values:
             check_scalar("sweep_grid", f"{name}s", value, above=0, most=1 if name == "step_size" else None)
@@ -122,7 +119,7 @@ def sweep_grid(
         make_learners(names),
         lambda seed: regression.streams([seed])[:, 0],
         functools.partial(init_params, regression.make_network),
-        sweeps.lanes(seeds, learner=names, **axes),
+        sweeps.Grid(axes, tuple(as_seeds("sweep_grid", seeds)), tuple(names)),
         record=RECORD,
         chunk_size=chunk_size,
         engine=engine,
@@ -134,20 +131,24 @@ def sweep_grid(
 
 
 def judge(dataset: xarray.Dataset, algorithm: str, by: str = "final_error") -> dict[str, Any]:
-    """One algorithm's best setting and the paper's, each with an interval, as plain data.
+    """Finds an algorithm's best setting and sets the paper's beside it, each with an interval, as plain data.
 
     Args:
         dataset: as `sweep_grid` returns it.
-        algorithm: which.
-        by: the error to judge by, one of `RECORD`'s with one number a lane.
+        algorithm: its name.
+        by: the error to judge by: a variable of `RECORD` with one number a lane.
 
     Returns:
-        ``best`` and ``paper``, each with its setting, the interquartile mean of the final error over seeds, its 95 %
-        bootstrap interval and how many seeds diverged; ``improvement``, how probable it is that a seed of the best
-        setting beats one of the paper's, with its interval; ``as_good``, how many settings' intervals reach the best
-        one's estimate. ``paper`` and ``improvement`` are None where the grid lacks the paper's setting.
+        ``best`` and ``paper``: each with its setting, the interquartile mean of the error over seeds, the 95 %
+        bootstrap interval of that and the number of diverged seeds. ``improvement``: the probability that a seed of the
+        best setting beats one of the paper's, with its interval. ``as_good``: the number of settings whose interval
+        reaches the best one's estimate. ``settings``, ``lanes``, ``diverged_lanes``: their numbers. ``paper`` and
+        ``improvement`` are None where the grid lacks the paper's setting.
+
+    Raises:
+        ValueError: as `cells`.
     """
-    errors = cells(dataset, algorithm, by)
+    errors = cells(dataset, algorithm, by, caller="judge")
     intervals = bootstrap_interval(errors, interquartile_mean)
     estimate = intervals["estimate"]
     place = {str(dim): int(i) for dim, i in estimate.fillna(np.inf).argmin(...).items()}
@@ -168,32 +169,39 @@ def judge(dataset: xarray.Dataset, algorithm: str, by: str = "final_error") -> d
 
 
 def reference_seconds(samples: int = 500) -> float:
-    """What a lane-step takes in the reference style, one module per seed in a Python loop: seconds, measured now.
+    """Measures the seconds that a lane-step takes in the reference style: one module per seed in a Python loop.
 
     Args:
-        samples: how much of seed 0's stream is run.
+        samples: the number of samples of seed 0's stream to run.
     """
     params = {name: leaf[None].numpy() for name, leaf in init_params(regression.make_network, 0).items()}
-    run = peers.reference(params, regression.streams([0])[:samples].numpy())
+    run = competitors.reference(params, regression.streams([0])[:samples].numpy())
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) / samples
 
 
-def cells(dataset: xarray.Dataset, algorithm: str, name: str = "final_error") -> xarray.DataArray:
+def cells(
+    dataset: xarray.Dataset, algorithm: str, name: str = "final_error", *, caller: str = "cells"
+) -> xarray.DataArray:
     """One algorithm's errors over its own hyper-parameters and the seeds; NaN for lanes that diverged.
 
+    Args:
+        dataset: as `sweep_grid` returns it.
+        algorithm: its name.
+        name: the error, a variable of `RECORD`.
+        caller: the function that a message names.
+
     Raises:
-        ValueError: no such algorithm or error; or there are lanes that have not been run: whether they diverge, nobody
-            knows.
+        ValueError: there is no such algorithm or error; or some lanes have not run, so whether they diverge is unknown.
     """
-    check_names("cells", "algorithm", algorithm, dataset["learner"].values.tolist())
-    check_names("cells", "name", name, [str(variable) for variable in dataset.data_vars])
+    as_names(caller, "algorithm", algorithm, dataset["learner"].values.tolist())
+    as_names(caller, "name" if caller == "cells" else "by", name, [str(variable) for variable in dataset.data_vars])
     one = dataset.sel(learner=algorithm, drop=True)
     not_run = int((one[DIVERGED] == NOT_RUN).sum())
     if not_run:
         raise ValueError(
-            f"cells: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
+            f"{caller}: `dataset` must be of a finished sweep, got {not_run} of {one[DIVERGED].size} lanes of "
             f"{algorithm!r} that have not been run."
         )
     errors = one[name].where(one[DIVERGED] == NEVER)
@@ -211,9 +219,9 @@ def _normalized(algorithm: str, learning_rate: Tensor, step_size: Tensor) -> Any
 
 
 def _on_numbers(algorithm: str, setting: Setting) -> Any:
-    """A learner whose examples are the numbers themselves, of which the step makes bits, so that streams stay small.
+    """A learner whose samples are the numbers themselves: the step makes bits of them, so that streams stay small.
 
-    Its info is the error before the sample is seen, and the one after ART and POP.
+    Its info is the error before the sample is seen, and the error after ART and POP.
     """
     learner = regression.learner(algorithm, setting)
 
@@ -221,7 +229,7 @@ def _on_numbers(algorithm: str, setting: Setting) -> Any:
         dtype = next(iter(state.params.values())).dtype
         x, y = regression.bits(number).to(dtype), number.to(dtype)
         new, info = learner.update(state, (x, y))
-        if algorithm != "art":  # whose statistics either do not bear on the prediction, or leave it where it is
+        if algorithm != "art":  # without statistics, or with POP, both errors are the same
             return new, (info.error.mean(), info.error.mean())
         before = unnormalize(state.statistics, regression.apply(state.params, x)) - y
         return new, (before.abs().mean(), info.error.mean())
@@ -230,7 +238,7 @@ def _on_numbers(algorithm: str, setting: Setting) -> Any:
 
 
 def _place_of(errors: xarray.DataArray, setting: Setting) -> dict[str, int] | None:
-    """Where a setting lies in a grid, None if nowhere."""
+    """The place of a setting in a grid, by dimension; None if the grid lacks it."""
     place = {}
     for dim in errors.dims:
         if dim != "seed":
@@ -242,6 +250,7 @@ def _place_of(errors: xarray.DataArray, setting: Setting) -> dict[str, int] | No
 
 
 def _described(intervals: xarray.Dataset, errors: xarray.DataArray, place: dict[str, int]) -> dict[str, Any]:
+    """One setting with its estimate, interval and number of diverged seeds, as plain data."""
     at = intervals.isel(place)
     setting = {name: float(errors[name][index]) for name, index in place.items()}
     numbers = {name: _plain(at[name]) for name in ("estimate", "low", "high")}

@@ -1,4 +1,4 @@
-"""What a search for hyper-parameters found: a table, a summary and a picture in the sweep's directory."""
+"""Report of a search for hyper-parameters: a table, and a summary and a heat map in the sweep's directory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray
 
+from popart_func.display.table import make_table
 from popart_func.experiments import search
-from popart_func.experiments.regression import LABELS
+from popart_func.experiments.names import LABELS
 from popart_func.experiments.search import FINAL, cells, judge
+from popart_func.sweeps.configuration import CONFIGURATION, StoreError
 from popart_func.sweeps.files import write_atomically
 from popart_func.sweeps.plot import heat_map
-from popart_func.sweeps.store import CONFIGURATION, StoreError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -28,17 +29,17 @@ BY = ("final_error", "mean_error", "recorded_error")
 
 
 def check_new(directory: str | Path) -> None:
-    """Raises if there is a sweep in the directory.
+    """Raises if the directory holds a sweep.
 
     Raises:
-        StoreError: there is.
+        StoreError: it does.
     """
     if (Path(directory).expanduser() / CONFIGURATION).exists():
         raise StoreError(f"{directory} holds a sweep: name another directory, or go on with it with --resume.")
 
 
 def summary(dataset: xarray.Dataset) -> dict[str, Any]:
-    """Each algorithm judged by each error, see `search.judge`, as plain data.
+    """Every algorithm judged by every error with `search.judge`, as plain data.
 
     ``{"algorithms": {name: {"final_error": {...}, "mean_error": {...}, "recorded_error": {...}}}, "seeds": 50, ...}``
 
@@ -57,8 +58,12 @@ def summary(dataset: xarray.Dataset) -> dict[str, Any]:
 def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any], list[Path]]:
     """Writes ``summary.json`` and ``heat_map.png`` into a sweep's directory, unless they are there.
 
+    Args:
+        dataset: as `search.sweep_grid` returns it.
+        directory: the sweep's.
+
     Returns:
-        The summary, and what was written.
+        The summary, and the paths that were written.
     """
     directory = Path(directory).expanduser()
     found, written = summary(dataset), []
@@ -67,61 +72,67 @@ def write(dataset: xarray.Dataset, directory: str | Path) -> tuple[dict[str, Any
         write_atomically(directory / SUMMARY, text.encode())
         written.append(directory / SUMMARY)
     if not (directory / PICTURE).exists():
-        panels = {LABELS[name]: cells(dataset, name) for name in map(str, dataset["learner"].values)}
+        panels = {name: cells(dataset, name) for name in map(str, dataset["learner"].values)}
         picture = io.BytesIO()
-        heat_map(panels, picture, label=f"final error: mean |f(x) - y| over the last {FINAL} samples")
+        label = f"final error: mean |f(x) - y| over the last {FINAL} samples"
+        heat_map(panels, picture, label=label, labels=LABELS)
         write_atomically(directory / PICTURE, picture.getvalue())
         written.append(directory / PICTURE)
     return found, written
 
 
 def table(found: dict[str, Any]) -> Group:
-    """The best settings and the paper's, for a terminal of 80 columns.
+    """A table of the best settings and the paper's, for a terminal of 80 columns.
 
     Args:
         found: as `summary` returns it.
     """
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
-    lines = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in ("algorithm", "setting", "rate", "step size", "final error", "diverged"):
-        lines.add_column(name, justify="left" if name in ("algorithm", "setting") else "right", no_wrap=True)
+    sections = []
     for name, judged in found["algorithms"].items():
         best, paper = judged["final_error"]["best"], judged["final_error"]["paper"]
-        same = paper is not None and _setting(best) == _setting(paper)
-        rows = (
-            {"best, paper's": best} if same else {"best": best} if paper is None else {"best": best, "paper's": paper}
+        if paper is None:
+            rows = {"best": best}
+        elif _setting(best) == _setting(paper):
+            rows = {"best, paper's": best}
+        else:
+            rows = {"best": best, "paper's": paper}
+        sections.append(
+            [
+                (
+                    LABELS[name] if row is best else "",
+                    label,
+                    *map(_power, _setting(row)),
+                    f"{_short(row['estimate'])} ({_short(row['low'])}-{_short(row['high'])})",
+                    str(row["diverged"]),
+                )
+                for label, row in rows.items()
+            ]
         )
-        for label, row in rows.items():
-            lines.add_row(
-                LABELS[name] if row is best else "",
-                label,
-                *map(_power, _setting(row)),
-                f"{_short(row['estimate'])} ({_short(row['low'])}-{_short(row['high'])})",
-                str(row["diverged"]),
-                end_section=row is list(rows.values())[-1],
-            )
     lanes = sum(judged["final_error"]["lanes"] for judged in found["algorithms"].values())
     diverged = sum(judged["final_error"]["diverged_lanes"] for judged in found["algorithms"].values())
-    return Group(
-        f"Best of {lanes:,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
-        lines,
-        "final error: mean |f(x) - y| over the last 1000 samples, before each is seen;",
-        f"interquartile mean over {found['seeds']} seeds (95 % bootstrap interval)",
+    return make_table(
+        ("algorithm", "setting", "rate", "step size", "final error", "diverged"),
+        sections,
+        words=("algorithm", "setting"),
+        title=f"Best of {lanes:,} lanes on {found['engine']} ({found['device']}), {diverged:,} of which diverged",
+        notes=[
+            "final error: mean |f(x) - y| over the last 1000 samples, before each is seen;",
+            f"interquartile mean over {found['seeds']} seeds (95 % bootstrap interval)",
+        ],
     )
 
 
 def speed(dataset: xarray.Dataset, measure: Callable[[], float] = search.reference_seconds) -> str | None:
-    """What this run did, and, where that was the whole sweep, how long one module per seed would take.
+    """The speed of this run and, if it ran the whole sweep, how long one module per seed would take.
 
-    Of a part, nobody knows how long the whole takes: the start takes as long for one chunk as for all. None where
-    nothing was run.
+    A part is not compared: its start takes as long as the start of a whole sweep.
 
     Args:
         dataset: as `search.sweep_grid` returns it.
-        measure: gives the seconds that a lane-step takes in the reference style.
+        measure: returns the seconds that a lane-step takes in the reference style.
+
+    Returns:
+        One or two lines; None where nothing ran.
     """
     lane_steps, whole, seconds = (dataset.attrs[name] for name in ("lane_steps", "all_lane_steps", "seconds"))
     if not lane_steps:
@@ -130,12 +141,12 @@ def speed(dataset: xarray.Dataset, measure: Callable[[], float] = search.referen
         part = f"{lane_steps / 1e6:.1f} of {whole / 1e6:.1f} million lane-steps"
         return f"run now: {part}, in {seconds:.1f} s; the others were there"
     reference = measure()
-    there = lane_steps * reference
-    took = f"{there / 3600:.1f} hours" if there >= 3600 else f"{there / 60:.1f} minutes"
+    by_module = lane_steps * reference
+    took = f"{by_module / 3600:.1f} hours" if by_module >= 3600 else f"{by_module / 60:.1f} minutes"
     return (
         f"{lane_steps / 1e6:.1f} million lane-steps in {seconds:.1f} s, {lane_steps / seconds / 1e6:.2g} million/s, "
         f"all included\none module per seed: {reference * 1e6:.0f} us a lane-step, {took}, "
-        f"{there / seconds:,.0f} times as long"
+        f"{by_module / seconds:,.0f} times as long"
     )
 
 

@@ -1,61 +1,40 @@
-"""Checks of what an experiment is asked to do: everything that can be known is, before anything is computed."""
+"""Checks of arguments. ``check_...`` raises or returns nothing; ``as_...`` returns the argument in its checked form.
+
+Every message begins with the function that the user called, which is the first argument here.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 
 from popart_func._checks import check_count
 
 __all__ = [
-    "check_count_of",
-    "check_device",
+    "as_count",
+    "as_device",
+    "as_identifiers",
+    "as_names",
+    "as_numbers",
+    "as_seeds",
     "check_distinct",
     "check_function",
-    "check_names",
-    "check_seeds",
-    "listed_names",
 ]
 
 
-def check_seeds(caller: str, seeds: Iterable[SupportsIndex], name: str = "seeds") -> list[int]:
-    """The seeds as a list, if they are distinct integers that numpy takes as seeds."""
-    try:
-        checked = [_index(seed) for seed in seeds]
-    except TypeError:
-        got = repr(seeds)
-        raise TypeError(f"{caller}: `{name}` must be an iterable of integers, such as range(50), got {got}.") from None
-    if not checked:
-        raise ValueError(f"{caller}: `{name}` must hold at least one seed, got none.")
-    for seed in checked:
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"{caller}: `{name}` must be at least 0 and below 2**32, got {seed}.")
-    check_distinct(caller, name, checked)
-    return checked
-
-
-def check_count_of(caller: str, name: str, value: SupportsIndex) -> int:
-    """The value as Python's own integer, if it is an integer, numpy's too, of at least 1."""
-    try:
-        whole = _index(value)
-    except TypeError:
-        whole = value  # type: ignore[assignment]
-    check_count(caller, name, whole)
-    return whole
-
-
 def check_function(caller: str, name: str, function: Callable[..., Any], *takes: str) -> None:
-    """Raises unless something can be called with so many arguments, as far as its signature says."""
+    """Raises unless the function can be called with these positional arguments, as far as its signature says."""
     expected = f"{caller}: `{name}` must be a function of ({', '.join(takes)})"
     if not callable(function):
         raise TypeError(f"{expected}, got {type(function).__name__}.")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some of those written in C do not tell theirs
+    except ValueError:  # some functions written in C have none
         return
     try:
         signature.bind(*takes)
@@ -63,29 +42,83 @@ def check_function(caller: str, name: str, function: Callable[..., Any], *takes:
         raise TypeError(f"{expected}, got one of {signature}: {error}.") from None
 
 
-def listed_names(caller: str, argument: str, names: Iterable[str], expected: str, some: str) -> list[str]:
-    """The names as a list, if there are some. One string is one name."""
+def check_distinct(caller: str, name: str, values: Sequence[object]) -> None:
+    """Raises if a value comes twice."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{caller}: `{name}` must be distinct, got {value!r} more than once.")
+        seen.add(value)
+
+
+def as_count(caller: str, name: str, value: SupportsIndex) -> int:
+    """An integer of at least 1, of Python or of numpy, as Python's own."""
     try:
-        found = [names] if isinstance(names, str) else list(names)
+        whole = _as_index(value)
     except TypeError:
-        raise TypeError(f"{caller}: `{argument}` must be {expected}, got {names!r}.") from None
-    if not found:
-        raise ValueError(f"{caller}: `{argument}` must hold at least one {some}, got none.")
-    return found
+        whole = value  # type: ignore[assignment]
+    check_count(caller, name, whole)
+    return whole
 
 
-def check_names(caller: str, argument: str, names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """The names as a list, if there are some, all known and distinct. One string is one name."""
-    checked = listed_names(caller, argument, names, f"names among {list(known)}", f"of {list(known)}")
-    for name in checked:
-        if name not in known:
-            raise ValueError(f"{caller}: `{argument}` must be among {list(known)}, got {name!r}.")
-    check_distinct(caller, argument, checked)
-    return checked
+def as_seeds(caller: str, seeds: Iterable[SupportsIndex], name: str = "seeds") -> list[int]:
+    """Seeds as a list: one or more distinct integers in [0, 2**32), the range of numpy's seeds."""
+    try:
+        listed = [_as_index(seed) for seed in seeds]
+    except TypeError:
+        got = repr(seeds)
+        raise TypeError(f"{caller}: `{name}` must be an iterable of integers, such as range(50), got {got}.") from None
+    if not listed:
+        raise ValueError(f"{caller}: `{name}` must hold at least one seed, got none.")
+    for seed in listed:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{caller}: `{name}` must be at least 0 and below 2**32, got {seed}.")
+    check_distinct(caller, name, listed)
+    return listed
 
 
-def check_device(caller: str, device: torch.device | str) -> torch.device:
-    """The device, if a tensor can be put on it and read back here."""
+def as_numbers(caller: str, name: str, values: Iterable[SupportsFloat]) -> list[float]:
+    """Numbers as a list of floats: one or more, real, finite and distinct."""
+    try:
+        given = list(values)
+        if isinstance(values, str | bytes) or not all(map(_is_number, given)):
+            raise TypeError
+    except TypeError:
+        raise TypeError(f"{caller}: `{name}` must be an iterable of numbers, got {values!r}.") from None
+    if not given:
+        raise ValueError(f"{caller}: `{name}` must hold at least one value, got none.")
+    numbers = [_as_float(value) for value in given]
+    for number in numbers:
+        if not math.isfinite(number):
+            raise ValueError(f"{caller}: `{name}` must be finite, got {number}.")
+    check_distinct(caller, name, numbers)
+    return numbers
+
+
+def as_names(caller: str, name: str, names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Names as a list: one or more, all known, distinct. One string is one name."""
+    listed = _as_list(caller, name, names, f"names among {list(known)}", f"of {list(known)}")
+    for one in listed:
+        if one not in known:
+            raise ValueError(f"{caller}: `{name}` must be among {list(known)}, got {one!r}.")
+    check_distinct(caller, name, listed)
+    return listed
+
+
+def as_identifiers(caller: str, name: str, names: Iterable[str]) -> list[str]:
+    """Names as a list: one or more, distinct, each an identifier and so fit to name a file. One string is one name."""
+    listed = _as_list(caller, name, names, "an iterable of names", "name")
+    for one in listed:
+        if not isinstance(one, str):
+            raise TypeError(f"{caller}: the names in `{name}` must be strings, got {one!r}.")
+        if not one.isidentifier():
+            raise ValueError(f"{caller}: the names in `{name}` must be identifiers, got {one!r}.")
+    check_distinct(caller, name, listed)
+    return listed
+
+
+def as_device(caller: str, device: torch.device | str) -> torch.device:
+    """A device on which a tensor can be made and read back."""
     if not isinstance(device, torch.device | str):
         raise TypeError(f"{caller}: `device` must be a torch.device or the name of one, got {type(device).__name__}.")
     try:
@@ -96,16 +129,31 @@ def check_device(caller: str, device: torch.device | str) -> torch.device:
     return torch.device(device)
 
 
-def check_distinct(caller: str, argument: str, values: Sequence[object]) -> None:
-    """Raises if a value comes twice."""
-    seen = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{caller}: `{argument}` must be distinct, got {value!r} more than once.")
-        seen.add(value)
+def _as_list(caller: str, name: str, names: Iterable[str], expected: str, noun: str) -> list[str]:
+    try:
+        listed = [names] if isinstance(names, str) else list(names)
+    except TypeError:
+        raise TypeError(f"{caller}: `{name}` must be {expected}, got {names!r}.") from None
+    if not listed:
+        raise ValueError(f"{caller}: `{name}` must hold at least one {noun}, got none.")
+    return listed
 
 
-def _index(value: SupportsIndex) -> int:
+def _as_index(value: SupportsIndex) -> int:
     if isinstance(value, bool):
         raise TypeError("a bool is no number here")
     return operator.index(value)
+
+
+def _is_number(value: Any) -> bool:
+    # numpy's bool_ and a tensor of bools have a dtype that names them.
+    boolean = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+    scalar = getattr(value, "ndim", 0) == 0
+    return isinstance(value, SupportsFloat) and not isinstance(value, str) and scalar and not boolean
+
+
+def _as_float(value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of 400 digits
+        return math.inf

@@ -1,6 +1,6 @@
-"""A learner's first step and what is recorded of it, taken once with every part looked at: whose mistake is it?
+"""Dry run: the first step of a learner in one lane, with checks that name the user's function at fault.
 
-A sweep's own step takes nothing for granted that was not seen here, in one lane, on the CPU or wherever the lanes run.
+It runs on the lanes' own device. What it finds, such as shapes and dtypes, the sweep's own steps rely on.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ from torch import Tensor, vmap
 from popart_func.engines.lane_scan import check_tensors
 from popart_func.learners import Learner
 from popart_func.sweeps._checks import check_function
-from popart_func.sweeps.grid import Variable
 from popart_func.sweeps.inputs import difference
 from popart_func.sweeps.records import Record
+from popart_func.sweeps.schema import Variable
 from popart_func.tree import PyTree
 
-__all__ = ["measured", "over_lanes", "variable"]
+__all__ = ["kept_variable", "over_lanes", "recorded_first_step"]
 
 
-def measured(
+def recorded_first_step(
     name: str, make: Callable[..., Learner], record: Mapping[str, Record], params: PyTree, x: PyTree, hparams: PyTree
 ) -> dict[str, Tensor]:
-    """What is recorded of the first step of a learner, for each record: leaves ``[1, ...]``, as those given.
+    """Takes a learner's first step in one lane, and returns what each record's ``of`` gives, ``[1, ...]``.
 
     Args:
         name: the learner's, or empty.
         make: from hyper-parameters to a learner.
-        record: name to what is kept.
-        params: leaves ``[1, ...]``.
-        x: the first sample, leaves ``[1, ...]``.
-        hparams: leaves ``[1]``.
+        record: the records by name.
+        params: the lane's parameters, leaves ``[1, ...]``.
+        x: the lane's first sample, leaves ``[1, ...]``.
+        hparams: the lane's hyper-parameters, leaves ``[1]``.
+
+    Raises:
+        TypeError, ValueError: a function of the user's returns something else than it should, or changes its arguments.
     """
     label = f"make_learner[{name!r}]" if name else "make_learner"
 
@@ -65,10 +68,10 @@ def measured(
                 f"run: `{label}(...).update` must return a state of the structure, shapes and dtypes that it took, "
                 f"{differ[0]}, got {differ[1]}."
             )
-        return {name: _measure(name, one, new, info) for name, one in record.items()}
+        return {name: _quantity(name, one, new, info) for name, one in record.items()}
 
-    with _noted(f"the first step of `{label}(...)` was tried in one lane, with hyper-parameters as 0-d tensors,"):
-        params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))  # the caller keeps its own
+    with _explained(f"the first step of `{label}(...)` ran in one lane, with hyper-parameters as 0-d tensors,"):
+        params, x = (optree.tree_map(torch.clone, tree) for tree in (params, x))  # or a mistake would change the user's
         state = over_lanes(initial, params, hparams)
         before = _versions(state), _versions(x)
         found = over_lanes(step, state, x, hparams)
@@ -82,10 +85,10 @@ def measured(
 
 
 def over_lanes(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
-    """A function of trees in every lane: `torch.vmap`, also of trees that optree knows and PyTorch does not.
+    """Applies a function of one lane to all lanes: `torch.vmap`, for every kind of tree that optree knows.
 
     Args:
-        function: of one lane.
+        function: of one lane's trees.
         *trees: its arguments, leaves ``[lanes, ...]``.
     """
     structure = optree.tree_structure(trees)  # type: ignore[arg-type]
@@ -100,14 +103,17 @@ def over_lanes(function: Callable[..., PyTree], *trees: PyTree) -> PyTree:
     return optree.tree_unflatten(structures[-1], results)
 
 
-def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
-    """What is kept under one name, given what is recorded of one step, ``[1, ...]``.
+def kept_variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
+    """Shape and dtype of what a record keeps, found by applying its ``keep`` to a series that repeats the first step.
 
     Args:
         name: the record's.
         record: the record.
-        one: what it is of.
-        steps: how many samples there are.
+        one: the quantity of the first step, ``[1, ...]``.
+        steps: the number of samples.
+
+    Raises:
+        TypeError, ValueError: ``keep`` or ``samples`` return something else than they should.
     """
 
     def keep(series: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
             raise TypeError(f"run: a record must keep a tensor, got {type(kept).__name__} for {name!r}.")
         return kept
 
-    with _noted(f"the `keep` of `record` {name!r} was tried on a series of the first step's value, repeated,"):
+    with _explained(f"the `keep` of `record` {name!r} ran on a series that repeats the first step's value,"):
         kept = vmap(keep)(one[:, None].repeat(1, steps, *[1] * (one.ndim - 1)))[0]
     samples = None if record.samples is None else record.samples(steps)
     if samples is not None and not (isinstance(samples, range) and kept.shape[:1] == (len(samples),)):
@@ -128,11 +134,11 @@ def variable(name: str, record: Record, one: Tensor, steps: int) -> Variable:
 
 
 def _versions(tree: PyTree) -> list[int]:
-    """How often each leaf has been changed in place, as far as PyTorch counts it."""
+    """PyTorch's count of in-place changes of each leaf; it keeps none for inference tensors."""
     return [leaf._version for leaf in optree.tree_leaves(tree) if not leaf.is_inference()]
 
 
-def _measure(name: str, record: Record, state: PyTree, info: PyTree) -> Tensor:
+def _quantity(name: str, record: Record, state: PyTree, info: PyTree) -> Tensor:
     value = record.of(state, info)
     if not isinstance(value, Tensor):
         raise TypeError(f"run: the `of` of `record` {name!r} must give a tensor, got {type(value).__name__}.")
@@ -140,12 +146,12 @@ def _measure(name: str, record: Record, state: PyTree, info: PyTree) -> Tensor:
 
 
 @contextmanager
-def _noted(what: str) -> Iterator[None]:
-    """Says of an error of PyTorch's in a user's function what it came of."""
+def _explained(what: str) -> Iterator[None]:
+    """Adds a note to an error that PyTorch raises in the user's function: what was tried."""
     try:
         yield
     except RuntimeError as error:
-        error.add_note(f"run: {what} under torch.vmap: neither `float`, `.item()`, nor `if` can be asked of a tensor.")
+        error.add_note(f"run: {what} under torch.vmap, where `float`, `.item()` and `if` can't read a tensor.")
         raise
 
 

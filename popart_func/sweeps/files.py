@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, flushed to the disk, with checksums."""
+"""Files that are either complete or not there: atomic writes, flushed to the disk; JSON with its own checksum."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 
 __all__ = [
     "PARTIAL",
+    "as_directory",
     "canonical",
-    "check_directory",
     "differences",
     "digest",
     "flush",
@@ -25,18 +25,19 @@ __all__ = [
 ]
 
 PARTIAL = ".partial-"
-"""How the names of files begin that are still being written."""
+"""The beginning of the names of files that are still being written."""
 
 _SEAL = "sha256"
 
-_LONG, _SHOWN = 60, 5  # Longer texts are not shown whole; then so many values of a list are.
+_LONG, _SHOWN = 60, 5
+"""Texts longer than the first are cut; of a list that is cut, so many values are shown as the second says."""
 
 
-def check_directory(caller: str, name: str, path: str | Path) -> Path:
-    """The absolute path of a local directory, there or not.
+def as_directory(caller: str, name: str, path: str | Path) -> Path:
+    """The path of a local directory, which need not exist, made absolute.
 
     Raises:
-        TypeError, ValueError: it can't be one.
+        TypeError, ValueError: it is no path, or one of something that is not local.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{caller}: `{name}` must be the path of a directory, got {type(path).__name__}.")
@@ -46,7 +47,7 @@ def check_directory(caller: str, name: str, path: str | Path) -> Path:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value, fit to be hashed."""
+    """A value as JSON text that is the same for equal values, so that it can be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -65,7 +66,7 @@ def flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file by another one: at any moment there is the old one or the new one, and then it is on the disk."""
+    """Replaces a file's content: at any moment it is all old or all new; when this returns, it is on the disk."""
     descriptor, aside = tempfile.mkstemp(prefix=PARTIAL, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -88,7 +89,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `write_sealed` wrote, or None if there is no such file or it is not what was written."""
+    """Reads what `write_sealed` wrote; None if there is no such file, or its checksum does not match."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
@@ -100,7 +101,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Where two trees of plain data differ, one line each: what is long is cut down to what differs.
+    """The differences of two trees of plain data, one line each; long values are cut down to what differs.
 
     >>> differences({"seeds": list(range(50)), "chunk_size": 4}, {"seeds": list(range(52)), "chunk_size": 5})
     ['chunk_size: 4 there, 5 here', 'seeds: 50 values there, 52 here, only here: 50, 51']
@@ -123,7 +124,7 @@ def differences(there: Any, here: Any, name: str = "") -> list[str]:
 
 
 def _difference_of_lists(there: list[Any], here: list[Any]) -> str:
-    """How long they are, and what only one of them has; else where their orders part."""
+    """The lengths of two lists, and the values that only one has; if both have the same, where their orders part."""
     texts = [list(map(canonical, values)) for values in (there, here)]
     found = [f"{len(there)} values there, {len(here)} here"]
     for where, own, others in (("there", texts[0], set(texts[1])), ("here", texts[1], set(texts[0]))):
@@ -138,7 +139,7 @@ def _difference_of_lists(there: list[Any], here: list[Any]) -> str:
 
 
 def _around_difference(*texts: str) -> list[str]:
-    """The texts from shortly before their first difference to shortly after it."""
+    """Two texts, cut to a piece around their first difference."""
     same = next(i for i, (one, other) in enumerate(zip_longest(*texts)) if one != other)
     start = max(0, same - _LONG // 3)
     return [

@@ -1,201 +1,127 @@
-"""The lanes of a sweep: hyper-parameters by seeds, for one learner or several, cut into chunks of whole lanes.
+"""Grids of lanes: every combination of learner, hyper-parameters and seed is one lane, that is, one training run.
 
-A learner's lanes are the product of the hyper-parameters it takes and the seeds, the last axis changing fastest. A
-learner is not run again for the values of a hyper-parameter that it does not take.
+`lanes` checks what is asked once and builds a `Grid`; `run` takes it without checking it again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 import xarray
 
-__all__ = [
-    "DIVERGED",
-    "DONE",
-    "NEVER",
-    "NOT_RUN",
-    "Chunk",
-    "Grid",
-    "Plan",
-    "Values",
-    "Variable",
-    "dimensions",
-    "missing",
-]
+from popart_func.sweeps._checks import as_identifiers, as_numbers, as_seeds
+from popart_func.sweeps.schema import RESERVED
 
-DIVERGED, NEVER, NOT_RUN = "diverged_at", -1, -2
-"""The variable that says at which sample a lane diverged, and its two other values."""
+__all__ = ["Grid", "lanes"]
 
-DONE = "done"
-"""The variable that says whether a lane has been run. In files it is `DIVERGED` alone that says so."""
-
-Values = dict[str, np.ndarray]
-"""Arrays by name, with lanes as the leading axis."""
+_SHOWN = 8
+"""How many values of an axis are printed."""
 
 
-class Chunk(NamedTuple):
-    """Lanes ``start`` to ``stop`` of one learner."""
-
-    learner: str
-    number: int
-    start: int
-    stop: int
-
-
-class Variable(NamedTuple):
-    """What a sweep keeps under one name: the shape and dtype of one lane's, and the samples on its leading axis."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    samples: range | None
-    description: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The variable as plain data."""
-        samples = None if self.samples is None else [self.samples.start, self.samples.stop, self.samples.step]
-        return {**self._asdict(), "shape": list(self.shape), "dtype": self.dtype.name, "samples": samples}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Variable:
-        """The variable that `as_json` made plain."""
-        samples = None if plain["samples"] is None else range(*plain["samples"])
-        return cls(tuple(plain["shape"]), np.dtype(plain["dtype"]), samples, plain["description"])
-
-
-class Grid(NamedTuple):
-    """All lanes.
+@dataclass(frozen=True, repr=False)
+class Grid:
+    """A grid of lanes, as `lanes` builds and checks it. Print it, or take a part of it with `sel`.
 
     Attributes:
-        axes: the hyper-parameters and their values.
+        axes: hyper-parameter name to its values.
         seeds: the innermost axis.
-        takes: the names of the hyper-parameters that each learner takes. A sweep of one learner that was not named has
-            it under the empty name.
+        learners: the learners' names, the outermost axis; None where the sweep has one learner without a name.
     """
 
     axes: dict[str, tuple[float, ...]]
     seeds: tuple[int, ...]
-    takes: dict[str, tuple[str, ...]]
+    learners: tuple[str, ...] | None = None
 
-    def shape(self, learner: str) -> tuple[int, ...]:
-        """How many values each hyper-parameter of a learner has, and how many seeds there are."""
-        return (*(len(self.axes[name]) for name in self.takes[learner]), len(self.seeds))
+    @property
+    def coordinates(self) -> dict[str, tuple[Any, ...]]:
+        """All axes by name, ``learner`` first and ``seed`` last."""
+        learners = {} if self.learners is None else {"learner": self.learners}
+        return {**learners, **self.axes, "seed": self.seeds}
 
-    def lanes(self, learner: str) -> int:
-        """How many lanes a learner has."""
-        return math.prod(self.shape(learner))
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of each axis."""
+        return {name: len(values) for name, values in self.coordinates.items()}
 
-    def coordinates(self, learner: str) -> Values:
-        """The hyper-parameters and the seed of each of a learner's lanes, ``[lanes]``."""
-        values: list[np.ndarray] = [np.array(self.axes[name], dtype=np.float64) for name in self.takes[learner]]
-        grids = np.meshgrid(*values, np.array(self.seeds, dtype=np.int64), indexing="ij")
-        return {name: grid.reshape(-1) for name, grid in zip((*self.takes[learner], "seed"), grids, strict=True)}
+    def sel(self, **values: Any) -> Grid:
+        """A part of the grid: for each axis named, one value or an iterable of values that the axis has.
 
+        Raises:
+            ValueError: the grid lacks an axis or a value, or a value is named twice.
 
-class Plan(NamedTuple):
-    """The lanes of a sweep, in which chunks they come, and what is kept of each.
-
-    Attributes:
-        grid: the lanes.
-        chunk_size: how many of one learner's lanes run together.
-        variables: what is kept.
-    """
-
-    grid: Grid
-    chunk_size: int
-    variables: dict[str, Variable]
-
-    def chunks(self) -> list[Chunk]:
-        """All chunks of all learners, in the order in which they are run."""
-        return [
-            Chunk(learner, number, start, min(start + self.chunk_size, self.grid.lanes(learner)))
-            for learner in self.grid.takes
-            for number, start in enumerate(range(0, self.grid.lanes(learner), self.chunk_size))
-        ]
-
-    def empty(self, learner: str) -> Values:
-        """Arrays for a learner's results, ``[lanes, ...]``, that say of each lane that it was not run."""
-        lanes = self.grid.lanes(learner)
-        return {
-            name: np.full((lanes, *variable.shape), missing(name, variable), dtype=variable.dtype)
-            for name, variable in self.variables.items()
-        }
-
-    def dataset(self, values: Mapping[str, Values]) -> xarray.Dataset:
-        """Results with their labels: dimensions named after the hyper-parameters, ``seed`` and, in front, ``learner``.
-
-        A learner that does not take a hyper-parameter has the same results for all its values.
-
-        Args:
-            values: for each learner its variables, ``[lanes, ...]``.
+        >>> lanes(range(3), learning_rate=[0.1, 0.01]).sel(learning_rate=0.01, seed=[2, 0]).sizes
+        {'learning_rate': 1, 'seed': 2}
         """
-        grid, named = self.grid, dimensions(self.variables)
-        axes: dict[str, Any] = {name: np.array(given, dtype=np.float64) for name, given in grid.axes.items()}
-        axes["seed"] = np.array(grid.seeds, dtype=np.int64)
-        learners = () if "" in grid.takes else ("learner",)
-        coordinates: dict[str, Any] = {"learner": np.array(list(grid.takes), dtype=object)} if learners else {}
-        coordinates.update(axes)
-        data: dict[str, Any] = {}
-        for name, variable in self.variables.items():
-            parts = [self._spread(learner, values[learner][name]) for learner in grid.takes]
-            whole = np.stack(parts) if learners else parts[0]
-            data[name] = ((*learners, *axes, *named[name]), whole, {"long_name": variable.description})
-            if variable.samples is not None:
-                coordinates[named[name][0]] = np.array(variable.samples, dtype=np.int64)
-        dims, diverged, _ = data[DIVERGED]
-        data[DONE] = (dims, diverged != NOT_RUN, {"long_name": "whether the lane has been run"})
-        return xarray.Dataset(data, coordinates)
+        chosen = self.coordinates
+        for name, wanted in values.items():
+            if name not in chosen:
+                raise ValueError(f"sel: the grid has the axes {list(chosen)}, got {name!r}.")
+            chosen[name] = self._chosen(name, wanted, chosen[name])
+        axes = {name: chosen[name] for name in self.axes}
+        return replace(self, axes=axes, seeds=chosen["seed"], learners=chosen.get("learner"))
 
-    def _spread(self, learner: str, values: np.ndarray) -> np.ndarray:
-        """A learner's results over all axes, those of hyper-parameters that it does not take repeated."""
-        axes, own, rest = (*self.grid.axes, "seed"), (*self.grid.takes[learner], "seed"), values.shape[1:]
-        lengths = [len(given) for given in (*self.grid.axes.values(), self.grid.seeds)]
-        thin = [length if axis in own else 1 for axis, length in zip(axes, lengths, strict=True)]
-        values = values.reshape(*thin, *rest)
-        # What is broadcast can't be written to.
-        return values if thin == lengths else np.broadcast_to(values, (*lengths, *rest))
+    def to_xarray(self) -> xarray.Dataset:
+        """The grid as the coordinates of a dataset without variables."""
+        dtypes = {"learner": object, "seed": np.int64}
+        return xarray.Dataset(
+            coords={name: np.array(values, dtypes.get(name, np.float64)) for name, values in self.coordinates.items()}
+        )
 
-    def as_json(self) -> dict[str, Any]:
-        """The plan as plain data."""
-        return {
-            "hyper_parameters": {name: list(values) for name, values in self.grid.axes.items()},
-            "order": [list(self.grid.axes), list(self.grid.takes), list(self.variables)],
-            "seeds": list(self.grid.seeds),
-            "learners": {name: list(takes) for name, takes in self.grid.takes.items()},
-            "chunk_size": self.chunk_size,
-            "record": {name: variable.as_json() for name, variable in self.variables.items()},
-        }
+    def __repr__(self) -> str:
+        lines = [f"Grid({', '.join(f'{name}: {size}' for name, size in self.sizes.items())})"]
+        width = max(map(len, self.sizes))
+        for name, values in self.coordinates.items():
+            shown = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+            if len(shown) > _SHOWN:
+                shown = [*shown[: _SHOWN - 2], "...", shown[-1]]
+            lines.append(f"  {name:{width}}  {', '.join(shown)}")
+        return "\n".join(lines)
 
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Plan:
-        """The plan that `as_json` made plain."""
-        hyper_parameters, learners, record = plain["order"]
-        axes = {name: tuple(plain["hyper_parameters"][name]) for name in hyper_parameters}
-        takes = {name: tuple(plain["learners"][name]) for name in learners}
-        variables = {name: Variable.from_json(plain["record"][name]) for name in record}
-        return cls(Grid(axes, tuple(plain["seeds"]), takes), plain["chunk_size"], variables)
+    @staticmethod
+    def _chosen(name: str, wanted: Any, known: tuple[Any, ...]) -> tuple[Any, ...]:
+        if isinstance(wanted, str):
+            listed = [wanted]
+        elif name == "learner":
+            listed = list(wanted)
+        else:
+            listed = np.atleast_1d(wanted).tolist()
+        for value in listed:
+            if value not in known:
+                raise ValueError(f"sel: `{name}` must be among {list(known)}, got {value!r}.")
+        if not listed or len(set(listed)) < len(listed):
+            raise ValueError(f"sel: `{name}` must be one or more distinct values, got {wanted!r}.")
+        return tuple(known[known.index(value)] for value in listed)  # the grid's own, of its own type
 
 
-def missing(name: str, variable: Variable) -> int | float:
-    """What stands in the place of a lane that was not run: NaN, or 0 where the dtype has none."""
-    return NOT_RUN if name == DIVERGED else float("nan") if variable.dtype.kind in "fc" else 0
+def lanes(
+    seeds: Iterable[SupportsIndex], *, learner: Iterable[str] | None = None, **hyper_parameters: Iterable[SupportsFloat]
+) -> Grid:
+    """Builds a grid of lanes: each combination of seed, hyper-parameters and, if given, learner is one training run.
 
+    Args:
+        seeds: distinct integers in [0, 2**32).
+        learner: names, for a sweep of several learners.
+        **hyper_parameters: the values of each hyper-parameter, distinct finite numbers, under the name that
+            ``make_learner`` takes.
 
-def dimensions(variables: Mapping[str, Variable]) -> dict[str, tuple[str, ...]]:
-    """The names of each variable's own dimensions.
+    Returns:
+        The grid: print it, take a part of it with `Grid.sel`, or convert it with `Grid.to_xarray`.
 
-    The time axis is called ``sample``; where variables keep different samples, those of the first are, and others carry
-    their variable's name.
+    Raises:
+        TypeError, ValueError: seeds, names or values are none.
+
+    >>> lanes(range(3), learning_rate=[0.1, 0.01]).sizes
+    {'learning_rate': 2, 'seed': 3}
     """
-    first: range | None = None
-    named = {}
-    for name, variable in variables.items():
-        plain = [f"{name}_{axis}" for axis in range(len(variable.shape))]
-        if variable.samples is not None:
-            first = variable.samples if first is None else first
-            plain[0] = "sample" if variable.samples == first else f"{name}_sample"
-        named[name] = tuple(plain)
-    return named
+    learners = None if learner is None else tuple(as_identifiers("lanes", "learner", learner))
+    axes = {}
+    for name, values in hyper_parameters.items():
+        if name in RESERVED:
+            raise ValueError(f"lanes: a hyper-parameter can't be called {name!r}, which is the sweep's own word.")
+        if not name.isidentifier():
+            raise ValueError(f"lanes: a hyper-parameter's name must be an identifier, got {name!r}.")
+        axes[name] = tuple(as_numbers("lanes", name, values))
+    return Grid(axes, tuple(as_seeds("lanes", seeds)), learners)

@@ -1,4 +1,4 @@
-"""Where a lane starts: its seed's parameters, and the stream that it learns from."""
+"""Inputs of the lanes: each seed's first parameters, and the stream of samples that it learns from."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 from popart_func.engines.lane_scan import check_tensors
 from popart_func.tree import PyTree
 
-__all__ = ["Start", "Starts", "difference"]
+__all__ = ["Inputs", "SeedInputs", "difference"]
 
-Start = tuple[PyTree, PyTree]
-"""Parameters, and a stream, leaves ``[time, ...]``."""
+SeedInputs = tuple[PyTree, PyTree]
+"""A seed's parameters, and its stream, leaves ``[time, ...]``."""
 
 
 @dataclass(frozen=True, eq=False)
-class Starts:
-    """Each seed's start. All are alike, but for the numbers: that is checked as they are first asked for.
+class Inputs:
+    """The inputs of every seed. They may differ in their numbers alone: that is checked when a seed is first asked for.
 
     Attributes:
         init: from a seed to parameters, a tree of tensors.
         data: a tree of tensors ``[time, ...]``, or a function from a seed to such a tree.
-        device: where they are put.
+        device: where the inputs are put.
         dtype: of parameters that are floats.
     """
 
@@ -33,8 +33,8 @@ class Starts:
     data: PyTree | Callable[[int], PyTree]
     device: torch.device
     dtype: torch.dtype
-    _kept: dict[int, Start] = field(default_factory=dict)
-    _first: dict[int, Start] = field(default_factory=dict)
+    _kept: dict[int, SeedInputs] = field(default_factory=dict)
+    _first: dict[int, SeedInputs] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}, "_first": {}}
@@ -44,20 +44,20 @@ class Starts:
         """Whether all seeds learn from the same stream."""
         return not callable(self.data)
 
-    def of(self, seeds: list[int]) -> dict[int, Start]:
-        """The starts of some seeds; they are kept for the chunk that comes next, since chunks share seeds."""
-        stream = self._stream(self.data) if self.shared else None
-        starts = {}
+    def of(self, seeds: list[int]) -> dict[int, SeedInputs]:
+        """The inputs of some seeds. They are kept for the next call, since the next chunk shares seeds."""
+        shared = self._stream(self.data) if self.shared else None
+        found = {}
         for seed in seeds:
             if seed in self._kept:
-                starts[seed] = self._kept[seed]
+                found[seed] = self._kept[seed]
                 continue
-            starts[seed] = self._params(seed), self._stream(self.data(seed)) if stream is None else stream
-            self._check_alike(seed, starts[seed])
+            found[seed] = self._params(seed), self._stream(self.data(seed)) if shared is None else shared
+            self._check_alike(seed, found[seed])
         if len(seeds) >= len(self._kept):
             self._kept.clear()
-            self._kept.update(starts)
-        return starts
+            self._kept.update(found)
+        return found
 
     def _params(self, seed: int) -> PyTree:
         params = self._placed("init", self.init(seed))
@@ -78,11 +78,11 @@ class Starts:
             raise ValueError(f"run: `{name}` must give at least one tensor, got {tree!r}.")
         return optree.tree_map(lambda leaf: leaf.detach().to(self.device), tree)
 
-    def _check_alike(self, seed: int, start: Start) -> None:
+    def _check_alike(self, seed: int, inputs: SeedInputs) -> None:
         if not self._first:
-            self._first[seed] = start
+            self._first[seed] = inputs
         ((first, expected),) = self._first.items()
-        for name, one, other in zip(("init", "data"), expected, start, strict=True):
+        for name, one, other in zip(("init", "data"), expected, inputs, strict=True):
             differ = difference(one, other)
             if differ:
                 raise ValueError(
@@ -92,7 +92,7 @@ class Starts:
 
 
 def difference(one: PyTree, other: PyTree) -> tuple[str, str] | None:
-    """What two trees of tensors have where they first differ in structure, dtype or shape; None if they do not."""
+    """The first difference of two trees of tensors in structure, dtype or shape: what each has there. None if alike."""
     structures = optree.tree_structure(one), optree.tree_structure(other)
     if structures[0] != structures[1]:
         return str(structures[0]), str(structures[1])

@@ -1,8 +1,9 @@
-"""What a sweep keeps of each lane: a quantity of every step, and what becomes of its series over time.
+"""Records: what a sweep keeps of each lane, such as the full curve of the error, or its mean over the last samples.
 
-A `Record` names both. ``of(state, info)`` runs inside the step, in one lane: a tensor of any shape. ``keep(series)``
-runs once the lane is through: a pure function of the series ``[time, ...]`` of one lane, in PyTorch, which runs under
-`torch.vmap` over lanes. So memory is one chunk of lanes' series, and disk what is kept.
+A `Record` holds two functions. ``of(state, info)`` runs inside the step, in one lane, and gives a quantity, a tensor of
+any shape. ``keep(series)`` runs after the last step: a pure function of one lane's series of that quantity,
+``[time, ...]``, in PyTorch, under `torch.vmap` over lanes. So the series of one chunk of lanes are in memory at a time,
+and only what is kept goes to the disk.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from popart_func.sweeps._checks import check_function
 
 __all__ = ["Record", "as_record", "error", "every", "last", "mean", "smoothed"]
 
-Measure = Callable[[Any, Any], Tensor]
+Quantity = Callable[[Any, Any], Tensor]
 """``(state, info) -> tensor``, of the state after a learner's update and its info."""
 
 
 def error(state: Any, info: Any) -> Float[Tensor, ""]:
-    """The mean of ``info.error``, which is ``|f(x) − y|`` before the gradient step, over outputs and batch.
+    """The error of a step: the mean of ``info.error``, ``|f(x) − y|`` before the gradient step, over outputs and batch.
 
     Raises:
         TypeError: a learner's info has no such tensor of floats.
@@ -45,32 +46,32 @@ class Record(NamedTuple):
     """One variable of a sweep's result.
 
     Attributes:
-        of: ``of(state, info)``, the quantity, inside the step.
-        keep: from its series ``[time, ...]`` to what is kept, one lane.
-        samples: where ``keep`` leaves a time axis in front: the samples that it keeps, given how many there are.
+        of: ``of(state, info)``, the quantity of a step.
+        keep: from one lane's series of that quantity, ``[time, ...]``, to what is kept.
+        samples: the samples that ``keep`` keeps, given their number, where it leaves a time axis in front; else None.
         description: one line for the files.
     """
 
-    of: Measure
+    of: Quantity
     keep: Callable[[Tensor], Tensor]
     samples: Callable[[int], range] | None
     description: str
 
 
-def every(n: int = 1, *, of: Measure = error) -> Record:
-    """Every n-th sample, from the first; by default the full curve.
+def every(n: int = 1, *, of: Quantity = error) -> Record:
+    """Keeps every n-th sample, from the first; by default the full curve.
 
     >>> record = every(3)
     >>> record.keep(torch.arange(7.0)), list(record.samples(7))
     (tensor([0., 3., 6.]), [0, 3, 6])
     """
     check_count("every", "n", n)
-    description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of every {n}th sample"
+    description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of one sample in {n}"
     return Record(of, partial(_every, n), partial(_samples, n, 1), description)
 
 
-def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
-    """Every n-th entry of the moving average without its ends; entry i averages samples i to i + window - 1.
+def smoothed(window: int = 10, n: int = 1, *, of: Quantity = error) -> Record:
+    """Keeps every n-th entry of the moving average without its ends; entry i averages samples i to i + window - 1.
 
     >>> record = smoothed(2)
     >>> record.keep(torch.tensor([1.0, 2.0, 3.0, 7.0])), list(record.samples(4))
@@ -82,8 +83,8 @@ def smoothed(window: int = 10, n: int = 1, *, of: Measure = error) -> Record:
     return Record(of, partial(_smoothed, window, n), partial(_samples, n, window), description)
 
 
-def last(n: int, *, of: Measure = error) -> Record:
-    """The mean over the last n samples, one number a lane (for each entry of the quantity).
+def last(n: int, *, of: Quantity = error) -> Record:
+    """Keeps the mean over the last n samples: one number a lane for each entry of the quantity.
 
     >>> last(2).keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(1.5000)
@@ -92,8 +93,8 @@ def last(n: int, *, of: Measure = error) -> Record:
     return Record(of, partial(_mean_of_last, n), None, f"{_name(of)}, mean over the last {n} samples")
 
 
-def mean(*, of: Measure = error) -> Record:
-    """The mean over all samples, one number a lane (for each entry of the quantity).
+def mean(*, of: Quantity = error) -> Record:
+    """Keeps the mean over all samples: one number a lane for each entry of the quantity.
 
     >>> mean().keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(4.)
@@ -102,7 +103,7 @@ def mean(*, of: Measure = error) -> Record:
 
 
 def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
-    """A record as it is; any other function is what to keep of the error's series."""
+    """A record as it is; any other function becomes the ``keep`` of a record of the error."""
     if not callable(record) and not isinstance(record, Record):
         raise TypeError(
             f"run: `record` must map names to records, such as every(10), or to functions of a series, "

@@ -1,9 +1,9 @@
-"""What many runs say together: percentiles, the interquartile mean, intervals, comparisons. The seed is the run axis.
+"""Statistics over many runs: percentiles, the interquartile mean, bootstrap intervals, comparisons.
 
-Arrays are labelled (xarray), and a statistic takes the dimensions it is ``over`` by name; all others stay. Runs are
-errors, so smaller is better, and a run that has diverged (NaN) counts as infinitely bad: it can't make an algorithm
-look better than it is, and it is never left out. For scores, of which larger is better, say so first:
-``values.fillna(-np.inf)``. Everything is computed in float64.
+Arrays are labelled (xarray). A statistic takes the names of the dimensions that it is ``over``, by default the seed;
+all others stay. Runs are errors, so smaller is better, and a run that has diverged (NaN) counts as infinitely bad: it
+can't make an algorithm look better than it is, and it is never left out. Scores, where larger is better, need
+``values.fillna(-np.inf)`` first. Everything is computed in float64.
 
 Source: Agarwal et al., *Deep reinforcement learning at the edge of the statistical precipice* (2021), and its library,
 rliable: the interquartile mean, the stratified bootstrap and the probability of improvement are defined as there.
@@ -17,9 +17,8 @@ from typing import Literal
 import numpy as np
 import xarray
 
-from popart_func.sweeps._checks import check_names
-from popart_func.sweeps._labelled import check_dims, check_runs
-from popart_func.sweeps._resampling import as_runs, bootstrap, percentiles_of
+from popart_func.sweeps._checks import as_names
+from popart_func.sweeps._runs import as_dims, as_runs, bootstrap, check_runs, percentiles_of
 
 __all__ = [
     "PERCENTILES",
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 PERCENTILES = {"median": 50, "p10": 10, "p90": 90}
-"""The names of the percentiles."""
+"""The percentiles by the names of their variables."""
 
 
 def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
@@ -42,19 +41,19 @@ def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
 
     Args:
         values: a labelled array.
-        dim: the dimension to summarise.
+        dim: the dimension of the runs.
 
     Returns:
         The variables ``median``, ``p10`` and ``p90``, without that dimension.
 
     Raises:
-        ValueError: there is no such dimension, or nothing in it.
+        ValueError: there is no such dimension, or it is empty.
 
     >>> over_seeds = percentiles(xarray.DataArray([[0.0, 5.0, 10.0]], dims=("sample", "seed")))
     >>> float(over_seeds["median"][0]), float(over_seeds["p10"][0]), float(over_seeds["p90"][0])
     (5.0, 1.0, 9.0)
     """
-    check_runs("percentiles", "values", values, check_dims("percentiles", "dim", values, dim), least=1)
+    check_runs("percentiles", "values", values, as_dims("percentiles", "dim", values, dim), least=1)
     runs = as_runs(values).transpose(..., dim)
     found = percentiles_of(runs.values, list(PERCENTILES.values()))
     template = runs.isel({dim: 0}, drop=True)
@@ -62,17 +61,16 @@ def percentiles(values: xarray.DataArray, dim: str = "seed") -> xarray.Dataset:
 
 
 def median(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarray.DataArray:
-    """The median of all runs.
+    """The median of all runs; over several dimensions, of all their runs together.
 
-    Over several dimensions it is the median of all their runs together. (rliable's is the median over tasks of each
-    task's mean.)
+    (rliable's median is another one: the median over tasks of each task's mean.)
 
     Args:
         values: a labelled array.
         over: the dimension, or dimensions, of the runs.
 
     Raises:
-        ValueError: there is no such dimension, or nothing in it.
+        ValueError: there is no such dimension, or it is empty.
 
     >>> float(median(xarray.DataArray([1.0, 2.0, np.nan], dims="seed")))
     2.0
@@ -81,17 +79,17 @@ def median(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarr
 
 
 def interquartile_mean(values: xarray.DataArray, over: str | Iterable[str] = "seed") -> xarray.DataArray:
-    """The mean of the middle half of all runs: of what is left when a quarter is cut off at either end.
+    """The interquartile mean: the mean of the middle half of all runs, without the best and the worst quarter.
 
-    Of n runs ``⌊n/4⌋`` are cut off at either end, so that fewer than four are averaged as they are. It is finite while
-    no more runs than these have diverged, and else infinite, even beside runs of minus infinity.
+    Of n runs ``⌊n/4⌋`` are cut off at either end; fewer than four are all averaged. The mean is finite while at most
+    ``⌊n/4⌋`` runs have diverged, and else infinite, even beside runs of minus infinity.
 
     Args:
         values: a labelled array.
         over: the dimension, or dimensions, of the runs; several, such as seeds and tasks, are taken together.
 
     Raises:
-        ValueError: there is no such dimension, or nothing in it.
+        ValueError: there is no such dimension, or it is empty.
 
     Source: Agarwal et al. (2021), section 4.2; rliable's ``aggregate_iqm``.
 
@@ -110,29 +108,28 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> xarray.Dataset:
-    """A statistic of runs, with its percentile bootstrap interval.
+    """A statistic of runs with its percentile bootstrap interval.
 
-    As many runs as there are are drawn with replacement, ``resamples`` times; the interval holds the middle
-    ``confidence`` of the statistics of what was drawn. With strata, such as tasks, every stratum's runs are drawn
-    independently, and the statistic aggregates runs and strata together. All other dimensions stay; they meet the same
-    draws.
+    n of the n runs are drawn with replacement, ``resamples`` times; the interval holds the middle ``confidence`` of the
+    statistics of these draws. With strata, such as tasks, every stratum's runs are drawn independently, and the
+    statistic aggregates runs and strata together. All other dimensions stay, and share the same draws.
 
     Args:
         values: a labelled array.
         statistic: a function of a labelled array and of the dimensions to aggregate, such as `interquartile_mean`.
         over: the dimension of the runs.
         stratify: the dimensions of the strata.
-        confidence: how much of the bootstrap distribution the interval holds, in (0, 1).
-        resamples: how often to draw. With 2000 and 50 runs a value of the result takes 1 to 2 ms.
-        seed: of the draws.
+        confidence: the share of the bootstrap distribution inside the interval, in (0, 1).
+        resamples: the number of draws. With 2000 draws of 50 runs a value of the result takes 1 to 2 ms.
+        seed: the seed of the draws.
 
     Returns:
         The variables ``estimate``, ``low`` and ``high``. An end that falls among diverged runs is infinite.
 
     Raises:
         TypeError: ``resamples`` is not an integer.
-        ValueError: no such dimension, fewer than two runs, a confidence outside of (0, 1), no resamples, a statistic
-            that does not aggregate what it is told to.
+        ValueError: there is no such dimension, there are fewer than two runs, ``confidence`` is outside of (0, 1),
+            ``resamples`` is below 1, or ``statistic`` keeps a dimension that it should aggregate.
 
     Source: Agarwal et al. (2021), section 4.1; rliable's ``get_interval_estimates``.
 
@@ -165,19 +162,18 @@ def best_setting(
 ) -> xarray.Dataset:
     """The setting with the least interquartile mean, and that mean with its bootstrap interval.
 
-    The interval is that of the setting found: it does not know that it was chosen among others by the same runs, and so
-    lies a little low.
+    The interval lies a little low: it does not account for the choice of the setting by the same runs.
 
     Args:
         error: a labelled array; the dimensions other than ``over`` are the settings.
         over: the dimension of the runs.
-        confidence: as in `bootstrap_interval`; so are the others.
-        resamples: how often to draw.
-        seed: of the draws.
+        confidence: as in `bootstrap_interval`.
+        resamples: as in `bootstrap_interval`.
+        seed: as in `bootstrap_interval`.
 
     Returns:
         The variables ``estimate``, ``low`` and ``high``, and the setting as coordinates: the first one, if every mean
-        is infinite. Of a single run there is no interval: its ends are NaN.
+        is infinite. A single run has no interval: the ends are NaN.
 
     Raises:
         TypeError, ValueError: as `bootstrap_interval`.
@@ -205,20 +201,21 @@ def probability_of_improvement(
     resamples: int = 2000,
     seed: int = 0,
 ) -> xarray.Dataset:
-    """How probable it is that a run of x is better than a run of y, with its bootstrap interval.
+    """The probability that a run of x is better than a run of y, with its bootstrap interval.
 
-    The share of all pairs (a run of x, a run of y) in which x is better, where a tie counts one half: Mann and
-    Whitney's U by the number of pairs. With strata it is the mean of their shares. At one half neither is better.
+    It is the share of all pairs (a run of x, a run of y) in which x is better; a tie counts one half. That is Mann and
+    Whitney's U divided by the number of pairs. With strata it is the mean of their shares. At one half neither is
+    better.
 
     Args:
         x: a labelled array.
-        y: another one, with the same coordinates but for the runs; their numbers may differ.
+        y: a labelled array with the same coordinates as x except for the runs; the number of runs may differ.
         over: the dimension of the runs.
         stratify: the dimensions of the strata, such as tasks.
         better: ``"smaller"`` for errors, ``"larger"`` for scores. A run that has diverged (NaN) is the worst in both.
-        confidence: as in `bootstrap_interval`; so are the others.
-        resamples: how often to draw from x, and independently from y.
-        seed: of the draws.
+        confidence: as in `bootstrap_interval`.
+        resamples: the number of draws from x, and independently from y.
+        seed: as in `bootstrap_interval`.
 
     Returns:
         The variables ``estimate``, ``low`` and ``high``.
@@ -233,7 +230,7 @@ def probability_of_improvement(
     0.833
     """
     caller = "probability_of_improvement"
-    check_names(caller, "better", better, ["smaller", "larger"])
+    as_names(caller, "better", better, ["smaller", "larger"])
     for name, values in (("x", x), ("y", y)):
         strata = _strata(caller, values, over, stratify)
         check_runs(caller, name, values, [over], least=2)
@@ -254,8 +251,8 @@ def probability_of_improvement(
 def _aggregate(
     caller: str, values: xarray.DataArray, over: str | Iterable[str], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> xarray.DataArray:
-    """A statistic of an array's last axis, of all runs together."""
-    dims = check_dims(caller, "over", values, over)
+    """Applies a statistic of the last axis to all runs together."""
+    dims = as_dims(caller, "over", values, over)
     check_runs(caller, "values", values, dims, least=1)
     return xarray.apply_ufunc(
         lambda runs: statistic(runs.reshape(*runs.shape[: -len(dims)], -1)), as_runs(values), input_core_dims=[dims]
@@ -263,15 +260,15 @@ def _aggregate(
 
 
 def _middle_mean(runs: np.ndarray) -> np.ndarray:
-    # As scipy.stats.trim_mean(runs, 0.25, axis=-1), ten times as fast on many short rows.
+    # The same as scipy.stats.trim_mean(runs, 0.25, axis=-1), and ten times as fast on many short rows.
     cut = runs.shape[-1] // 4
     with np.errstate(invalid="ignore", over="ignore"):
         means = np.sort(runs, axis=-1)[..., cut : runs.shape[-1] - cut].mean(-1)
-    return np.where(np.isnan(means), np.inf, means)  # of minus infinity and infinity
+    return np.where(np.isnan(means), np.inf, means)  # NaN: minus infinity plus infinity
 
 
 def _strata(caller: str, values: xarray.DataArray, over: str, stratify: str | Iterable[str]) -> list[str]:
-    """The strata's dimensions, if they and the runs' are dimensions of the array."""
-    check_dims(caller, "over", values, over)
+    """The strata's dimensions as a list; checks the runs' dimension, too."""
+    as_dims(caller, "over", values, over)
     strata = [stratify] if isinstance(stratify, str) else list(stratify)
-    return check_dims(caller, "stratify", values, strata, but=over) if strata else []
+    return as_dims(caller, "stratify", values, strata, but=over) if strata else []

@@ -1,7 +1,7 @@
-"""Who runs the chunks: this process, processes beside it, or a Ray cluster. Results come as they are done.
+"""Workers: chunks run in this process, in processes beside it, or on a Ray cluster; results come as they are done.
 
 Functions travel to workers by cloudpickle, results come back as arrays; only the caller writes files. However the
-caller ends, its workers end too: processes beside it look for it every second, Ray's are ended by Ray.
+caller ends, its workers end too: processes beside it check every second that it lives, and Ray ends its own.
 """
 
 from __future__ import annotations
@@ -19,51 +19,55 @@ from typing import Any
 
 import torch
 
-from popart_func.sweeps.grid import Chunk, Values
-from popart_func.sweeps.job import Work
+from popart_func.sweeps.job import Job
+from popart_func.sweeps.schema import Arrays, Chunk
 
-__all__ = ["Workers", "completed"]
+__all__ = ["Workers", "run_chunks"]
 
 Workers = int | str | None
-"""None: this process; a number: so many processes beside it; ``"ray"``, or a Ray client's address ``"ray://..."``."""
+"""None: this process. A number: so many processes beside it. ``"ray"``, or a Ray client's address ``"ray://..."``."""
 
 RETRIES = 3
-"""How often a chunk is given to another worker where its worker died."""
+"""How often a chunk whose worker died is given to another worker, and how often a connection to Ray is tried."""
 
-_QUEUED, _SECONDS = 2, 1.0
+_QUEUED = 2
+"""How many chunks are handed out for each worker, so that none waits for its next one."""
+
+_SECONDS = 1.0
+"""How often a worker process checks that its caller lives."""
 
 
-def completed(work: Work, chunks: list[Chunk], workers: Workers) -> Iterator[tuple[Chunk, Values]]:
-    """Runs chunks, and gives each with its results as soon as they are there, in any order.
+def run_chunks(job: Job, chunks: list[Chunk], workers: Workers) -> Iterator[tuple[Chunk, Arrays]]:
+    """Runs chunks, and yields each with its results as soon as it is done, in any order.
 
     Args:
-        work: the sweep.
-        chunks: what to run.
-        workers: who runs it.
+        job: the sweep.
+        chunks: the chunks to run.
+        workers: which workers run them.
 
     Raises:
-        ModuleNotFoundError: ``workers="ray"``, and no ray.
+        ModuleNotFoundError: ``workers="ray"``, and ray is not installed.
         ConnectionError: there is no such Ray cluster.
         ChildProcessError: workers keep dying.
     """
     if workers is None or not chunks:
-        return ((chunk, work.run(chunk)) for chunk in chunks)
+        return ((chunk, job.run(chunk)) for chunk in chunks)
     if isinstance(workers, int):
-        return _local(work, chunks, workers)
-    return _ray(work, chunks, None if workers == "ray" else workers)
+        return _local(job, chunks, workers)
+    return _ray(job, chunks, None if workers == "ray" else workers)
 
 
-def _local(work: Work, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chunk, Values]]:
-    """Through loky: `concurrent.futures` whose processes take any function, and whose death is noticed."""
+def _local(job: Job, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chunk, Arrays]]:
+    """Runs chunks in processes beside this one, through loky: they take any function, and their death is noticed."""
     from loky import ProcessPoolExecutor
 
     threads = max(1, torch.get_num_threads() // workers)
     left, deaths = list(chunks), 0
     while left:
-        executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(work, threads, os.getpid()))
+        executor = ProcessPoolExecutor(workers, initializer=_begin, initargs=(job, threads, os.getpid()))
         try:
-            for chunk, values in _streamed(executor.submit, left[:], _QUEUED * workers):
-                yield chunk, values
+            for chunk, results in _streamed(executor.submit, left[:], _QUEUED * workers):
+                yield chunk, results
                 left.remove(chunk)
                 deaths = 0
         except BrokenExecutor as error:
@@ -74,7 +78,8 @@ def _local(work: Work, chunks: list[Chunk], workers: int) -> Iterator[tuple[Chun
             executor.shutdown(kill_workers=True)
 
 
-def _streamed(submit: Callable[..., Any], chunks: list[Chunk], at_once: int) -> Iterator[tuple[Chunk, Values]]:
+def _streamed(submit: Callable[..., Any], chunks: list[Chunk], at_once: int) -> Iterator[tuple[Chunk, Arrays]]:
+    """Submits chunks, never more than ``at_once``, so that few results wait in memory."""
     waiting, running = iter(chunks), dict[Any, Chunk]()
     while True:
         for chunk in islice(waiting, at_once - len(running)):
@@ -87,32 +92,32 @@ def _streamed(submit: Callable[..., Any], chunks: list[Chunk], at_once: int) -> 
             del running[future]
 
 
-_work: Work | None = None
+_job: Job | None = None
 
 
-def _begin(work: Work, threads: int, caller: int) -> None:
-    """Gets a worker process ready. An interrupt from the keyboard is the caller's business."""
-    global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(job: Job, threads: int, caller: int) -> None:
+    """Prepares a worker process."""
+    global _job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the caller, which then ends its workers
     threading.Thread(target=_end_with, args=(caller,), daemon=True).start()
     torch.set_num_threads(threads)
-    _work = work
+    _job = job
 
 
 def _end_with(caller: int) -> None:
-    """Ends this process once its caller is gone, which a kill gives no time to say: an orphan has another parent."""
+    """Ends this process once its caller is gone: an orphan has another parent. A killed caller can't say goodbye."""
     while os.getppid() == caller:
         time.sleep(_SECONDS)
     os._exit(1)
 
 
-def _run_here(chunk: Chunk) -> Values:
-    assert _work is not None
-    return _work.run(chunk)
+def _run_here(chunk: Chunk) -> Arrays:
+    assert _job is not None
+    return _job.run(chunk)
 
 
-def _ray(work: Work, chunks: list[Chunk], address: str | None) -> Iterator[tuple[Chunk, Values]]:
-    """Each chunk is a task, which Ray gives to another worker if its own dies."""
+def _ray(job: Job, chunks: list[Chunk], address: str | None) -> Iterator[tuple[Chunk, Arrays]]:
+    """Runs chunks on a Ray cluster. Each is a task, which Ray gives to another worker if its own dies."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -121,9 +126,9 @@ def _ray(work: Work, chunks: list[Chunk], address: str | None) -> Iterator[tuple
         ) from None
 
     with _cluster(address):
-        here = work.environment()
-        reference = ray.put(work)
-        gpus = int(work.device.type == "cuda")
+        here = job.environment()
+        reference = ray.put(job)
+        gpus = int(job.device.type == "cuda")
         task = ray.remote(max_retries=RETRIES, num_cpus=1, num_gpus=gpus)(_run_there)
         at_once = _QUEUED * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting, running = iter(chunks), dict[Any, Chunk]()
@@ -135,48 +140,53 @@ def _ray(work: Work, chunks: list[Chunk], address: str | None) -> Iterator[tuple
                     return
                 (first, *_), _ = ray.wait(list(running))
                 try:
-                    values = ray.get(first)
+                    results = ray.get(first)
                 except ray.exceptions.WorkerCrashedError as error:
                     raise ChildProcessError(f"run: workers died {RETRIES + 1} times with the same chunk.") from error
-                yield running.pop(first), values
+                yield running.pop(first), results
         finally:
             for unfinished in running:
                 ray.cancel(unfinished, force=True)
 
 
-_fetched: dict[Any, Work] = {}
+_fetched: dict[Any, Job] = {}
 
 
-def _run_there(reference: list[Any], chunk: Chunk, expected: dict[str, str]) -> Values:
-    """Runs a chunk in a Ray worker, which fetches the work once: what an engine has compiled is kept with it."""
+def _run_there(reference: list[Any], chunk: Chunk, expected: dict[str, str]) -> Arrays:
+    """Runs a chunk in a Ray worker. The worker fetches the job once, and keeps what an engine has compiled for it."""
     import ray
 
     if reference[0] not in _fetched:
         _fetched.clear()
         _fetched[reference[0]] = ray.get(reference[0])
-    work = _fetched[reference[0]]
-    here = work.environment()
+    job = _fetched[reference[0]]
+    here = job.environment()
     if here != expected:
         raise RuntimeError(
             f"run: a worker must be like the machine that the sweep was started on, or its numbers differ in the last "
             f"bits: expected {expected}, got {here}."
         )
-    return work.run(chunk)
+    return job.run(chunk)
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """The cluster that this process is connected to, else the one that `ray.init` finds, until it is not needed."""
+    """Connects to a cluster for a block: to the one this process is connected to, else to the one `ray.init` finds."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
-        raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
+    for left in reversed(range(RETRIES)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            break
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            # Now and then the process that Ray's server forks for a client dies at once: then connect again.
+            if isinstance(error, ConnectionAbortedError) and left:
+                continue
+            asked = address or os.environ.get("RAY_ADDRESS") or "a cluster of its own"
+            raise ConnectionError(f"run: `workers` 'ray' can't connect to {asked}: {error}") from error
     try:
         yield
     finally:

@@ -1,18 +1,14 @@
-"""Where the errors of all seeds lie, check by check, below what is allowed."""
+"""A figure of the errors of all seeds, check by check, beside what is allowed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from popart_func.display.canvas import Destination, new_canvas, plural, tidy
 from popart_func.verify import Outcome
 
 __all__ = ["errors"]
@@ -21,32 +17,32 @@ LEAST, MOST = 1e-5, 1e1
 """Ends of the axis; what lies beyond is drawn at them."""
 
 BINS = 96
+"""The number of bars of a check's histogram."""
 
 _INSIDE, _OUTSIDE, _EXACT, _LIMIT = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 
 
-def errors(outcomes: Sequence[Outcome], path: str | Path | IO[bytes] | BytesIO, *, setting: str = "") -> Figure:
-    """Draws each check's distribution over seeds of error / allowed, on a log axis with the limit at 1.
+def errors(outcomes: Sequence[Outcome], path: Destination, *, setting: str = "") -> Figure:
+    """Draws a histogram over seeds of error / allowed for each check, on a logarithmic axis with the limit at 1.
 
-    A log axis has no place for zero: seeds whose two computations agree to the bit are a bar at its left, as long as
-    their share. The largest error of a check is marked.
+    A logarithmic axis has no place for zero: the share of seeds whose two computations agree to the bit is a bar on the
+    left. A dot marks the largest error of a check.
 
     Args:
         outcomes: as `verify.run` returns them; skipped ones are left out.
         path: where to write; the suffix says the format. An open file gets a PNG.
-        setting: where the errors come from, for the title, such as ``"float32 on cpu"``.
+        setting: what the checks ran on, for the title, such as ``"float32 on cpu"``.
 
     Returns:
         The figure, drawn without pyplot: nothing to close.
 
     Raises:
-        ValueError: nothing ran.
+        ValueError: every check was skipped.
     """
     ran = [outcome for outcome in outcomes if outcome.seeds]
     if not ran:
         raise ValueError("errors: `outcomes` must hold at least one check that ran, got none.")
-    canvas = Figure(figsize=(9.5, 1.6 + 0.27 * len(ran)), dpi=160, layout=ConstrainedLayoutEngine(wspace=0.06))
-    FigureCanvasAgg(canvas)
+    canvas = new_canvas((9.5, 1.6 + 0.27 * len(ran)))
     exact, axes = canvas.subplots(1, 2, sharey=True, width_ratios=[1, 6])
     for row, outcome in enumerate(ran):
         _draw_row(exact, axes, len(ran) - 1 - row, outcome)
@@ -69,13 +65,11 @@ def errors(outcomes: Sequence[Outcome], path: str | Path | IO[bytes] | BytesIO, 
         fontsize="small",
     )
     for panel in (exact, axes):
-        panel.grid(True, axis="x", linewidth=0.4, alpha=0.4)
-        panel.spines[["top", "right"]].set_visible(False)
+        tidy(panel, "x")
         panel.tick_params(axis="y", length=0)
-        panel.set_axisbelow(True)
         panel.hlines(np.arange(len(ran)) - 0.35, 0, 1, transform=panel.get_yaxis_transform(), color="#dddddd", lw=0.6)
     seeds = max(len(outcome.seeds) for outcome in ran)
-    number = f"{seeds:,} seed{'s' * (seeds != 1)}{', ' * bool(setting)}{setting}"
+    number = plural(seeds, "seed") + ", " * bool(setting) + setting
     canvas.suptitle(f"Each check's errors over {number}; a dot is the worst", fontsize="medium")
     canvas.savefig(path)
     return canvas

@@ -1,4 +1,4 @@
-"""Outcomes for people and for programs: a table, JSON, and progress on a terminal."""
+"""Report of outcomes: a table on a terminal, plain data for JSON, and a progress bar."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from popart_func.display.progress import show_progress
+from popart_func.display.table import make_table
 from popart_func.verify import Outcome
 
 if TYPE_CHECKING:
@@ -15,13 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["as_json", "progress", "table"]
 
 WIDTH = 100
-"""Columns of the table."""
+"""The table's width in characters."""
 
 
 def as_json(outcomes: Sequence[Outcome], **settings: Any) -> dict[str, Any]:
-    """Plain numbers: the settings, and for each check its claim, the largest errors over its seeds, and the verdict.
+    """Outcomes as plain data: the settings, and for each check its claim, its largest errors over seeds, its verdict.
 
-    A number that is not finite, of a check that failed, becomes None, which JSON can say.
+    JSON has no number that is not finite; it becomes None.
 
     Args:
         outcomes: as `verify.run` returns them.
@@ -56,36 +58,26 @@ def _number(value: float) -> float | None:
 
 
 def table(outcomes: Sequence[Outcome]) -> Group:
-    """A table of at most `WIDTH` columns, what its words mean, and how to see a failure again."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
-    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, collapse_padding=True, width=WIDTH)
-    rows.add_column("check", no_wrap=True)
-    rows.add_column("claim (source)", ratio=1)
-    for name in ("seeds", "worst", "error", "allowed"):
-        rows.add_column(name, justify="right", no_wrap=True)
-    rows.add_column("verdict", no_wrap=True)
+    """A table of outcomes, `WIDTH` characters wide, with an explanation of its words and how to repeat a failure."""
+    rows = []
     for outcome in outcomes:
         check, worst = outcome.check, outcome.worst
         numbers = [""] * 4
         if worst is not None:
             error, allowed = float(outcome.discrepancy.error[worst]), float(outcome.discrepancy.allowed[worst])
-            seed = str(outcome.worst_seed) if error else ""
             numbers = [
                 f"{len(outcome.seeds):,}",
-                seed,
+                str(outcome.worst_seed) if error else "",
                 f"{error:.1e}" if error else "exact",
                 f"{allowed:.1e}" if allowed else "0",
             ]
         verdict = {True: "passed", False: "FAILED", None: "skipped"}[outcome.passed]
-        rows.add_row(check.name, f"{check.claim} ({check.source})", *numbers, verdict)
+        rows.append((check.name, f"{check.claim} ({check.source})", *numbers, verdict))
     notes = [
         "worst: the seed whose error is nearest to what is allowed, or furthest above it",
         "error: its largest difference, relative to the terms added up, or to a bound computed beside them",
-        "allowed: what rounding can make of that; one rounding, where the bound counts them all",
-        "of networks it is no bound but an estimate, found by disturbing the computation",
+        "allowed: the error that rounding can cause; one rounding, where the bound counts them all",
+        "for networks it is an estimate rather than a bound, found by disturbing the computation",
     ]
     notes += [f"skipped {outcome.check.name}: {outcome.skipped}" for outcome in outcomes if outcome.skipped]
     notes += [
@@ -93,7 +85,14 @@ def table(outcomes: Sequence[Outcome]) -> Group:
         for outcome in outcomes
         if outcome.passed is False
     ]
-    return Group(rows, *notes, _summary(outcomes))
+    return make_table(
+        ("check", "claim (source)", "seeds", "worst", "error", "allowed", "verdict"),
+        [rows],
+        words=("check", "verdict"),
+        wrapped="claim (source)",
+        notes=[*notes, _summary(outcomes)],
+        width=WIDTH,
+    )
 
 
 def _summary(outcomes: Sequence[Outcome]) -> str:
@@ -107,23 +106,11 @@ def _summary(outcomes: Sequence[Outcome]) -> str:
 
 @contextmanager
 def progress(names: Sequence[str]) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar over all checks on stderr, if that is a terminal; yields what `verify.run` calls."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        MofNCompleteColumn(),
-        TextColumn("checks"),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(names))
+    """Shows one bar over all checks; yields the ``on_progress`` that `verify.run` calls."""
+    with show_progress("checks", transient=True) as shown:
 
         def on_progress(name: str, done: int, seeds: int) -> None:
-            at = names.index(name) + done / seeds
-            bar.update(task, completed=int(at), description=f"{name}, {done:,} of {seeds:,} seeds")
+            at = int(names.index(name) + done / seeds)
+            shown.show("checks", at, len(names), f"{name}, {done:,} of {seeds:,} seeds")
 
         yield on_progress

@@ -29,8 +29,9 @@ def begin(store: Path, **changes: Any) -> int:
     return child
 
 
-def records(store: Path) -> set[Path]:
-    return set((store / "done").glob("*-*.json"))
+def done_chunks(store: Path) -> set[Path]:
+    """The files that are written last of each chunk."""
+    return {path for path in store.glob("lanes.zarr/*/diverged_at/c/*") if path.name.isdigit()}
 
 
 def main(store: Path, kills: int, seed: int) -> None:
@@ -46,13 +47,13 @@ def main(store: Path, kills: int, seed: int) -> None:
         time.sleep(moments.uniform(0, 2 * first_chunks))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        assert done <= records(store), "what was done stays done"
-        done = records(store)
+        assert done <= done_chunks(store), "what was done stays done"
+        done = done_chunks(store)
         if os.WIFSIGNALED(status):
             killed.append(len(done))
         else:  # it was faster, and begins anew
-            for record in done:
-                record.unlink()
+            for last in done:
+                last.unlink()
             done = set()
     print(json.dumps(killed))
 

@@ -11,6 +11,7 @@ import xarray
 from torch import Tensor
 
 from popart_func.experiments import regression
+from popart_func.experiments.names import ALGORITHMS
 
 
 def run(
@@ -21,7 +22,7 @@ def run(
     on_progress: Callable[[str, int], None] | None,
 ) -> tuple[np.ndarray, list[float]]:
     """Stands in for `regression._run`: errors of 100 and more, another level for each algorithm, with spikes."""
-    level = 100.0 * (1 + regression.ALGORITHMS.index(algorithm))
+    level = 100.0 * (1 + ALGORITHMS.index(algorithm))
     random = np.random.default_rng(0)
     errors = (
         level * random.lognormal(sigma=0.5, size=tuple(numbers.shape[::-1]))
@@ -35,7 +36,7 @@ def run(
 
 
 def dataset(
-    seeds: Iterable[int] = range(3), algorithms: Iterable[str] = regression.ALGORITHMS, **options: object
+    seeds: Iterable[int] = range(3), algorithms: Iterable[str] = ALGORITHMS, **options: object
 ) -> xarray.Dataset:
     with mock.patch.object(regression, "_run", run):
         return regression.reproduce(seeds, algorithms=algorithms, engine="eager", **options)  # type: ignore[arg-type]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from io import BytesIO
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import xarray
@@ -18,6 +16,7 @@ from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from popart_func.display.canvas import (
     PLAIN_NUMBERS,
+    Destination,
     label_of,
     name_of,
     new_canvas,
@@ -25,15 +24,20 @@ from popart_func.display.canvas import (
     plural,
     value_of,
 )
-from popart_func.sweeps._labelled import check_runs
+from popart_func.sweeps._runs import check_runs
 from popart_func.sweeps.statistics import best_setting, interquartile_mean
 
 __all__ = ["heat_map"]
 
-_INCHES = 0.32  # The side of a cell.
+_INCHES = 0.32
+"""The side of a cell."""
+
 _DECADES = 3
-_COLORS = "viridis_r"
-_MIDDLE = "#21918C"  # Of these colours.
+"""How far above the best mean the colours go."""
+
+_COLORS, _MIDDLE = "viridis_r", "#21918C"
+"""The colours, and the one in their middle."""
+
 _MARKS: dict[str, dict[str, Any]] = {
     "best setting": {"facecolor": "none", "edgecolor": "#D55E00", "linewidth": 2.2, "clip_on": False, "zorder": 3},
     "a quarter of the runs or fewer diverged": {
@@ -48,37 +52,40 @@ _MARKS: dict[str, dict[str, Any]] = {
 
 def heat_map(
     error: xarray.DataArray | Mapping[str, xarray.DataArray],
-    path: str | Path | IO[bytes] | BytesIO,
+    path: Destination,
     over: str = "seed",
     x: str = "step_size",
     y: str = "learning_rate",
     *,
     label: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draws the interquartile mean of an error over runs for a grid of two hyper-parameters, in logarithmic colours.
+    """Draws a heat map: the interquartile mean of an error over runs, for each setting of two hyper-parameters.
 
-    The best setting is framed, and stands above its panel with its 95 % bootstrap interval (`best_setting`). A cell is
-    grey and crossed where the mean is infinite, for more than a quarter of its runs have diverged, and hatched where
-    fewer have. The colours end three decades above the best: what is worse has the last one.
+    Colours are logarithmic. The best setting has a frame; above the panel stand its mean, the 95 % bootstrap interval
+    of that (`best_setting`) and its hyper-parameters. A cell is hatched where up to a quarter of its runs have
+    diverged, grey and crossed where more have, so that the mean is infinite. The colours end three decades above the
+    best mean; worse cells have the last colour.
 
     Args:
         error: an array with the dimensions ``over``, ``x``, ``y`` and at most one more, such as ``algorithm``, with a
             panel for each of its coordinates. Or panels by name, which may lack ``x`` or ``y``. An axis along which
-            nothing in a panel changes, for its algorithm takes no such hyper-parameter, is drawn as one cell.
+            nothing in a panel changes, since its algorithm takes no such hyper-parameter, is drawn as one cell.
         path: where to write; the suffix says the format, such as ``"grid.png"``. An open file gets a PNG.
         over: the dimension of the runs.
         x: the dimension across.
         y: the dimension upwards.
-        label: what the error is; by default the array's ``long_name`` or name.
+        label: the name of the error beside the colours; by default the array's ``long_name`` or name.
+        labels: what to call a panel that has a name, such as ``{"popart": "Pop-Art"}``.
 
     Returns:
         The figure, drawn without pyplot: nothing to close.
 
     Raises:
-        TypeError: not real numbers.
-        ValueError: other dimensions, no runs, a negative error.
+        TypeError: the error is not real numbers.
+        ValueError: it has other dimensions, no runs or a negative value.
     """
-    given = _panels(error, over, x, y)
+    given = _panels(error, over, x, y, labels or {})
     panels = {name: _grid(panel, over, x, y) for name, panel in given.items()}
     means = {name: interquartile_mean(panel, over) for name, panel in panels.items()}
     norm, ticks, extend = _colors(means.values())
@@ -120,15 +127,15 @@ def heat_map(
 
 
 def _panels(
-    error: xarray.DataArray | Mapping[str, xarray.DataArray], over: str, x: str, y: str
+    error: xarray.DataArray | Mapping[str, xarray.DataArray], over: str, x: str, y: str, labels: Mapping[str, str]
 ) -> dict[str, xarray.DataArray]:
-    """The panels by what is written above them, checked."""
+    """The panels by their titles, checked."""
     if isinstance(error, Mapping):
-        panels = {value_of(name): panel for name, panel in error.items()}
+        panels = {value_of(name, labels): panel for name, panel in error.items()}
     else:
         rest = [str(dim) for dim in error.dims if dim not in (over, x, y)]
         coordinates = error[rest[0]].values.tolist() if len(rest) == 1 else []
-        panels = {label_of(rest[0], value): error.isel({rest[0]: i}) for i, value in enumerate(coordinates)}
+        panels = {label_of(rest[0], value, labels): error.isel({rest[0]: i}) for i, value in enumerate(coordinates)}
         panels = panels or {"": error}
     if not panels:
         raise ValueError("heat_map: `error` must hold at least one panel, got none.")
@@ -146,7 +153,7 @@ def _panels(
 
 
 def _grid(panel: xarray.DataArray, over: str, x: str, y: str) -> xarray.DataArray:
-    """The panel as ``[over, y, x]`` in ascending order; an axis it does not need has one cell and no coordinate."""
+    """A panel as ``[over, y, x]`` in ascending order; an axis along which nothing changes gets one cell, unlabelled."""
     for dim in (x, y):
         if dim in panel.dims and panel.sizes[dim] > 1 and bool(panel.notnull().any()):
             first = panel.isel({dim: 0}, drop=True)
@@ -157,7 +164,7 @@ def _grid(panel: xarray.DataArray, over: str, x: str, y: str) -> xarray.DataArra
 
 
 def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, Locator, str]:
-    """The colours of all panels, where their numbers stand, and whether some mean is beyond them."""
+    """The scale of the colours of all panels, the places of its numbers, and whether some mean lies beyond it."""
     values = np.concatenate([mean.values.ravel() for mean in means])
     values = values[np.isfinite(values) & (values > 0)]
     least, most = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
@@ -167,7 +174,7 @@ def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, Locator, str]:
 
 
 def _ticks(least: float, most: float) -> Locator:
-    """Where the colours' numbers stand: at two or more, however narrow or broad their range."""
+    """The places of the numbers beside the colours: two or more, however narrow or broad the range."""
     decades = np.log10(most / least)
     if decades < 0.7:
         return MaxNLocator(6, steps=[1, 2, 5, 10])
@@ -195,7 +202,7 @@ def _label_axes(axes: Axes, mean: xarray.DataArray, x: str, y: str) -> None:
         if dim not in mean.coords:
             axis.set_ticks([])
             continue
-        axis.set_ticks(range(mean.sizes[dim]), [value_of(value) for value in mean[dim].values.tolist()])
+        axis.set_ticks(range(mean.sizes[dim]), [value_of(value, {}) for value in mean[dim].values.tolist()])
         axis.set_tick_params(length=2, labelsize="small", labelrotation=90 if dim == x else 0)
     axes.set_xlabel(name_of(x) if x in mean.coords else f"no {name_of(x)}")
 
@@ -207,5 +214,5 @@ def _title(name: str, panel: xarray.DataArray, over: str) -> str:
         return f"{name}\nall diverged\n"
     estimate, low, high = (number(float(best[end])) for end in ("estimate", "low", "high"))
     interval = "" if panel.sizes[over] == 1 else f" ({low} to {high})"
-    setting = ", ".join(label_of(dim, best[dim].item()) for dim in map(str, panel.dims) if dim in best.coords)
+    setting = ", ".join(label_of(dim, best[dim].item(), {}) for dim in map(str, panel.dims) if dim in best.coords)
     return f"{name}\n{estimate}{interval}\n{setting}"

@@ -1,24 +1,45 @@
-"""Arrays of runs, their percentiles, and the bootstrap: draws with replacement, and a statistic of each."""
+"""Runs along a dimension of a labelled array (xarray): checks, percentiles, and the bootstrap."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import scipy.stats
 import xarray
 
 from popart_func._checks import check_count, check_scalar
+from popart_func.sweeps._checks import as_names
 
-__all__ = ["as_runs", "bootstrap", "percentiles_of"]
+__all__ = ["as_dims", "as_runs", "bootstrap", "check_runs", "percentiles_of"]
 
-_CHUNK = 2**23  # How many resampled numbers are held at once: 64 MiB of them.
+_CHUNK = 2**23
+"""How many drawn numbers are in memory at a time: 64 MiB of them."""
+
+
+def as_dims(
+    caller: str, argument: str, values: xarray.DataArray, dims: str | Iterable[str], *, but: str | None = None
+) -> list[str]:
+    """Dimensions as a list: one or more, distinct, all of the array's own, and not the one named by ``but``."""
+    return as_names(caller, argument, dims, [str(dim) for dim in values.dims if dim != but])
+
+
+def check_runs(caller: str, argument: str, values: xarray.DataArray, over: Sequence[str], *, least: int) -> None:
+    """Raises unless an array holds real numbers, and at least so many along each dimension of its runs."""
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{caller}: `{argument}` must be real numbers, got dtype {values.dtype}.")
+    for dim in over:
+        if values.sizes[dim] < least:
+            raise ValueError(
+                f"{caller}: `{argument}` must have at least {least} run{'s' * (least > 1)} along {dim!r}, "
+                f"got {values.sizes[dim]}."
+            )
 
 
 def as_runs(values: xarray.DataArray) -> xarray.DataArray:
-    """The values in float64; those that have diverged are infinitely bad."""
+    """Values in float64, infinity for runs that have diverged (NaN)."""
     return values.astype(np.float64).fillna(np.inf)
 
 
@@ -31,7 +52,7 @@ def percentiles_of(runs: np.ndarray, ranks: Sequence[int | float]) -> np.ndarray
     with np.errstate(invalid="ignore"):
         step = above - below
         between = np.where(weight < 0.5, below + step * weight, above - step * (1 - weight))
-    # numpy.percentile gives `between`, which is NaN next to infinity even where a percentile falls on a finite value.
+    # numpy.percentile returns `between`, which is NaN next to infinity even if the percentile falls on a finite value.
     return np.where(below == above, below, np.where(np.isinf(above), above, between))
 
 
@@ -44,10 +65,16 @@ def bootstrap(
     resamples: int,
     seed: int,
 ) -> xarray.Dataset:
-    """Estimate and interval of a statistic of one sample, or of several that are drawn from independently.
+    """Estimate and interval of a statistic of one sample, or of several that are drawn independently.
 
-    ``core`` are the dimensions to aggregate, the strata's and at last the runs'; ``aggregate`` does so to arrays
-    ``[value, draw, stratum, run]``, one for each sample.
+    Args:
+        caller: the function that the user called.
+        samples: the labelled arrays.
+        core: the dimensions to aggregate: the strata's, and the runs' last.
+        aggregate: from arrays ``[value, draw, stratum, run]``, one for each sample, to ``[value, draw]``.
+        confidence: the share of the bootstrap distribution inside the interval.
+        resamples: the number of draws.
+        seed: the seed of the draws.
     """
     check_scalar(caller, "confidence", confidence, above=0, below=1)
     check_count(caller, "resamples", resamples)
@@ -60,7 +87,7 @@ def bootstrap(
             np.broadcast_to(array, lead + tail).reshape(-1, math.prod(tail[:-1]), tail[-1])
             for array, tail in zip(arrays, tails, strict=True)
         ]
-        # Every chunk meets the same draws: a value does not depend on how many others there are.
+        # Every chunk has the same draws, so a value does not depend on the number of others.
         numbers = resamples * flat[0].shape[1] * math.prod(tail[-1] for tail in tails)
         size = max(1, _CHUNK // numbers)
         chunks = [[array[start : start + size] for array in flat] for start in range(0, len(flat[0]), size)]
@@ -90,7 +117,7 @@ def _estimate_and_interval(
         by_sample = [drawn[first : first + strata] for first in range(0, len(drawn), strata)]
         return aggregate(*(np.stack(of_strata, axis=-2) for of_strata in by_sample))
 
-    # scipy's own summary of the distribution takes differences of infinities; it is not used.
+    # scipy also summarises the distribution, and warns of differences of infinities there; that summary is not used.
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         distribution = scipy.stats.bootstrap(

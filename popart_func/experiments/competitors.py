@@ -1,9 +1,9 @@
-"""What others would write: the same Pop-Art run in reference style and in JAX, for `bench` to measure against.
+"""Competitors of the engines in `bench`: the same Pop-Art run as one PyTorch module per seed, and in JAX.
 
 Each maker takes the parameters ``{name: [lanes, ...]}`` (numpy, torch's layout) and the numbers ``[steps, lanes]``
-(int32), and returns a function without arguments that runs the whole stream and returns the errors ``[steps, lanes]``
-where they were computed, once they are. They follow rlax's rule, with its bounds; `bench` checks that they compute what
-the engines do. JAX's run on its default device. Needs the extra ``jax``.
+(int32). It returns a function without arguments that runs the whole stream and, once that is done, returns the errors
+``[steps, lanes]`` on the device that computed them. All follow rlax's update rule and bounds; `bench` checks that they
+compute what the engines do. The JAX competitors run on JAX's default device and need the extra ``jax``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 from popart_func.experiments import regression
 from popart_func.models import LowerLayers, UpperLayer
 
-__all__ = ["LEARNING_RATE", "STEP_SIZE", "jax_lanes_last", "jax_scan", "jax_traced", "reference"]
+__all__ = ["LEARNING_RATE", "MAKERS", "STEP_SIZE", "jax_lanes_last", "jax_scan", "jax_traced", "reference"]
 
 LEARNING_RATE, STEP_SIZE = 10**-2.5, 10**-0.5
-"""The paper's choice for Pop-Art."""
+"""The paper's hyper-parameters for Pop-Art."""
 
 SCALE_LB, SCALE_UB = 1e-4, 1e6
 
-Run = Callable[[], Any]
+RunStream = Callable[[], Any]
 HIDDEN = ("input_linear", "hidden1", "hidden2", "hidden3")
 
 
-def reference(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
-    """One module per seed, `torch.optim`, a Python loop: one seed after the other."""
+def reference(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream:
+    """Reference style: one module per seed, `torch.optim`, a Python loop, one seed after the other."""
 
     def run_seed(lane: int) -> list[float]:
         lower, upper = LowerLayers(16, 10), UpperLayer(10, 1)
@@ -78,8 +78,8 @@ def _popped(params: Any, mean: Any, scale: Any, new_mean: Any, new_scale: Any) -
     }
 
 
-def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
-    """Idiomatic JAX: the step of one lane, ``jit(vmap(scan(step)))``."""
+def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream:
+    """Idiomatic JAX: the step of one lane written in JAX, and ``jit(vmap(scan(step)))``."""
     import jax
     import jax.numpy as jnp
 
@@ -112,8 +112,8 @@ def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
     return lambda: run(*arguments).block_until_ready()
 
 
-def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
-    """The step that the engines run, `regression`'s, traced and run by JAX: ``jit(vmap(scan(step)))``."""
+def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream:
+    """The engines' own step, from `regression`, traced to JAX: ``jit(vmap(scan(step)))``."""
     import jax
     import jax.numpy as jnp
 
@@ -132,8 +132,8 @@ def jax_traced(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
     return lambda: run(start, stream).block_until_ready()
 
 
-def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run:
-    """JAX with the lanes as the last axis of everything, and one scan: multiply and sum instead of small products."""
+def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream:
+    """JAX with lanes as the last axis of every array and one scan: sums over lanes instead of small matrix products."""
     import jax
     import jax.numpy as jnp
 
@@ -166,3 +166,12 @@ def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run
     last = {name: jnp.asarray(np.moveaxis(value, 0, -1)) for name, value in params.items()}
     stream = jnp.asarray(numbers)
     return lambda: run(last, stream).block_until_ready()
+
+
+MAKERS: dict[str, Callable[[Mapping[str, np.ndarray], np.ndarray], RunStream]] = {
+    "jax": jax_scan,
+    "jax_traced": jax_traced,
+    "jax_lanes_last": jax_lanes_last,
+    "reference": reference,
+}
+"""The competitors' makers by the names that `names.COMPETITORS` lists."""

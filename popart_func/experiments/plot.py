@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-from pathlib import Path
-from typing import IO
-
 import xarray
 from matplotlib.figure import Figure
 
-from popart_func.display.canvas import plural
+from popart_func.display.canvas import Destination, plural, set_title
+from popart_func.experiments.names import LABELS, STYLES
 from popart_func.experiments.regression import WINDOW
-from popart_func.sweeps.plot.curves import draw_bands, set_title
+from popart_func.sweeps.plot.curves import draw_bands
 from popart_func.sweeps.statistics import percentiles
 
 __all__ = ["figure"]
 
 
-def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes] | BytesIO) -> Figure:
-    """Draws the median and the 10th to 90th percentile of the smoothed error over seeds, per algorithm, on a log axis.
+def figure(dataset: xarray.Dataset, path: Destination) -> Figure:
+    """Draws Figure 1a: per algorithm the median and 10th to 90th percentile over seeds of the smoothed error.
 
     Args:
         dataset: as `regression.reproduce` returns it; only ``rmse`` is read.
@@ -35,7 +32,7 @@ def figure(dataset: xarray.Dataset, path: str | Path | IO[bytes] | BytesIO) -> F
             f"figure: `dataset` must have a variable 'rmse' (algorithm, seed, sample), got {dict(dataset.sizes)} with "
             f"{list(dataset.data_vars)}."
         )
-    canvas, axes = draw_bands(percentiles(dataset["rmse"]), "sample", log=True)
+    canvas, axes = draw_bands(percentiles(dataset["rmse"]), "sample", log=True, labels=LABELS, styles=STYLES)
     axes.set_xlim(0, int(dataset["sample"][-1]) + WINDOW)
     axes.set_xlabel("number of samples")
     axes.set_ylabel("RMSE of the unnormalized prediction")

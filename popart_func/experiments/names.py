@@ -1,0 +1,43 @@
+"""Names that the command line shows before an experiment is imported: nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+__all__ = ["ALGORITHMS", "COMPETITORS", "HALF_DECADES", "JAX_COMPETITORS", "LABELS", "STYLES", "Algorithm"]
+
+
+class Algorithm(enum.Enum):
+    """The paper's four algorithms."""
+
+    sgd = "sgd"
+    art = "art"
+    popart = "popart"
+    normalized_sgd = "normalized_sgd"
+
+
+ALGORITHMS = tuple(algorithm.value for algorithm in Algorithm)
+"""The names of the four algorithms."""
+
+LABELS = {"sgd": "SGD", "art": "ART", "popart": "Pop-Art", "normalized_sgd": "normalized SGD"}
+"""What people call the algorithms."""
+
+# Okabe and Ito's colours, which the colour-blind can tell apart. Proposition 3 puts normalized SGD right on top of
+# Pop-Art: its line is thin and dark inside a broad light one, so that both are seen.
+STYLES: dict[str, dict[str, Any]] = {
+    "sgd": {"color": "#D55E00", "linewidth": 1.0, "zorder": 3},
+    "art": {"color": "#009E73", "linewidth": 1.0, "zorder": 4},
+    "popart": {"color": "#56B4E9", "linewidth": 3.4, "zorder": 5},
+    "normalized_sgd": {"color": "#00304D", "linewidth": 0.8, "zorder": 6},
+}
+"""How the algorithms' lines are drawn: properties of matplotlib's lines."""
+
+HALF_DECADES = tuple(10 ** (power / 2) for power in range(-10, 1))
+"""10^-5, 10^-4.5, ..., 1: the values that the paper searched, for learning rates and for step sizes."""
+
+JAX_COMPETITORS = ("jax", "jax_traced", "jax_lanes_last")
+"""The benchmark's competitors that need JAX."""
+
+COMPETITORS = (*JAX_COMPETITORS, "reference")
+"""What the benchmark measures the engines against, see `competitors`."""
