@@ -49,8 +49,8 @@ def unit(name: str) -> str:
 
 def layers() -> list[set[str]]:
     """The README's order, the lowest layer first."""
-    (line,) = re.findall(r"^_.* <- .*$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return [set(layer.replace(",", " ").split()) for layer in line.split("<-")]
+    (order,) = re.findall(r"^```\n(_typing.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [set(layer.replace(",", " ").split()) for layer in order.split("<-")]
 
 
 def test_there_is_no_circle():

@@ -41,6 +41,7 @@ class Explanation:
         seconds: the predicted time of a step of all lanes, on a CPU.
         loops: the native engine's loops; None, as all of the native engine, where another engine was asked for.
         source: the C++ or CUDA source of its kernel.
+        own_source: the same without the headers that every kernel has, as it is printed.
         memory_bytes: the bytes of all that the kernel stores for a lane, its state and its inputs at a step included.
         why_no_source: why the native engine has none, None where it has.
     """
@@ -58,6 +59,7 @@ class Explanation:
     seconds: PredictedSeconds | None = None
     loops: str | None = None
     source: str | None = None
+    own_source: str | None = None
     memory_bytes: int | None = None
     why_no_source: str | None = None
 
@@ -72,7 +74,7 @@ class Explanation:
             yield "Native kernel", _wrapped(f"none: {self.why_no_source}")
         if self.loops is not None and self.source is not None:
             yield "Native kernel: loops", _wrapped(self.loops)
-            yield "Native kernel: source", self.source.rstrip()
+            yield "Native kernel: source, without its headers", (self.own_source or self.source).rstrip()
 
     def _choice(self) -> Iterator[str]:
         size = f"{_count(self.lanes, 'lane')}, {_count(self.steps, 'step')}, on {self.device}"
@@ -150,14 +152,14 @@ def explain(
 
 
 def _native_parts(scan: LaneScan) -> dict[str, Any]:
-    import popart_func.engines.native as module
+    from popart_func.engines import native
 
-    native: Any = module
     try:
         listing = native.listing(scan)
     except UnsupportedError as error:
         return {"why_no_source": str(error)}
-    return {"loops": listing.loops, "source": listing.source, "memory_bytes": listing.memory_bytes}
+    names = ("loops", "source", "own_source", "memory_bytes")
+    return {name: getattr(listing, name) for name in names}
 
 
 def _chosen(

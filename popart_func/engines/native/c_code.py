@@ -9,7 +9,7 @@ import torch
 
 from popart_func.engines.native.expressions import Buffer, Const
 
-__all__ = ["C_TYPES", "header", "literal", "memory_type"]
+__all__ = ["C_TYPES", "HEADERS", "header", "literal", "memory_type"]
 
 C_TYPES = {
     torch.float32: "float",
@@ -22,6 +22,10 @@ C_TYPES = {
     torch.bool: "bool",
 }
 """The dtypes that the engine has, and their types in C++."""
+
+
+HEADERS = ("cpu/kernel.hpp", "cuda/kernel.hpp", "arithmetic.hpp")
+"""The header files, which are the same in every kernel."""
 
 
 def memory_type(buffer: Buffer) -> str:

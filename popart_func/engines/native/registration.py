@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
-import torch
+from typing import Any
 
 from popart_func.engines.native.kernel import Lowering
 from popart_func.engines.native.ops import OPS
-from popart_func.engines.tracing.decompositions import decomposition
+from popart_func.engines.tracing.decompositions import name_to_register
 
 __all__ = ["register_op", "registrations"]
 
@@ -20,7 +18,7 @@ def registrations() -> int:
     return _count
 
 
-def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
+def register_op(op: Any, lower: Lowering, *, replace: bool = False) -> None:
     """Adds an op to the native engine: a custom one, or one of ATen's that the engine lacks.
 
     ``lower(kernel, out, *arguments)`` is called while a kernel is built. It receives
@@ -38,20 +36,22 @@ def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
     functions of `arithmetic.hpp` (``maximum``, ``math_sqrt``, ``math_fma``, ``vector_exp``, ``vector_log``, ...).
 
     Args:
-        name: of the op: ``"namespace::op"``, where ``"aten::"`` may be left out. All of its overloads are meant.
+        op: the op: its name, ``"namespace::name"`` or ``"name"`` of an ATen op; what `torch.library.custom_op` returns;
+            or ``torch.ops.namespace.name``. All of its overloads are meant.
         lower: see above.
-        replace: whether to replace the op that the engine has under this name.
+        replace: whether to replace what the engine has for this op.
 
     Raises:
-        TypeError: ``name`` is not a string, or ``lower`` not a function.
+        TypeError: ``lower`` is not a function.
         ValueError: PyTorch has no op of this name; tracing replaces it by simpler ones, so that no kernel contains it;
             or the engine has it already and ``replace`` is not given.
 
+    >>> import torch
     >>> @torch.library.custom_op("demo::cube", mutates_args=())
     ... def cube(x: torch.Tensor) -> torch.Tensor:
     ...     return x**3
     >>> _ = cube.register_fake(torch.empty_like)
-    >>> register_op("demo::cube", lambda kernel, out, x: kernel.pointwise("{0} * {0} * {0}", out.dtype, x))
+    >>> register_op(cube, lambda kernel, out, x: kernel.pointwise("{0} * {0} * {0}", out.dtype, x))
     >>> from popart_func.engines import native
     >>> from popart_func.engines.lane_scan import make_lane_scan
     >>> scan = make_lane_scan("scan", lambda c, x: (cube(c) + x, c), torch.ones(2, 5), torch.ones(9, 5))
@@ -59,28 +59,12 @@ def register_op(name: str, lower: Lowering, *, replace: bool = False) -> None:
         t1 = ((in0 * in0 * in0) + in1)
     """
     global _count
-    if not isinstance(name, str):
-        raise TypeError(f"register_op: `name` must be a string such as 'mylib::myop', got {type(name).__name__}.")
     if not callable(lower):
         raise TypeError(
             f"register_op: `lower` must be a function (kernel, out, *arguments), got {type(lower).__name__}."
         )
-    if not re.fullmatch(r"(\w+::)?\w+", name):
-        raise ValueError(f"register_op: `name` must be 'namespace::op', or 'op' for one of ATen's, got {name!r}.")
-    key = name.removeprefix("aten::")
-    namespace, _, op = name.rpartition("::")
-    packet = getattr(getattr(torch.ops, namespace or "aten"), op, None)
-    if packet is None:
-        raise ValueError(
-            f"register_op: PyTorch has no op {name!r}: correct `name`, or define the op first, "
-            f"with torch.library.custom_op."
-        )
-    if all(decomposition(getattr(packet, overload)) is not None for overload in packet.overloads()):
-        raise ValueError(
-            f"register_op: {name!r} never reaches the engine, because tracing replaces it by simpler ops: "
-            f"print a trace of your step, and register those of its ops that the engine lacks."
-        )
-    if key in OPS and not replace:
-        raise ValueError(f"register_op: native has the op {key!r} already: pass replace=True to replace it.")
-    OPS[key] = lower
+    name = name_to_register("register_op", op)
+    if name in OPS and not replace:
+        raise ValueError(f"register_op: native has the op {name!r} already: pass replace=True to replace it.")
+    OPS[name] = lower
     _count += 1

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func._torch import core_decompositions, schema
+from popart_func._torch import core_decompositions, is_composite, overloads, schema
 
-__all__ = ["decomposition"]
+__all__ = ["decomposition", "name_to_register", "taken_apart"]
 
 Decomposition = Callable[..., Any]
 
@@ -76,3 +76,37 @@ def _sinc(x: Tensor) -> Tensor:
 
 
 _OWN: dict[Any, Decomposition] = {torch.ops.aten.take: _take, torch.ops.aten.sinc: _sinc}
+
+
+@functools.cache
+def taken_apart(op: Any) -> Decomposition | None:
+    """The function by which tracing replaces an op: its decomposition, or the parts into which autograd takes it."""
+    # The parts of batch norm change its statistics.
+    composite = op is not torch.ops.aten.native_batch_norm.default and is_composite(op)
+    return decomposition(op) or (op.decompose if composite else None)
+
+
+def name_to_register(caller: str, op: Any) -> str:
+    """The name under which a user registers an op, without ``aten::``.
+
+    Args:
+        caller: the function that registers it.
+        op: the op: its name, ``"namespace::name"`` or ``"name"`` of an ATen op; what `torch.library.custom_op` returns;
+            or ``torch.ops.namespace.name``.
+
+    Raises:
+        ValueError: there is no such op, or tracing replaces it by simpler ones, so that no graph has it.
+    """
+    found = overloads(op)
+    if not found:
+        raise ValueError(
+            f"{caller}: `op` must be an op of PyTorch or its name, 'namespace::name', got {op!r}: a custom op has to "
+            f"be defined before, with torch.library.custom_op."
+        )
+    name: str = schema(found[0]).name.removeprefix("aten::")
+    if all(map(taken_apart, found)):
+        raise ValueError(
+            f"{caller}: tracing replaces {name!r} by simpler ops, so that no step has it: register those of them that "
+            f"are lacking. Print popart_func.engines.explain(...).graph to see them."
+        )
+    return name

@@ -7,7 +7,6 @@ names the line of the user's code.
 
 from __future__ import annotations
 
-import functools
 import operator
 import sys
 from typing import Any, NamedTuple
@@ -20,13 +19,12 @@ from popart_func._torch import (
     TorchDispatchMode,
     disabled_torch_function,
     dispatch_modes,
-    is_composite,
     is_make_fx_tracing,
     make_wrapper_tensor,
     schema,
     zero_tensor_keys,
 )
-from popart_func.engines.tracing.decompositions import decomposition
+from popart_func.engines.tracing.decompositions import taken_apart
 from popart_func.engines.tracing.mutations import functional_variant
 from popart_func.engines.tracing.shapes import blank, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
@@ -38,7 +36,7 @@ from popart_func.engines.tracing.source_lines import (
     user_line,
 )
 
-__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording", "is_taken_apart"]
+__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
 
 _aten = torch.ops.aten
 _PURE = "a step must be pure, and keep nothing that it has computed"
@@ -160,7 +158,7 @@ class Recorder(TorchDispatchMode):
                 f"{self.caller}: make_fx, and so torch.func.linearize, can't be traced, in {self._described()}: use "
                 f"torch.func.jvp."
             )
-        decompose = decomposition(func) or (func.decompose if _is_composite(func) else None)
+        decompose = taken_apart(func)
         if decompose is not None:
             with self:
                 result = decompose(*args, **kwargs)
@@ -218,7 +216,7 @@ class Recorder(TorchDispatchMode):
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
         line = node.meta["line"] = self._line()
         variant = functional_variant(func)
-        if variant is not None and not is_taken_apart(variant):
+        if variant is not None and taken_apart(variant) is None:
             made = infer(variant, plain_args, plain_kwargs)
             if isinstance(made, Tensor) and TensorSpec.of(made) == TensorSpec.of(plain_args[0]):
                 node.meta["functional"] = variant
@@ -324,17 +322,6 @@ def _name(func: Any) -> str:
     if name.startswith("__"):
         return name[2:-2]
     return name[:-1] if name.endswith("_") else name
-
-
-@functools.cache
-def _is_composite(func: Any) -> bool:
-    """Whether an op has to be taken apart here, as autograd would do; but batch norm's parts change its statistics."""
-    return func is not _aten.native_batch_norm.default and is_composite(func)
-
-
-def is_taken_apart(func: Any) -> bool:
-    """Whether tracing replaces an op by simpler ones."""
-    return decomposition(func) is not None or _is_composite(func)
 
 
 def _has_mask(indices: Any) -> bool:

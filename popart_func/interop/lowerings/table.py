@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from popart_func._torch import overloads, schema
-from popart_func.engines.tracing.recorder import is_taken_apart
+from popart_func.engines.tracing.decompositions import name_to_register
 from popart_func.interop.lowerings.indexing import INDEXING
 from popart_func.interop.lowerings.linalg import LINALG
 from popart_func.interop.lowerings.movement import MOVEMENT
@@ -79,18 +78,7 @@ def register_lowering(op: Any, lowering: Lowering, *, replace: bool = False) -> 
     """
     if not callable(lowering):
         raise TypeError(f"register_lowering: `lowering` must be a function, got {type(lowering).__name__}.")
-    found = overloads(op)
-    if not found:
-        raise ValueError(
-            f"register_lowering: `op` must be an op of PyTorch or its name, 'namespace::name', got {op!r}: a custom op "
-            f"has to be defined before."
-        )
-    name = schema(found[0]).name.removeprefix("aten::")
-    if all(map(is_taken_apart, found)):
-        raise ValueError(
-            f"register_lowering: tracing replaces {name!r} by simpler ops, so that a lowering of it would never be "
-            f"called: register one for those ops."
-        )
+    name = name_to_register("register_lowering", op)
     if find_lowering(name) is not None and not replace:
         raise ValueError(
             f"register_lowering: there is a lowering of {name!r} already: pass replace=True to replace it."
