@@ -13,7 +13,7 @@ import popart_func as pf
 
 
 def test_of_a_function_of_a_module():
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"popart_func\.pop_art\.init_state"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"popart_func\.target_statistics\.init_state"):
         pf.init_state("three")
 
 

@@ -496,7 +496,7 @@ class TestWhoMayWrite:
             sweeps.run(**arguments(lambda series: series.amin()))
 
     def test_another_version_is_another_sweep(self, store, monkeypatch):
-        monkeypatch.setattr("popart_func.__version__", "99")
+        monkeypatch.setattr("popart_func.sweeps.job.__version__", "99")
         with pytest.raises(StoreError, match=r'versions.popart_func: ".*" there, "99" here'):
             sweeps.run(**small_sweep.arguments(store=store))
 
