@@ -8,6 +8,8 @@ when it is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from popart_func import engines, learners, models, optim, pop_art, random, tree
 from popart_func._version import __version__ as __version__
 from popart_func.engines import scan, scan_lanes
@@ -89,6 +91,19 @@ __all__ = [
     "unnormalize",
     "verify",
 ]
+
+
+# What a state is made of, so that `torch.load` opens one.
+torch.serialization.add_safe_globals(
+    [
+        LearnerState,
+        PopArtState,
+        SplitParams,
+        optim.AdamState,
+        optim.LearningRateState,
+        optim.MomentumState,
+    ]
+)
 
 
 def __getattr__(name: str) -> Any:

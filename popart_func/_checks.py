@@ -22,6 +22,7 @@ __all__ = [
     "check_count",
     "check_factors",
     "check_head_name",
+    "check_in_range",
     "check_indices",
     "check_params",
     "check_real",
@@ -146,11 +147,14 @@ def check_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices
             f"{caller}: `{name}` and `indices` must have the same shape, "
             f"got {tuple(values.shape)} and {tuple(indices.shape)}."
         )
-    tasks = shift.shape[-1]
-    if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tasks:
+    check_in_range(caller, "indices", indices, shift.shape[-1])
+
+
+def check_in_range(caller: str, name: str, indices: Tensor, size: int) -> None:
+    """Raises if indices are known to lie outside of ``[0, size)``."""
+    if is_known(indices) and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
         raise ValueError(
-            f"{caller}: `indices` must lie in [0, {tasks}), "
-            f"got values from {int(indices.min())} to {int(indices.max())}."
+            f"{caller}: `{name}` must lie in [0, {size}), got values from {int(indices.min())} to {int(indices.max())}."
         )
 
 

@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from popart_func import optim
-from popart_func._checks import check_head_name, check_params
+from popart_func._checks import check_in_range
+from popart_func._networks import Apply, Network, as_network
 from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
-from popart_func.pop_art import PopArt, PopArtState, init_state, normalize, unnormalize
+from popart_func.pop_art import PopArt, PopArtState, normalize, popart, unnormalize
 
 __all__ = [
     "Apply",
@@ -44,9 +45,6 @@ __all__ = [
     "sgd_learner",
 ]
 
-Apply = Callable[[Params, Any], Tensor]
-"""``apply(params, x)`` -> the head's outputs, ``[..., outputs]``."""
-
 Batch = tuple[Any, ...]
 """``(x, y)`` or ``(x, y, indices)``."""
 
@@ -55,7 +53,7 @@ class LearnerState(NamedTuple):
     """What the next step needs. All learners have the same; with SGD the statistics stay at 0 and 1.
 
     Attributes:
-        params: the flat parameters of the network.
+        params: the flat parameters of the network, and its buffers.
         statistics: the statistics of the targets.
         opt_state: the state of the optimizer.
     """
@@ -105,17 +103,13 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
     >>> info.loss, state.params["weight"]
     (tensor(8.), tensor([[2., 0.]]))
     """
-
-    def init(params: Params) -> LearnerState:
-        check_params("sgd_learner", params)
-        some = next(iter(params.values()))
-        statistics = init_state(1, dtype=some.dtype, device=some.device)
-        return LearnerState(dict(params), statistics, optimizer.init(dict(params)))
+    network = as_network("sgd_learner", apply)
+    _check_parts("sgd_learner", optimizer)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        return _descend(apply, optimizer, state, _unpack("sgd_learner", batch))
+        return _descend(network, optimizer, state, _unpack("sgd_learner", batch))
 
-    return Learner(init, update)
+    return Learner(_init_with(network, optimizer, popart(1, step_size=1).init), update)
 
 
 def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt) -> Learner:
@@ -126,13 +120,15 @@ def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt)
         optimizer: such as `optim.sgd(0.01)`.
         popart: the statistics, see `pop_art.popart`.
     """
+    network = as_network("art_learner", apply)
+    _check_parts("art_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("art_learner", batch)
         statistics = _move_statistics(popart, state.statistics, example)
-        return _descend(apply, optimizer, state._replace(statistics=statistics), example)
+        return _descend(network, optimizer, state._replace(statistics=statistics), example)
 
-    return Learner(_init_with("art_learner", popart, optimizer), update)
+    return Learner(_init_with(network, optimizer, popart.init), update)
 
 
 def popart_learner(
@@ -166,7 +162,8 @@ def popart_learner(
     >>> state.statistics.shift
     tensor([100.])
     """
-    checked_apply = _with_checked_head("popart_learner", apply, head)
+    network = as_network("popart_learner", apply, head)
+    _check_parts("popart_learner", optimizer, popart)
     if rescale_moments not in (True, False, "head", "all"):
         raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
 
@@ -178,13 +175,13 @@ def popart_learner(
         opt_state = state.opt_state
         if rescale_moments:
             ratio = state.statistics.scale / statistics.scale
-            factors = optim.gradient_factors(ratio, upper, lower if rescale_moments == "all" else ())
+            factors = optim.gradient_factors(ratio, upper, network.trained(lower) if rescale_moments == "all" else ())
             opt_state = optim.rescale_moments(opt_state, factors)
         together = unify(SplitParams(lower, popped))
         params = {name: together[name] for name in state.params}
-        return _descend(checked_apply, optimizer, LearnerState(params, statistics, opt_state), example)
+        return _descend(network, optimizer, LearnerState(params, statistics, opt_state), example)
 
-    return Learner(_init_with("popart_learner", popart, optimizer, head), update)
+    return Learner(_init_with(network, optimizer, popart.init), update)
 
 
 def normalized_sgd_learner(
@@ -201,17 +198,18 @@ def normalized_sgd_learner(
         popart: the statistics, see `pop_art.popart`; POP is not used.
         head: the name of the last linear layer in the parameters.
     """
-    checked_apply = _with_checked_head("normalized_sgd_learner", apply, head)
+    network = as_network("normalized_sgd_learner", apply, head)
+    _check_parts("normalized_sgd_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = _unpack("normalized_sgd_learner", batch)
         statistics = _move_statistics(popart, state.statistics, example)
         lower, upper = split(state.params, head)
 
-        def predict(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
-            return checked_apply(unify(SplitParams(lower, upper)), example.x)
+        def predict(lower: dict[str, Tensor], upper: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return network({**state.params, **lower, **upper}, example.x)
 
-        outputs, pull_back = vjp(predict, lower, upper)  # type: ignore[misc]  # three results only with has_aux
+        outputs, pull_back, buffers = vjp(predict, network.trained(lower), upper, has_aux=True)  # type: ignore[misc]
         prediction = _select(outputs, example)
         delta = prediction - example.y
 
@@ -232,9 +230,9 @@ def normalized_sgd_learner(
             normalized_target=normalized_target,
         )
         grads = unify(SplitParams(lower_grads, upper_grads))
-        return _apply_gradients(optimizer, state._replace(statistics=statistics), grads), info
+        return _apply_gradients(optimizer, state._replace(statistics=statistics), grads, buffers), info
 
-    return Learner(_init_with("normalized_sgd_learner", popart, optimizer, head), update)
+    return Learner(_init_with(network, optimizer, popart.init), update)
 
 
 class _Example(NamedTuple):
@@ -257,30 +255,26 @@ def _unpack(caller: str, batch: Batch) -> _Example:
     return _Example(caller, x, y, indices)
 
 
-def _with_checked_head(caller: str, apply: Apply, head: str) -> Apply:
-    """``apply`` with a check that the head has as many outputs as ``apply`` returns."""
-
-    def checked(params: Params, x: Any) -> Tensor:
-        outputs = apply(params, x)
-        sizes = {value.shape[-2] for name, value in split(params, head).upper.items() if name.endswith("weight")}
-        if outputs.ndim and sizes != {outputs.shape[-1]}:
-            raise ValueError(
-                f"{caller}: `head` must name the last layer, whose outputs `apply` returns: {head!r} has "
-                f"{' and '.join(map(str, sorted(sizes)))} outputs, and `apply` returned {tuple(outputs.shape)}."
-            )
-        return outputs
-
-    return checked
+def _check_parts(caller: str, optimizer: Any, popart: Any = None) -> None:
+    if not isinstance(optimizer, GradientTransformation):
+        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+        raise TypeError(
+            f"{caller}: `optimizer` must be a popart_func.GradientTransformation, such as popart_func.adam(1e-3), got "
+            f"{kind.__module__}.{kind.__name__}."
+        )
+    if popart is not None and not isinstance(popart, PopArt):
+        raise TypeError(
+            f"{caller}: `popart` must be the statistics, such as popart_func.popart(1, step_size=0.01), got "
+            f"{type(popart).__name__}."
+        )
 
 
 def _init_with(
-    caller: str, popart: PopArt, optimizer: GradientTransformation, head: str | None = None
+    network: Network, optimizer: GradientTransformation, init_statistics: Callable[[Params], PopArtState]
 ) -> Callable[[Params], LearnerState]:
     def init(params: Params) -> LearnerState:
-        check_params(caller, params)
-        if head is not None:
-            check_head_name(caller, params, head)
-        return LearnerState(dict(params), popart.init(params), optimizer.init(dict(params)))
+        params = network.init(params)
+        return LearnerState(params, init_statistics(params), optimizer.init(network.trained(params)))
 
     return init
 
@@ -295,19 +289,19 @@ def _move_statistics(popart: PopArt, statistics: PopArtState, example: _Example)
 
 
 def _descend(
-    apply: Apply, optimizer: GradientTransformation, state: LearnerState, example: _Example
+    network: Network, optimizer: GradientTransformation, state: LearnerState, example: _Example
 ) -> tuple[LearnerState, Info]:
     """A gradient step on the half squared error of the normalized outputs."""
     tasks = _tasks(state.statistics, example)
     normalized_target = normalize(state.statistics, example.y, tasks)
 
-    def loss(params: Params) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        outputs = apply(params, example.x)
+    def loss(trained: Params) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        outputs, buffers = network({**state.params, **trained}, example.x)
         normalized_prediction = _select(outputs, example)
         value = _half_square(normalized_prediction - normalized_target, outputs)
-        return value, (value, normalized_prediction)
+        return value, (value, normalized_prediction, buffers)
 
-    grads, (value, normalized_prediction) = grad(loss, has_aux=True)(state.params)
+    grads, (value, normalized_prediction, buffers) = grad(loss, has_aux=True)(network.trained(state.params))
     info = Info(
         loss=value,
         prediction=unnormalize(state.statistics, normalized_prediction, tasks),
@@ -316,12 +310,16 @@ def _descend(
         normalized_prediction=normalized_prediction,
         normalized_target=normalized_target,
     )
-    return _apply_gradients(optimizer, state, grads), info
+    return _apply_gradients(optimizer, state, grads, buffers), info
 
 
-def _apply_gradients(optimizer: GradientTransformation, state: LearnerState, grads: Params) -> LearnerState:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return LearnerState(apply_updates(state.params, updates), state.statistics, opt_state)
+def _apply_gradients(
+    optimizer: GradientTransformation, state: LearnerState, grads: Params, buffers: Params
+) -> LearnerState:
+    trained = {name: state.params[name] for name in grads}
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = {**state.params, **buffers, **apply_updates(trained, updates)}
+    return LearnerState(params, state.statistics, opt_state)
 
 
 def _half_square(delta: Tensor, outputs: Tensor) -> Tensor:
@@ -332,14 +330,13 @@ def _half_square(delta: Tensor, outputs: Tensor) -> Tensor:
 def _select(outputs: Tensor, example: _Example) -> Tensor:
     """The outputs that have a target, in the shape of the targets."""
     y, indices = example.y, example.indices
-    if outputs.ndim == 0:
-        raise ValueError(f"{example.caller}: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
     if indices is not None:
         if not indices.shape == y.shape == outputs.shape[:-1]:
             raise ValueError(
                 f"{example.caller}: with indices, targets and indices must have the shape of the outputs without their "
                 f"last axis, {tuple(outputs.shape[:-1])}, got {tuple(y.shape)} and {tuple(indices.shape)}."
             )
+        check_in_range(example.caller, "indices", indices, outputs.shape[-1])
         return outputs.gather(-1, indices.long()[..., None]).squeeze(-1)
     if y.shape == outputs.shape:
         return outputs

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from popart_func import tree
-from popart_func._checks import check_head_name
+from popart_func._checks import check_head_name, is_known
 
 __all__ = [
     "LowerLayers",
     "Params",
     "SplitParams",
+    "Stateless",
     "UnifiedModel",
     "UpperLayer",
     "init_lanes",
@@ -85,36 +86,114 @@ def _init_head(linear: nn.Linear) -> None:
     nn.init.zeros_(linear.bias)
 
 
-def stateless(module: nn.Module) -> Callable[..., Any]:
-    """A module as a pure function: ``apply(params, *args) == module(*args)`` with these parameters.
+class Stateless:
+    """A module as a pure function of its parameters and buffers, made by `stateless`.
 
-    The module is a blueprint: its own parameters are neither read nor changed. Its buffers are read, unless ``params``
-    has them. What a forward pass changes in them, as batch normalization does, is dropped.
+    Attributes:
+        trainable: the names of the parameters that are trained: those with ``requires_grad``.
+        frozen: the names of the other parameters.
+        buffers: the names of the buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._reader = _BufferReader(module)
+        self.trainable = frozenset(name for name, one in module.named_parameters() if one.requires_grad)
+        self.frozen = frozenset(name for name, one in module.named_parameters() if not one.requires_grad)
+        self.buffers = frozenset(name for name, _ in module.named_buffers())
+        # The other names of tied parameters and buffers, which a state_dict has too.
+        self._aliases = _aliases(module)
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns. What it changes in its buffers is dropped: `with_buffers` returns it."""
+        return self.with_buffers(params, *args, **kwargs)[0]
+
+    def with_buffers(self, params: Params, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        """What the module returns, and its buffers afterwards, such as the running statistics of batch normalization.
+
+        Args:
+            params: parameters and buffers by name, as `init_params` gives them.
+            *args: the module's arguments.
+            **kwargs: the module's arguments by name.
+
+        Raises:
+            ValueError: ``params`` lacks a name, has another, or gives tied names different values.
+        """
+        given = self._canonical(params)
+        # A module changes its buffers in place: it gets copies.
+        given |= {name: given[name].clone() for name in self.buffers}
+        return _call(self._reader, given, args, kwargs)
+
+    def _canonical(self, params: Params) -> dict[str, Tensor]:
+        expected = self.trainable | self.frozen | self.buffers
+        given = {name: leaf for name, leaf in params.items() if name not in self._aliases}
+        if given.keys() != expected:
+            raise ValueError(
+                f"stateless: `params` must have the names of the parameters and buffers of "
+                f"{type(self._reader.module).__name__}, as popart_func.init_params gives them: missing "
+                f"{sorted(expected - given.keys())}, unexpected {sorted(given.keys() - expected)}."
+            )
+        for name in params.keys() - given.keys():
+            leaf, other = params[name], given[self._aliases[name]]
+            if is_known(leaf, other) and not torch.equal(leaf, other):
+                raise ValueError(
+                    f"stateless: {name!r} and {self._aliases[name]!r} of `params` are one tensor in "
+                    f"{type(self._reader.module).__name__}, and must have the same values: leave {name!r} out."
+                )
+        return given
+
+
+class _BufferReader(nn.Module):
+    """Returns a module's buffers beside its results: also those that it replaces rather than changes in place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        """The module's results and buffers."""
+        result = self.module(*args, **kwargs)
+        return result, {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+
+
+def _call(reader: _BufferReader, given: Params, args: Any, kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A module's results and buffers, with these parameters."""
+    named = {f"module.{name}": leaf for name, leaf in given.items()}
+    result: tuple[Any, dict[str, Tensor]] = functional_call(reader, named, args, kwargs)
+    return result
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Every further name of a tied parameter or buffer, and the first one."""
+    found: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        first: dict[int, str] = {}
+        for name, one in named(remove_duplicate=False):
+            if first.setdefault(id(one), name) != name:
+                found[name] = first[id(one)]
+    return found
+
+
+def stateless(module: nn.Module) -> Stateless:
+    """A module as a pure function: ``apply(params, *args, **kwargs) == module(*args, **kwargs)`` with these parameters.
+
+    The module is a blueprint: its own parameters and buffers are neither read nor changed. Learners train the
+    parameters with ``requires_grad``, leave the others where they are, and carry the buffers from step to step.
 
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
     >>> apply(params, torch.ones(2))
     tensor([8.])
     """
-    expected = {name for name, _ in module.named_parameters()}
-    allowed = expected | {name for name, _ in module.named_buffers()}
-
-    def apply(params: Params, *args: Any) -> Any:
-        if not expected <= params.keys() <= allowed:
-            raise ValueError(
-                f"stateless: `params` must have the names of {type(module).__name__}'s parameters: "
-                f"missing {sorted(expected - params.keys())}, unexpected {sorted(params.keys() - allowed)}."
-            )
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in params}
-        return functional_call(module, {**buffers, **params}, args)
-
-    return apply
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"stateless: `module` must be a torch.nn.Module, got {type(module).__name__}.")
+    return Stateless(module)
 
 
 def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> dict[str, Tensor]:
-    """The parameters of a new module under a seed; the global random state stays as it was.
+    """The parameters and buffers of a new module under a seed; the global random state stays as it was.
 
-    Bit-equal to ``torch.manual_seed(seed); make_module().named_parameters()``.
+    Bit-equal to those of ``torch.manual_seed(seed); make_module()``.
 
     Args:
         make_module: builds the module, drawing from the global generator as `torch.nn` does. Build on the CPU and move
@@ -134,7 +213,7 @@ def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> di
         if devices:
             torch.cuda.manual_seed_all(number)
         module = make_module()
-    return {name: parameter.detach() for name, parameter in module.named_parameters()}
+    return {name: leaf.detach() for name, leaf in (*module.named_parameters(), *module.named_buffers())}
 
 
 def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[SupportsIndex]) -> dict[str, Tensor]:

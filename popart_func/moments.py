@@ -2,10 +2,14 @@
 
 The statistics need nothing else of a batch. `join` gives the moments of several batches together, as when several
 processes have one each.
+
+The mean is kept in two parts, ``mean + residue``: float32 holds 10000001 and 10000002, but not their mean. The variance
+is that about the mean in both parts, so that it is right however far the targets are from 0 and from earlier ones.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,52 +17,45 @@ from torch import Tensor
 
 from popart_func._typing import Float, Integer
 
-__all__ = ["Moments", "join", "moments"]
+__all__ = ["Moments", "join", "moments", "two_sum"]
 
 
 class Moments(NamedTuple):
-    """Moments of the deviations ``e = (y − μ) − r`` of a batch's targets from the mean so far, each ``[tasks]``.
+    """The moments of a batch of targets, each ``[tasks]``; 0 for a task without targets.
 
     Attributes:
         samples: the number of targets of each task, in the dtype of the others.
-        mean: their mean; 0 without targets.
-        spread: their variance about that mean, divided by ``samples`` (biased); 0 without targets.
+        mean: their mean, rounded; the mean itself is ``mean + residue``.
+        residue: what rounding took from ``mean``.
+        spread: their variance about the mean, divided by ``samples`` (biased).
     """
 
     samples: Float[Tensor, "*batches tasks"]
     mean: Float[Tensor, "*batches tasks"]
+    residue: Float[Tensor, "*batches tasks"]
     spread: Float[Tensor, "*batches tasks"]
 
 
-def moments(
-    shift: Float[Tensor, " tasks"],
-    residue: Float[Tensor, " tasks"],
-    targets: Float[Tensor, "..."],
-    indices: Integer[Tensor, " samples"] | None,
-) -> Moments:
+def moments(targets: Float[Tensor, "..."], indices: Integer[Tensor, " samples"] | None, tasks: int) -> Moments:
     """The moments of one batch.
 
     Args:
-        shift: the rounded mean so far, ``[tasks]``.
-        residue: what rounding took from it, ``[tasks]``.
         targets: ``[samples, tasks]``, or with indices ``[samples]``.
         indices: the task of each target, ``[samples]``.
+        tasks: how many tasks there are.
 
-    >>> moments(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([[2.0], [6.0]]), None)
-    Moments(samples=tensor([2.]), mean=tensor([3.]), spread=tensor([4.]))
+    >>> moments(torch.tensor([[10000001.0], [10000002.0]]), None, 1).residue
+    tensor([-0.5000])
     """
     if indices is None:
-        deviations = (targets - shift) - residue
         belongs = torch.ones_like(targets, dtype=torch.bool)
     else:
-        deviations = (targets - shift.index_select(0, indices)) - residue.index_select(0, indices)
-        deviations = deviations[:, None]
-        belongs = indices[:, None] == torch.arange(shift.shape[0], device=indices.device)
+        targets = targets[:, None]
+        # Looked up rather than compared, so that an index out of range is an error.
+        belongs = torch.eye(tasks, dtype=torch.bool, device=indices.device).index_select(0, indices)
     samples = belongs.sum(0).to(targets.dtype)
-    at_least_one = samples.clamp(min=1)
-    mean = torch.where(belongs, deviations, 0).sum(0) / at_least_one
-    spread = torch.where(belongs, deviations - mean, 0).square().sum(0) / at_least_one
-    return Moments(samples, mean, spread)
+    zeros = torch.zeros_like(targets)
+    return Moments(samples, *_pooled(belongs / samples.clamp(min=1), belongs, targets, zeros, zeros))
 
 
 def join(batches: Moments) -> Moments:
@@ -67,13 +64,36 @@ def join(batches: Moments) -> Moments:
     The variance of all targets is the mean of the batches' variances plus the variance of their means, both weighted
     by their numbers of samples (Chan, Golub and LeVeque, 1983). The result is that of one large batch up to rounding.
 
-    >>> join(Moments(*torch.tensor([[[2.0], [1.0]], [[3.0], [6.0]], [[4.0], [0.0]]])))
-    Moments(samples=tensor([3.]), mean=tensor([4.]), spread=tensor([4.6667]))
+    >>> join(Moments(*torch.tensor([[[2.0], [1.0]], [[3.0], [6.0]], [[0.0], [0.0]], [[4.0], [0.0]]]))).spread
+    tensor([4.6667])
     """
-    samples = batches.samples.sum(0)
-    weights = batches.samples / samples.clamp(min=1)
     some = batches.samples > 0
-    mean = (weights * batches.mean).sum(0)
-    # A batch without targets of a task must add nothing, even where its distance from the mean is infinite.
-    squares = torch.where(some, batches.spread + (batches.mean - mean).square(), 0)
-    return Moments(samples, mean, (weights * squares).sum(0))
+    samples = batches.samples.sum(0)
+    return Moments(samples, *_pooled(batches.samples / samples.clamp(min=1), some, *batches[1:]))
+
+
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The rounded sum and its exact rounding error (Knuth). Needs IEEE arithmetic: no re-association."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def _pooled(
+    weights: Tensor, some: Tensor, means: Tensor, residues: Tensor, spreads: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, residue and spread of parts together, along the leading axis; ``some``: which parts have samples at all.
+
+    Means are taken relative to the largest of them. That makes the deviations of equal means exactly 0, and those of
+    close ones exact, whatever their magnitude.
+    """
+    if not means.shape[0]:
+        nothing = means.sum(0)
+        return nothing, nothing, nothing
+    reference = torch.where(some, means, -math.inf).amax(0)
+    reference = torch.where(some.any(0), reference, 0)
+    deviations = torch.where(some, (means - reference) + residues, 0)
+    correction = (weights * deviations).sum(0)
+    # Without samples, even an infinite distance must add nothing: 0 · ∞ is NaN.
+    squares = torch.where(some, spreads + (deviations - correction).square(), 0)
+    return *two_sum(reference, correction), (weights * squares).sum(0)

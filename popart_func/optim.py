@@ -111,7 +111,9 @@ def adam(learning_rate: Rate, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar 
     Raises:
         ValueError: a number out of range.
 
-    Source: Kingma and Ba (2015), Algorithm 1; as `optax.adam` and `torch.optim.Adam`.
+    Complex parameters have a real second moment, the mean of ``|g|²``.
+
+    Source: Kingma and Ba (2015), Algorithm 1; as `optax.adam` and, for real parameters, `torch.optim.Adam`.
     """
     _check_rate("adam", learning_rate)
     _check_adam("adam", b1, b2, eps)
@@ -207,8 +209,8 @@ def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> G
     _check_adam("scale_by_adam", b1, b2, eps)
 
     def init(params: PyTree) -> AdamState:
-        zeros = optree.tree_map(torch.zeros_like, params)
-        return AdamState(_zero_count(params), mu=zeros, nu=optree.tree_map(torch.zeros_like, params))
+        mu = optree.tree_map(torch.zeros_like, params)
+        return AdamState(_zero_count(params), mu=mu, nu=optree.tree_map(_squared_magnitude, mu))
 
     def update(grads: PyTree, state: AdamState, params: PyTree = None) -> tuple[PyTree, AdamState]:
         count = state.count + 1
@@ -223,7 +225,7 @@ def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> G
             return first / (second.sqrt() + _as(eps, second))
 
         mu = optree.tree_map(lambda moment, grad: decay(b1, moment, grad), state.mu, grads)
-        nu = optree.tree_map(lambda moment, grad: decay(b2, moment, grad.square()), state.nu, grads)
+        nu = optree.tree_map(lambda moment, grad: decay(b2, moment, _squared_magnitude(grad)), state.nu, grads)
         return optree.tree_map(direction, mu, nu), AdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
@@ -233,8 +235,8 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
     """Rescales an optimizer's moments when the units of gradients change, as POP changes them.
 
     Where gradients become larger by a factor c, first moments become ``c m`` and second moments ``c² v``, as if all
-    earlier gradients had been in the new units. `MomentumState` and `AdamState` are found anywhere in the state. The
-    states of other transformations stay as they are.
+    earlier gradients had been in the new units. `MomentumState` and `AdamState` are found anywhere in the state. Counts
+    and other numbers stay as they are.
 
     Args:
         state: of any transformation over a flat dict of parameters.
@@ -245,6 +247,7 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
         The state, with the named parameters' moments rescaled.
 
     Raises:
+        TypeError: tensors of floats that belong to neither of the two: whether they are moments is not known.
         ValueError: a name that the moments do not have; or an infinite factor, where it can be read (on the CPU,
             outside of transforms): it makes NaN of a moment of zero. A factor that is NaN makes its moments NaN.
 
@@ -269,14 +272,20 @@ def rescale_moments(state: PyTree, factors: Mapping[str, Tensor]) -> PyTree:
             for name, moment in moments.items()
         }
 
-    def rescale(part: Any) -> Any:
+    def rescale(path: tuple[Any, ...], part: Any) -> Any:
         if isinstance(part, MomentumState):
             return MomentumState(scaled(part.trace, 1))
         if isinstance(part, AdamState):
             return AdamState(part.count, mu=scaled(part.mu, 1), nu=scaled(part.nu, 2))
+        if isinstance(part, Tensor) and part.ndim and (part.is_floating_point() or part.is_complex()):
+            raise TypeError(
+                f"rescale_moments: `state` must be made of the states of popart_func.optim, got a tensor of shape "
+                f"{tuple(part.shape)} at {list(path)} that is in none of them and may be a moment. With a learner, "
+                f"pass rescale_moments=False, or build the optimizer from popart_func.optim."
+            )
         return part
 
-    return optree.tree_map(rescale, state, is_leaf=lambda part: isinstance(part, MomentumState | AdamState))
+    return optree.tree_map_with_path(rescale, state, is_leaf=lambda part: isinstance(part, MomentumState | AdamState))
 
 
 def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -313,6 +322,11 @@ def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] =
     factors = {name: ratio[..., None] if name.endswith("weight") else ratio for name in upper}
     # 0-d, so that it broadcasts with a parameter of any shape.
     return factors | {name: ratio.squeeze(-1).square() for name in lower}
+
+
+def _squared_magnitude(grad: Tensor) -> Tensor:
+    """``|g|²``, a real tensor."""
+    return grad.real.square() + grad.imag.square() if grad.is_complex() else grad.square()
 
 
 def _zero_count(params: PyTree) -> Tensor:

@@ -30,7 +30,7 @@ from popart_func._checks import (
     is_known,
 )
 from popart_func._typing import Float, Integer, Num, Scalar
-from popart_func.moments import Moments, join, moments
+from popart_func.moments import Moments, join, moments, two_sum
 
 __all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "normalize", "unnormalize"]
 
@@ -104,8 +104,11 @@ def art(
       1 diverges.
     - ``"sequential"``: one update per target, in order.
 
-    A task without a target keeps its entries to the bit. The statistics carry no gradient, not even from a step size. A
-    target that is NaN or infinite makes the statistics of its task NaN, and no others.
+    A task without a target keeps its entries to the bit. The statistics carry no gradient, not even from a step size.
+
+    At the ends of the number range: a target that is NaN or infinite makes the statistics of its task NaN, and no
+    others; a finite one counts as at most a quarter of the dtype's largest number (8.5e37 in float32); the scale is
+    never below the smallest normal number (1.2e-38), whatever ``scale_lb``; ``count`` stops at 2³¹ − 1.
 
     Args:
         state: the statistics, each ``[tasks]``.
@@ -117,7 +120,9 @@ def art(
         scale_ub: greatest scale, >= ``scale_lb``.
         reduction: ``"mean"``, ``"sum"`` or ``"sequential"``.
         bias_correction: use ``β_t = β / (1 − (1−β)^t)`` at a task's t-th update. β_1 is 1, so that the start values are
-            forgotten at once.
+            forgotten at once. As long as all targets of a task have been equal, their variance is 0 and says nothing of
+            a scale: it is the distance of the first one from the mean before it or, where that is 0 too, the scale
+            before. So it is never below √v', and Proposition 2 stands.
         gather: brings the tensors of several processes together, so that the statistics are those of all their targets;
             `distributed.all_gather` makes one. None for one process.
 
@@ -154,7 +159,10 @@ def art_with(options: ArtOptions, state: PopArtState, targets: Tensor, indices: 
     check_art_options(*options[:5])
     targets, indices = as_samples(caller, state.shift, targets, indices)
     dtype = _wider(state, targets)
+    tasks, quarter = state.shift.shape[0], torch.finfo(dtype).max / 4
     targets = targets.detach().to(dtype)
+    # No difference of two of them overflows. What is infinite stays so, to become NaN.
+    targets = torch.where(targets.isinf(), targets, targets.clamp(-quarter, quarter))
     state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
     if options.reduction == "sequential":
         if gather is not None:
@@ -163,10 +171,9 @@ def art_with(options: ArtOptions, state: PopArtState, targets: Tensor, indices: 
             indices = None if indices is None else _gathered_rows(gather, indices, sizes)
         for position in range(targets.shape[0]):
             one = slice(position, position + 1)
-            batch = moments(state.shift, state.residue, targets[one], None if indices is None else indices[one])
-            state = _move(options, state, batch)
+            state = _move(options, state, moments(targets[one], None if indices is None else indices[one], tasks))
         return state
-    batch = moments(state.shift, state.residue, targets, indices)
+    batch = moments(targets, indices, tasks)
     if gather is not None:
         batch = join(Moments(*gather(torch.stack(batch)).unbind(1)))
     if options.reduction == "sum" and not isinstance(step_size, Tensor):
@@ -179,23 +186,35 @@ def art_with(options: ArtOptions, state: PopArtState, targets: Tensor, indices: 
 
 def _move(options: ArtOptions, state: PopArtState, batch: Moments) -> PopArtState:
     """The statistics after a batch of which the moments are known; a ``"sequential"`` batch is one target."""
-    samples, mean, spread = batch
-    dtype = mean.dtype
+    dtype = batch.mean.dtype
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
-    count = state.count + 1
-    step = step_size * samples if options.reduction == "sum" else step_size
+    count = state.count + (state.count < torch.iinfo(torch.int32).max)
+    step = step_size * batch.samples if options.reduction == "sum" else step_size
     if options.bias_correction:
         step = _bias_corrected(step, count, dtype)
 
+    # e = (mean − μ) in two parts, since a step of 1 puts the mean itself in the place of μ.
+    high, rest = two_sum(batch.mean, -state.shift)
+    low = rest + (batch.residue - state.residue)
+    total, rest = two_sum(state.shift, step * high)
+    shift, residue = two_sum(total, rest + (step * low + state.residue))
+
     # An infinite variance stays infinite for ever. The largest number in its place is forgotten in time.
     largest = torch.finfo(dtype).max
-    shift, residue = _two_sum(state.shift, step * mean + state.residue)
-    square = (spread + (1 - step) * mean.square().clamp(max=largest)).clamp(max=largest)
+    distance = (high + low).abs()
+    square = (batch.spread + (1 - step) * distance.square().clamp(max=largest)).clamp(max=largest)
     # v + β (square − v), or square − (1−β) (square − v) where β > ½: so the smaller part is rounded.
     variance = torch.lerp(state.variance, square, step)
-    scale = variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)
+    deviation = variance.clamp(min=0).sqrt()
+    if options.bias_correction:
+        # Targets that are all equal have no deviation: a scale of scale_lb would throw every other prediction away.
+        one_value = torch.where(distance > 0, distance, state.scale)
+        deviation = torch.where(variance > 0, deviation, one_value)
+    least = torch.finfo(dtype).tiny
+    scale = deviation.clamp(min=scale_lb).clamp(max=scale_ub).clamp(min=least)
     new = PopArtState(shift, scale, variance, count, residue)
-    return PopArtState(*(torch.where(samples > 0, after, before) for after, before in zip(new, state, strict=True)))
+    present = batch.samples > 0
+    return PopArtState(*(torch.where(present, after, before) for after, before in zip(new, state, strict=True)))
 
 
 def _gathered_rows(gather: Gather, rows: Tensor, sizes: list[int]) -> Tensor:
@@ -242,13 +261,6 @@ def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dt
         step = torch.full((), step, dtype=dtype, device=count.device)
     total = -torch.expm1(count.to(dtype) * torch.log1p(-step))
     return torch.where(count == 1, 1, step / total)
-
-
-def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounded sum and its exact rounding error (Knuth). Needs IEEE arithmetic: no re-association."""
-    total = a + b
-    b_part = total - a
-    return total, (a - (total - b_part)) + (b - b_part)
 
 
 def _broadcast_statistics(

@@ -93,6 +93,127 @@ def test_the_variance_does_not_cancel_when_a_step_forgets_everything(batch):
     assert pf.art(forgotten, torch.tensor([[1.0], [3.0]]), step_size=1.0).scale == 1.0
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequential"])
+@pytest.mark.parametrize("samples", [2, 16, 64])
+@pytest.mark.parametrize("offset", [1e3, 1e5, 1e7])
+def test_the_first_batch_may_be_far_from_everything(offset, samples, reduction):
+    """β_1 = 1: the statistics are those of the batch, from whatever start, though float32 can't hold the mean."""
+    targets = offset + torch.where(torch.rand(samples, 2) < 0.4, 1.0, -1.0)
+    targets[:2] = offset + torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    step_size = 1e-2 / samples if reduction == "sum" else 1e-2
+    for start in (0.0, -1234.567, offset + 0.3, -offset):
+        first = pf.init_state(2)._replace(shift=torch.full((2,), start))
+        wide = pf.PopArtState(*(field.to(FLOAT64) for field in first))._replace(count=first.count)
+        options = {"step_size": step_size, "bias_correction": True, "reduction": reduction}
+        by_axis, exact = pf.art(first, targets, **options), pf.art(wide, targets.double(), **options)
+        by_index = pf.art(first, targets.reshape(-1), torch.arange(2).repeat(samples), **options)
+        for state in (by_axis, by_index):
+            torch.testing.assert_close(state.scale.double(), exact.scale, rtol=1e-5, atol=0)
+            distance = state.shift.double() + state.residue.double() - exact.shift - exact.residue
+            assert (distance.abs() <= 1e-5 * exact.scale).all()
+    mean = targets.double().mean(0)
+    if reduction != "sequential":
+        torch.testing.assert_close(exact.shift + exact.residue, mean, rtol=1e-12, atol=0)
+        around_zero = targets.double() - offset
+        torch.testing.assert_close(exact.scale, around_zero.std(0, correction=0), rtol=1e-12, atol=0)
+
+
+class TestEqualTargets:
+    """With bias correction, targets that are all equal leave a scale that a network can live with."""
+
+    @pytest.mark.parametrize("value", [1000.0, -3e-3, 1e5])
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_the_scale_is_their_distance_from_the_mean_before(self, value, batch):
+        state = pf.init_state(1)._replace(shift=torch.tensor([5.0]))
+        for _ in range(3):
+            state = pf.art(state, torch.full((batch, 1), value), step_size=0.01, bias_correction=True)
+            assert state.variance == 0
+            assert float(state.scale) == pytest.approx(abs(value - 5), rel=1e-6)
+            assert pf.normalize(state, torch.tensor([value])) == 0
+
+    def test_the_scale_stays_where_they_are_the_mean_before(self):
+        state = pf.init_state(1)._replace(scale=torch.tensor([7.0]))
+        assert pf.art(state, torch.tensor([0.0]), step_size=0.01, bias_correction=True).scale == 7
+
+    def test_from_the_second_value_on_it_is_their_deviation(self):
+        state = pf.init_state(1, dtype=FLOAT64)
+        for target in (300.0, 300.0, 500.0):
+            state = pf.art(state, torch.tensor([target]), step_size=0.5, bias_correction=True)
+        # Weights 1/7, 2/7 and 4/7.
+        assert float(state.scale) == pytest.approx(200 * math.sqrt(12) / 7, rel=1e-12)
+
+    def test_no_prediction_moves_and_the_head_stays_finite(self):
+        head = {"weight": torch.randn(1, 3), "bias": torch.randn(1)}
+        init, update = pf.popart(1, 0.01, bias_correction=True)
+        new, state = update(head, init(), torch.tensor([1000.0]))
+        before, after = pf.fold(head, init()), pf.fold(new, state)
+        torch.testing.assert_close(after["weight"], before["weight"])
+        torch.testing.assert_close(after["bias"], before["bias"], rtol=0, atol=1e-4)
+        assert new["weight"].abs().max() <= head["weight"].abs().max()
+
+    def test_an_offset_is_learned_as_well_as_without_correction(self):
+        """``100 + 10 sin``, one target at a time, by Adam: the mean error over the last 1000 of 20,000 steps."""
+        lanes, steps = 16, 20_000
+
+        def make():
+            return torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+
+        x = torch.randn(steps, lanes, 4)
+        y = 100 + 10 * x.sum(-1, keepdim=True).sin()
+        errors = {}
+        for bias_correction in (False, True):
+            popart = pf.popart(1, 0.01, bias_correction=bias_correction)
+            learner = pf.popart_learner(pf.stateless(make()), pf.adam(3e-3), popart, head="2")
+            start = torch.vmap(learner.init)(pf.init_lanes(make, range(lanes)))
+
+            def step(state, batch, learner=learner):
+                state, info = learner.update(state, batch)
+                return state, (info.error, info.loss)
+
+            _, (error, loss) = pf.scan_lanes(step, start, (x, y), shared=False)
+            assert loss[0].max() < 100
+            errors[bias_correction] = float(error[-1000:].mean())
+        assert errors[True] <= 1.25 * errors[False]
+
+    def test_without_correction_a_step_of_1_still_takes_the_lower_bound(self):
+        assert pf.art(pf.init_state(1), torch.tensor([9.0]), step_size=1.0, scale_lb=0.5).scale == 0.5
+
+
+class TestEndsOfTheNumberRange:
+    def test_targets_of_the_greatest_magnitude_leave_no_nan(self):
+        largest = torch.finfo(torch.float32).max
+        state = pf.init_state(1)
+        for target in (largest, -largest, largest):
+            state = pf.art(state, torch.tensor([[target], [-target], [target]]), step_size=0.1)
+            assert all(field.isfinite().all() for field in state)
+        for _ in range(2000):
+            state = pf.art(state, torch.tensor([[4.0], [6.0]]), step_size=0.1)
+        assert float(state.shift) == pytest.approx(5, rel=1e-5)
+        assert float(state.scale) == pytest.approx(1, rel=1e-4)
+
+    @pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_what_is_not_finite_makes_nan_of_its_task_alone(self, wrong, batch):
+        targets = torch.ones(batch, 2)
+        targets[0, 1] = wrong
+        state = pf.art(pf.init_state(2), targets, step_size=0.1)
+        assert all(field[0].isfinite() for field in state)
+        assert state.shift[1].isnan()
+        assert state.scale[1].isnan()
+
+    def test_the_scale_never_underflows(self):
+        state = pf.art(pf.init_state(1), torch.zeros(1), step_size=1.0, scale_lb=1e-60)
+        assert state.scale == torch.finfo(torch.float32).tiny
+        assert pf.normalize(state, torch.zeros(1)) == 0
+
+    def test_the_count_stops_at_its_end(self):
+        end = 2**31 - 1
+        state = pf.init_state(1)._replace(count=torch.tensor([end], dtype=torch.int32))
+        state = pf.art(state, torch.tensor([100.0]), step_size=0.1, bias_correction=True)
+        assert state.count == end
+        assert float(state.shift) == pytest.approx(10)
+
+
 def test_reciprocal_steps_give_the_sample_moments():
     """β_t = 1/t: mean and biased variance of the sample."""
     targets = torch.randn(50, dtype=FLOAT64) * 3 + 11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optax
 import optree
 import pytest
 import torch
@@ -300,6 +301,68 @@ def test_low_precision_networks_keep_float32_statistics(dtype):
     assert torch.isfinite(info.error).all()
 
 
+def test_a_module_s_own_parameters_leave_no_graph_behind():
+    module = pf.UnifiedModel(6, 5, 2).double()
+    for name in NAMES:
+        state = make_learner(name, 2).init(dict(module.named_parameters()))
+        assert not any(leaf.requires_grad for leaf in state.params.values())
+
+
+def test_gradients_flow_through_init():
+    learner = pf.sgd_learner(lambda params, x: x @ params["w"], pf.sgd(0.1))
+    batch = torch.ones(2, 3), torch.ones(2, 1)
+
+    def after(w):
+        return learner.update(learner.init({"w": w}), batch)[0].params["w"].sum()
+
+    assert (torch.func.grad(after)(torch.zeros(3, 1)) == 0.7).all()
+    w = torch.zeros(3, 1, requires_grad=True)
+    assert (torch.autograd.grad(after(w), w)[0] == 0.7).all()
+
+
+def make_partly_frozen():
+    module = torch.nn.Sequential(
+        torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+    )
+    module[2].requires_grad_(False)
+    return module.double()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_parameters_stay_and_buffers_move(name):
+    """As with torch.optim on the module's parameters, and with the module's own running statistics."""
+    module, apply = make_partly_frozen(), pf.stateless(make_partly_frozen())
+    popart = pf.popart(2, 0.1)
+    learner = {
+        "sgd": lambda: pf.sgd_learner(apply, pf.adam(0.1)),
+        "art": lambda: pf.art_learner(apply, pf.adam(0.1), popart),
+        "popart": lambda: pf.popart_learner(apply, pf.adam(0.1), popart, head="4"),
+        "normalized_sgd": lambda: pf.normalized_sgd_learner(apply, pf.sgd(0.1), popart, head="4"),
+    }[name]()
+    params = pf.init_params(make_partly_frozen, 0)
+    module.load_state_dict(params)
+    first = state = learner.init(params)
+    assert not any(name.startswith("2.") or "running" in name for name in getattr(state.opt_state[0], "mu", ()))
+    batches = [(torch.randn(8, 6, dtype=F64) + 3, torch.randn(8, 2, dtype=F64)) for _ in range(5)]
+    for x, y in batches:
+        state, _ = learner.update(state, (x, y))
+    assert torch.equal(state.params["2.weight"], first.params["2.weight"])
+    assert not torch.equal(state.params["0.weight"], first.params["0.weight"])
+    assert state.params["1.num_batches_tracked"] == 5
+    assert list(state.params) == list(first.params)
+    module(batches[0][0])
+    once, _ = learner.update(first, batches[0])
+    torch.testing.assert_close(once.params["1.running_var"], module[1].running_var)
+
+
+def test_a_frozen_head_is_refused():
+    module = pf.UnifiedModel(6, 5, 2)
+    module.output_linear.requires_grad_(False)
+    learner = pf.popart_learner(pf.stateless(module), pf.sgd(0.1), pf.popart(2, 0.1))
+    with pytest.raises(ValueError, match=r"^popart_learner: `head` must be trained, .* got \['output_"):
+        learner.init(pf.init_params(lambda: pf.UnifiedModel(6, 5, 2), 0))
+
+
 def test_purity():
     for name in NAMES:
         learner = make_learner(name, 2, optimizer=pf.adam(0.1) if name != "normalized_sgd" else pf.sgd(0.1))
@@ -339,6 +402,43 @@ X = torch.zeros(3, 6, dtype=F64)
 def test_errors(name, batch, error, message):
     with pytest.raises(error, match=f"^{name}_learner: .*{message}"):
         update(name, batch)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors_of_what_a_learner_is_made_of():
+    linear, apply, statistics = torch.nn.Linear(2, 1), pf.stateless(torch.nn.Linear(2, 1)), pf.popart(1, 0.1)
+    makers = {
+        "sgd_learner": lambda apply, optimizer: pf.sgd_learner(apply, optimizer),
+        "art_learner": lambda apply, optimizer: pf.art_learner(apply, optimizer, statistics),
+        "popart_learner": lambda apply, optimizer: pf.popart_learner(apply, optimizer, statistics),
+        "normalized_sgd_learner": lambda apply, optimizer: pf.normalized_sgd_learner(apply, optimizer, statistics),
+    }
+    for name, make in makers.items():
+        with pytest.raises(TypeError, match=rf"^{name}: `apply` must be .* got Linear: .*stateless\(module\)"):
+            make(linear, pf.sgd(0.1))
+        for optimizer, got in (
+            (torch.optim.Adam, "torch.optim.adam.Adam"),
+            (torch.optim.SGD(linear.parameters(), 0.1), "torch.optim.sgd.SGD"),
+            (optax.sgd(0.1), "optax"),
+            (0.1, "builtins.float"),
+        ):
+            with pytest.raises(TypeError, match=f"^{name}: `optimizer` must be .* got {got}"):
+                make(apply, optimizer)
+        for outputs, got in ((lambda p, x: (x, x), "tuple"), (lambda p, x: x.to(torch.complex64), "torch.complex64")):
+            learner = make(outputs, pf.sgd(0.1))
+            params = {"output_linear.weight": torch.ones(1, 1), "output_linear.bias": torch.zeros(1)}
+            with pytest.raises(TypeError, match=f"^{name}: `apply` must return one tensor .* got .*{got}"):
+                learner.update(learner.init(params), (torch.ones(1), torch.ones(1)))
+    with pytest.raises(TypeError, match=r"^popart_learner: `popart` must be the statistics, .* got float"):
+        pf.popart_learner(apply, pf.sgd(0.1), 0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_index_out_of_range_is_named(name):
+    for index in (-1, 2):
+        batch = (torch.zeros(3, 6, dtype=F64), torch.zeros(3), torch.tensor([0, 1, index]))
+        with pytest.raises(ValueError, match=r"`indices` must lie in \[0, 2\), got values from"):
+            update(name, batch)
 
 
 @pytest.mark.usefixtures("unchecked")

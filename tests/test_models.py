@@ -102,10 +102,63 @@ def test_stateless_is_pure():
     assert all(torch.equal(value, before[name]) for name, value in params.items())
 
 
+class Moving(nn.Module):
+    """Replaces a buffer instead of changing it in place, and has one that a state_dict does not hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.randn(2))
+        self.register_buffer("factor", torch.randn(()), persistent=False)
+
+    def forward(self, x, *, add=0.0):
+        self.last = self.last + x
+        return self.factor * self.last + add
+
+
+def test_buffers_are_given_by_the_seed_and_returned():
+    params = pf.init_params(Moving, seed=3)
+    torch.manual_seed(3)
+    module = Moving()
+    assert torch.equal(params["last"], module.last)
+    torch.manual_seed(4)
+    apply = pf.stateless(Moving())
+    assert apply.trainable == apply.frozen == frozenset()
+    output, buffers = apply.with_buffers(params, torch.ones(2), add=1.0)
+    torch.testing.assert_close(output, module(torch.ones(2), add=1.0))
+    assert pf.tree.max_difference(buffers, dict(module.named_buffers())) == 0
+    assert torch.equal(params["last"], pf.init_params(Moving, seed=3)["last"])
+    lanes = pf.init_lanes(Moving, range(3))
+    outputs = torch.vmap(apply)(lanes, torch.ones(3, 2))
+    torch.testing.assert_close(outputs[1], apply(pf.init_params(Moving, 1), torch.ones(2)))
+
+
+def make_tied():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    return module
+
+
+def test_a_state_dict_has_every_name_of_a_tied_parameter():
+    module, params = make_tied(), pf.init_params(make_tied, 0)
+    assert "1.weight" not in params
+    apply, x = pf.stateless(module), torch.ones(2)
+    state_dict = {**params, "1.weight": params["0.weight"].clone()}
+    assert torch.equal(apply(state_dict, x), apply(params, x))
+    with pytest.raises(ValueError, match=r"'1\.weight' and '0\.weight' of `params` are one tensor in Sequential"):
+        apply({**params, "1.weight": params["0.weight"] + 1}, x)
+
+
+def test_frozen_parameters_are_named():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    module[0].requires_grad_(False)
+    apply = pf.stateless(module)
+    assert (apply.frozen, apply.trainable) == ({"0.weight", "0.bias"}, {"1.weight", "1.bias"})
+
+
 def test_stateless_leaves_buffers_alone():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     before = module[1].running_mean.clone()
-    params = {name: value.detach() for name, value in module.named_parameters()}
+    params = {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
     pf.stateless(module)(params, torch.randn(5, 2) + 9)
     assert torch.equal(module[1].running_mean, before)
     assert module[1].num_batches_tracked == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -227,6 +229,58 @@ def test_purity():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class RMSProp(NamedTuple):
+    mean_square: dict[str, torch.Tensor]
+    count: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        RMSProp({"w": torch.ones(2)}, torch.tensor(3)),
+        (optim.MomentumState({"w": torch.ones(2)}), {"average": torch.ones(2)}),
+        [torch.ones(2, dtype=torch.complex64)],
+    ],
+)
+def test_a_state_that_may_hold_other_moments_is_not_rescaled_in_part(state):
+    with pytest.raises(TypeError, match=r"rescale_moments: `state` must be made of .* got a tensor of shape \(2,\) at"):
+        pf.rescale_moments(state, {"w": torch.ones(1)})
+
+
+def test_counts_and_rates_in_a_state_are_left_alone():
+    state = ({"count": torch.tensor(3), "rate": torch.tensor(0.5)}, optim.trace(0.9).init(PARAMS))
+    assert pf.tree.max_difference(pf.rescale_moments(state, {"w": torch.ones(1)}), state) == 0
+
+
+@pytest.mark.parametrize("make", [lambda: pf.adam(0.1), lambda: pf.sgd(0.1, momentum=0.5), lambda: pf.sgd(0.1)])
+def test_complex_parameters_reach_the_minimum(make):
+    goal = torch.tensor([3 - 1j, -2 + 5j], dtype=torch.complex128)
+    init, update = make()
+    params = {"z": torch.tensor([1 + 2j, 0j], dtype=torch.complex128)}
+    state = init(params)
+    for _ in range(2000):
+        grads = torch.func.grad(lambda p: (p["z"] - goal).abs().square().sum())(params)
+        updates, state = update(grads, state, params)
+        params = pf.apply_updates(params, updates)
+    torch.testing.assert_close(params["z"], goal, rtol=0, atol=1e-3)
+    halved = pf.rescale_moments(state, {"z": torch.tensor(0.5)})
+    assert [leaf.dtype for leaf in optree.tree_leaves(halved)] == [leaf.dtype for leaf in optree.tree_leaves(state)]
+
+
+def test_adam_on_complex_parameters_is_optax():
+    goal = jnp.asarray([3 - 1j, -2 + 5j])
+    params, ours = {"z": jnp.asarray([1 + 2j, 0j])}, {"z": torch.tensor([1 + 2j, 0j])}
+    (init, update), (optax_init, optax_update) = pf.adam(0.1), optax.adam(0.1)
+    state, optax_state = init(ours), optax_init(params)
+    for _ in range(50):
+        grads = {"z": params["z"] - goal}  # of half the squared distance, in PyTorch's convention
+        updates, optax_state = optax_update(grads, optax_state)
+        params = optax.apply_updates(params, updates)
+        updates, state = update({"z": ours["z"] - torch.tensor([3 - 1j, -2 + 5j])}, state)
+        ours = pf.apply_updates(ours, updates)
+    torch.testing.assert_close(ours["z"], torch.tensor(np.asarray(params["z"])), rtol=1e-5, atol=1e-5)
 
 
 def test_moments_are_rescaled_by_ratios_whose_square_is_out_of_range():

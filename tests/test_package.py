@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import popart_func as pf
 
@@ -39,6 +41,22 @@ def test_every_public_name_is_there():
     assert all(hasattr(pf, name) for name in pf.__all__)
     contract = {"art", "pop", "fold", "normalize", "unnormalize", "popart", "PopArtState", "scan", "scan_lanes"}
     assert contract | {"init_params", "init_lanes", "split", "unify", "sgd", "adam", "chain"} <= set(pf.__all__)
+
+
+def test_a_saved_state_opens_again():
+    learner = pf.popart_learner(pf.stateless(pf.UnifiedModel(16, 10, 1)), pf.chain(pf.adam(0.1)), pf.popart(1, 0.1))
+    momentum = pf.sgd(0.1, momentum=0.5).init({"w": torch.ones(2)})
+    state = (
+        learner.init(pf.init_params(lambda: pf.UnifiedModel(16, 10, 1), 0)),
+        momentum,
+        pf.split({"output_linear.x": torch.ones(1)}),
+    )
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    again = torch.load(file)
+    assert type(again[0]) is pf.LearnerState
+    assert pf.tree.max_difference(again, state) == 0
 
 
 def test_verify_is_imported_when_it_is_first_used():

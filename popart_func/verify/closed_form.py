@@ -123,11 +123,13 @@ def track_update(
 ) -> TrackedStatistics:
     """One update of the statistics, with a bound on the errors of its roundings.
 
-    The roundings of the library's update, with deviations ``e = (y − μ) − r`` from shift μ and residue r:
+    The roundings of the library's update, where e is the distance of the batch's mean from μ + r:
 
-    - e: two.
-    - The mean of n deviations and the variance of the batch: n − 1 in the sum and one in the division, each.
-    - ``s e + r``: two, and none in the two-sum that adds it to μ.
+    - The deviations of n targets from the largest of them: one each.
+    - The mean of these deviations and the variance of the batch: n − 1 in the sum, one in the product with a weight and
+      one in the weight, each.
+    - e: one, beyond those of the residues, which are half a unit of μ's last place at most.
+    - ``s e``: one, and none in the two-sums that add it to μ.
     - ``square``, which is ``(1 − s) e²`` (three) plus the batch's variance (one).
     - ``v + s (square − v)``: two in the smaller part and one in the result.
 
@@ -151,14 +153,16 @@ def track_update(
     residue = u * (before.origin + before.mean).abs()  # at most half a unit of the shift's last place
     keep = 1 - step
 
-    of_each = mask * (2 * deviations.abs() + residue)
-    of_mean = (share * of_each).sum(0) + several * count * (share * deviations.abs()).sum(0)
+    largest = torch.where(mask > 0, deviations, -torch.inf).amax(0)
+    of_each = torch.where(mask > 0, largest - deviations, 0)
+    of_batch = (share * of_each).sum(0) * (1 + several * (count + 1))
     apart = mask * (deviations - mean).abs()
     # An error that all deviations share enters their variance as its square.
     of_spread = (share * (2 * apart * (of_each + apart) + apart.square())).sum(0) + several * (
-        count * spread + u * of_mean.square()
+        (count + 1) * spread + u * of_batch.square()
     )
-    of_mean_square = 2 * mean.abs() * (of_mean + before.mean_error) + u * (of_mean + before.mean_error).square()
+    of_mean = of_batch + mean.abs() + 2 * residue + before.mean_error
+    of_mean_square = 2 * mean.abs() * of_mean + u * of_mean.square()
     square = spread + keep * mean.square()
     of_square = (
         of_spread
@@ -172,7 +176,7 @@ def track_update(
         before.origin,
         before.mean + step * mean,
         variance,
-        keep * before.mean_error + step * (of_mean + (2 + step_roundings) * mean.abs()) + residue,
+        keep * before.mean_error + step * (of_batch + (1 + step_roundings) * mean.abs()) + 3 * residue,
         keep * before.variance_error
         + step * of_square
         + (2 * torch.minimum(step, keep) + step * step_roundings) * moved
@@ -196,9 +200,12 @@ def compare_statistics(
 
     lower, upper = bounds["scale_lb"].double(), bounds["scale_ub"].double()
     never = updates.mask.sum((0, 1)) == 0  # a task without targets keeps its scale, even outside of the bounds
-    scale = torch.where(never, first.scale.double(), variance.sqrt().clamp(lower, upper))
+    # A first step of 1 with one target leaves no variance: the scale is its distance from the mean before.
+    alone = (variance == 0) & ~never
+    deviation = torch.where(alone, mean.abs(), variance.sqrt())
+    scale = torch.where(never, first.scale.double(), deviation.clamp(lower, upper))
     # √v errs by at most the error of v over √v, and by its own rounding. Clamping only brings numbers closer together.
-    scale_error = variance_error / variance.sqrt().clamp(min=lower) + scale
+    scale_error = torch.where(alone, mean_error, variance_error / variance.sqrt().clamp(min=lower)) + scale
     found = (got.shift.double() - first.shift.double()) + (got.residue.double() - first.residue.double())
     return worst(
         compare(found, mean, mean_error, 1, dtype),

@@ -32,16 +32,16 @@ RUNNING = {*SCALED, "offsets"}
 
 MUTANTS = {
     "a module keeps its own head bias": Mutant(
-        models.stateless,
-        "functional_call(module, {**buffers, **params}, args)",
-        "functional_call(module, {**params, 'output_linear.bias': 0 * params['output_linear.bias']}, args) "
-        "if 'output_linear.bias' in params else functional_call(module, dict(params), args)",
+        models._call,
+        "functional_call(reader, named, args, kwargs)",
+        "functional_call(reader, {**named, 'module.output_linear.bias': 0 * named['module.output_linear.bias']}, args)"
+        " if 'module.output_linear.bias' in named else functional_call(reader, named, args)",
         {*SPLIT, "grad_is_backward", "vjp_is_grad_tensors", *POPPED, *TRAINED, "sgd_alone"},
     ),
     "a module transposes what enters tanh": Mutant(
-        models.stateless,
-        "functional_call(module, {**buffers, **params}, args)",
-        "functional_call(module, {n: v.flip(-1) if n.startswith('hidden0.w') else v for n, v in params.items()}, args)",
+        models._call,
+        "functional_call(reader, named, args, kwargs)",
+        "functional_call(reader, {n: v.flip(-1) if 'hidden0.w' in n else v for n, v in named.items()}, args)",
         {*SPLIT, *FUNCTIONAL, *POPPED, *TRAINED, "sgd_alone"} - EQUIVALENCE,  # both of its sides are transposed
     ),
     "the halves are put together without the trained head": Mutant(
@@ -143,24 +143,24 @@ MUTANTS = {
     "the variance is ν − μ²": Mutant(
         target_statistics._move,
         "torch.lerp(state.variance, square, step)",
-        "torch.lerp(state.variance + state.shift**2, spread + (mean + state.shift)**2, step)"
-        " - (state.shift + step * mean)**2",
+        "torch.lerp(state.variance + state.shift**2, batch.spread + (high + state.shift)**2, step)"
+        " - (state.shift + step * high)**2",
         {*BOUND, *RUNNING, "info"},
     ),
     "the variance lacks (1 − β)": Mutant(
         target_statistics._move,
-        "spread + (1 - step) * mean.square().clamp(max=largest)",
-        "spread + mean.square().clamp(max=largest)",
+        "batch.spread + (1 - step) * distance.square().clamp(max=largest)",
+        "batch.spread + distance.square().clamp(max=largest)",
         {"bound_is_reached", *RUNNING, *TRAINED},
     ),
     "a batch's variance is left out": Mutant(
         target_statistics._move,
-        "spread + (1 - step) * mean.square().clamp(max=largest)",
-        "(1 - step) * mean.square().clamp(max=largest)",
+        "batch.spread + (1 - step) * distance.square().clamp(max=largest)",
+        "(1 - step) * distance.square().clamp(max=largest)",
         {*BOUND, "batches", *TRAINED},
     ),
     "the mean's rounding is lost": Mutant(
-        target_statistics._two_sum,
+        moments.two_sum,
         "return total, (a - (total - b_part)) + (b - b_part)",
         "return total, torch.zeros_like(total)",
         {*BOUND, *RUNNING},
@@ -170,20 +170,21 @@ MUTANTS = {
     ),
     "no bound keeps the scale down": Mutant(
         target_statistics._move,
-        "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
-        "variance.clamp(min=0).sqrt().clamp(min=scale_lb)",
+        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
+        "deviation.clamp(min=scale_lb)",
         SCALED,
     ),
     "no bound keeps the scale up": Mutant(
         target_statistics._move,
-        "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
-        "variance.clamp(min=0).sqrt().clamp(max=scale_ub)",
-        {*SCALED, "bound_holds"},
+        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
+        "deviation.clamp(max=scale_ub)",
+        SCALED,
     ),
     "a sequential batch forgets to correct its steps": Mutant(
         target_statistics._move,
-        "options.bias_correction",
-        'options.bias_correction and options.reduction != "sequential"',
+        "if options.bias_correction:\n step = _bias_corrected(step, count, dtype)",
+        'if options.bias_correction and options.reduction != "sequential":\n'
+        " step = _bias_corrected(step, count, dtype)",
         {"sequential_batch"},
     ),
     "a sum's corrected step does not count its targets": Mutant(
@@ -194,13 +195,13 @@ MUTANTS = {
     ),
     "an absent task moves": Mutant(
         target_statistics._move,
-        "torch.where(samples > 0, after, before)",
+        "torch.where(present, after, before)",
         "after",
         {*CORRECTED, "popart_update", "algorithm_1", "art_alone", "algorithm_2"},
     ),
     "a sum counts as a mean": Mutant(
         target_statistics._move,
-        'step_size * samples if options.reduction == "sum" else step_size',
+        'step_size * batch.samples if options.reduction == "sum" else step_size',
         "step_size",
         {"batches"},
     ),
@@ -228,15 +229,16 @@ MUTANTS = {
     ),
     "the statistics move after the forward pass": Mutant(
         learners.popart_learner,
-        "_descend(checked_apply, optimizer, LearnerState(params, statistics, opt_state), example)",
+        "_descend(network, optimizer, LearnerState(params, statistics, opt_state), example)",
         "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))"
-        "(_descend(checked_apply, optimizer, LearnerState(params, state.statistics, opt_state), example))",
+        "(_descend(network, optimizer, LearnerState(params, state.statistics, opt_state), example))",
         {*POPPED, "info"},
     ),
     "ART's statistics move after the forward pass": Mutant(
         learners.art_learner,
-        "_descend(apply, optimizer, state._replace(statistics=statistics), example)",
-        "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))(_descend(apply, optimizer, state, example))",
+        "_descend(network, optimizer, state._replace(statistics=statistics), example)",
+        "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))"
+        "(_descend(network, optimizer, state, example))",
         {"art_alone", "art_gradient", "info"},
     ),
     "Algorithm 2 takes the old scales": Mutant(
@@ -283,7 +285,7 @@ MUTANTS = {
     ),
     "the scale is clamped before the root": Mutant(
         target_statistics._move,
-        "variance.clamp(min=0).sqrt().clamp(min=scale_lb).clamp(max=scale_ub)",
+        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
         "variance.clamp(min=0).clamp(min=scale_lb).clamp(max=scale_ub).sqrt()",
         {*BOUND, *SCALED, *TRAINED},
     ),
@@ -301,23 +303,23 @@ MUTANTS = {
     ),
     "β_t counts targets, not updates": Mutant(
         target_statistics._move,
-        "count = state.count + 1",
-        "count = state.count + samples.int()",
+        "state.count + (state.count < torch.iinfo(torch.int32).max)",
+        "state.count + batch.samples.int()",
         {"bound_holds", "batches"},
     ),
     "the residue is subtracted": Mutant(
-        target_statistics._move, "step * mean + state.residue", "step * mean - state.residue", RUNNING
+        target_statistics._move, "step * low + state.residue", "step * low - state.residue", RUNNING
     ),
     "a batch's variance is the unbiased one": Mutant(
-        moments.moments,
-        "torch.where(belongs, deviations - mean, 0).square().sum(0) / at_least_one",
-        "torch.where(belongs, deviations - mean, 0).square().sum(0) / (samples - 1).clamp(min=1)",
+        moments._pooled,
+        "(weights * squares).sum(0)",
+        "(weights * squares).sum(0) * some.sum(0) / (some.sum(0) - 1).clamp(min=1)",
         {"bound_is_reached", "batches", *TRAINED},
     ),
     "a batch's mean is over all tasks' targets": Mutant(
         moments.moments,
-        "mean = torch.where(belongs, deviations, 0).sum(0) / at_least_one",
-        "mean = torch.where(belongs, deviations, 0).sum(0) / targets.shape[0]",
+        "belongs / samples.clamp(min=1)",
+        "belongs / targets.shape[0]",
         {"bound_holds", "batches", *TRAINED},
     ),
     "an ε in normalize": Mutant(
@@ -368,14 +370,14 @@ MUTANTS = {
     "rescaled, Adam counts anew": Mutant(optim.rescale_moments, "part.count", "0 * part.count", {"moments_adam"}),
     "moments below the head follow unasked": Mutant(
         learners.popart_learner,
-        'lower if rescale_moments == "all" else ()',
-        "lower if statistics.shift.shape[-1] == 1 else ()",
+        'network.trained(lower) if rescale_moments == "all" else ()',
+        "network.trained(lower) if statistics.shift.shape[-1] == 1 else ()",
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "SGD has an offset": Mutant(
         learners.sgd_learner,
-        '_descend(apply, optimizer, state, _unpack("sgd_learner", batch))',
-        '_descend(apply, optimizer, state, _unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:])))',
+        '_descend(network, optimizer, state, _unpack("sgd_learner", batch))',
+        '_descend(network, optimizer, state, _unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:])))',
         {"sgd_alone", "info"},
     ),
     "Algorithm 2 sums over its batch": Mutant(

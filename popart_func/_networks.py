@@ -1,0 +1,83 @@
+"""What a learner knows of its network: which parameters it trains, and what its outputs must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from popart_func._checks import check_head_name, check_params
+from popart_func.models import Params, Stateless, split
+
+__all__ = ["Apply", "Network", "as_network"]
+
+Apply = Callable[[Params, Any], Tensor]
+"""``apply(params, x)`` -> the head's outputs, ``[..., outputs]``."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A checked ``apply``.
+
+    Attributes:
+        caller: the learner, which errors name.
+        apply: as the user gave it. A `models.Stateless` knows what is trained and returns its buffers; of any other
+            function all floating-point parameters are trained.
+        head: the name of the last linear layer, or None where it does not matter.
+    """
+
+    caller: str
+    apply: Apply
+    head: str | None
+
+    def init(self, params: Params) -> dict[str, Tensor]:
+        """Checked parameters. A module's own are detached: they would keep the graph of all updates alive."""
+        check_params(self.caller, params)
+        if self.head is not None:
+            check_head_name(self.caller, params, self.head)
+            frozen = sorted(split(params, self.head).upper.keys() - self.trained(params).keys())
+            if frozen:
+                raise ValueError(
+                    f"{self.caller}: `head` must be trained, since POP moves it, got {frozen} with requires_grad=False."
+                )
+        return {name: leaf.detach() if isinstance(leaf, torch.nn.Parameter) else leaf for name, leaf in params.items()}
+
+    def trained(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the parameters that are trained; the others are frozen, or buffers."""
+        if isinstance(self.apply, Stateless):
+            return {name: leaf for name, leaf in params.items() if name in self.apply.trainable}
+        return {name: leaf for name, leaf in params.items() if leaf.is_floating_point() or leaf.is_complex()}
+
+    def __call__(self, params: Params, x: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outputs, checked, and the buffers afterwards."""
+        if isinstance(self.apply, Stateless):
+            outputs, buffers = self.apply.with_buffers(params, x)
+        else:
+            outputs, buffers = self.apply(params, x), {}
+        if not isinstance(outputs, Tensor) or outputs.is_complex():
+            got = f"dtype {outputs.dtype}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise TypeError(f"{self.caller}: `apply` must return one tensor of real outputs, got {got}.")
+        if outputs.ndim == 0:
+            raise ValueError(f"{self.caller}: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
+        if self.head is not None:
+            upper = split(params, self.head).upper
+            sizes = {value.shape[-2] for name, value in upper.items() if name.endswith("weight")}
+            if sizes != {outputs.shape[-1]}:
+                raise ValueError(
+                    f"{self.caller}: `head` must name the last layer, whose outputs `apply` returns: {self.head!r} has "
+                    f"{' and '.join(map(str, sorted(sizes)))} outputs, and `apply` returned {tuple(outputs.shape)}."
+                )
+        return outputs, buffers
+
+
+def as_network(caller: str, apply: Apply, head: str | None = None) -> Network:
+    """The network of a learner, if ``apply`` can be one."""
+    if isinstance(apply, torch.nn.Module) or not callable(apply):
+        raise TypeError(
+            f"{caller}: `apply` must be a function apply(params, x), got {type(apply).__name__}: "
+            f"popart_func.stateless(module) makes one of a module."
+        )
+    return Network(caller, apply, head)
