@@ -57,6 +57,9 @@ def cases() -> dict[str, Case]:
         "sequential": Case(start(4), draw(12), indices, (5, 3), {**mean, "reduction": "sequential"}),
         "sequential without indices": Case(start(2), draw(12, 2), None, (0, 7), {**mean, "reduction": "sequential"}),
         "a square beyond the dtype": Case(start(2), far, (torch.arange(12) > 0).long(), (1, 7), mean),
+        "a far first batch": Case(
+            pf.init_state(1), 1e7 + draw(12).round(), None, (5, 3), {"step_size": 0.01, "bias_correction": True}
+        ),
         "a target that is not a number": Case(start(2), broken, None, (5, 3), mean),
     }
 
