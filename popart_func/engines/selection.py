@@ -12,7 +12,7 @@ import torch
 from popart_func.engines.cost_model import why_inductor
 from popart_func.engines.engine import ENGINES, load_engine
 from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, UnsupportedError
-from popart_func.engines.tracing.source_lines import user_line
+from popart_func.engines.tracing.source_lines import TraceError, user_line
 from popart_func.tree import PyTree
 
 __all__ = ["Choice", "available_engines", "choose_engines", "resolve_engine", "run_scan"]
@@ -69,11 +69,7 @@ class Choice(NamedTuple):
 
 
 def choose_engines(scan: LaneScan) -> Choice:
-    """The engines that ``engine="auto"`` tries for a scan, and why not others.
-
-    Raises:
-        TraceError: the step can't be a graph.
-    """
+    """The engines that ``engine="auto"`` tries for a scan, and why not others."""
     only_eager = scan.why_only_eager()
     if only_eager is not None:
         return Choice(("eager",), {name: f"{only_eager}." for name in ENGINES if name != "eager"}, ())
@@ -84,6 +80,12 @@ def choose_engines(scan: LaneScan) -> Choice:
         if name not in able and name not in unable
     }
     reasons = {**brief, **unable}
+    if able[0] != "eager":
+        try:
+            scan.graph()
+        except (TraceError, UnsupportedError) as error:
+            lacks = {name: str(error) for name in ENGINES if name != "eager"}
+            return Choice(("eager",), lacks, (f"engine 'auto': {error} Going on with eager.",))
     faster = why_inductor(scan) if able[0] == "native" else None
     if faster is None or load_engine("inductor").why_not(scan.device) is not None:
         return Choice(tuple(able), reasons, _notices(able[0], unable))
