@@ -50,4 +50,5 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         ys.append(y)
     carry_structure, y_structure = structures
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
+    carry = tuple(leaf.clone() for leaf in carry)  # a step may return what it took, twice: no two results share memory
     return optree.tree_unflatten(carry_structure, carry), optree.tree_unflatten(y_structure, stacked)
