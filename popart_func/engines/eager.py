@@ -14,10 +14,13 @@ from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.engines.tracing.one_hot import OneHot
 from popart_func.tree import PyTree
 
-__all__ = ["pays_off_after", "run", "why_not"]
+__all__ = ["compiles_once", "pays_off_after", "run", "why_not"]
 
 pays_off_after = 0
 """Steps from which on the engine is worth its compile time: it has none."""
+
+compiles_once = True
+"""It compiles nothing."""
 
 
 def why_not(device: torch.device) -> str | None:

@@ -22,10 +22,13 @@ from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gra
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.tree import PyTree
 
-__all__ = ["pays_off_after", "run", "why_not"]
+__all__ = ["compiles_once", "pays_off_after", "run", "why_not"]
 
 pays_off_after = 2000
 """Steps from which on the engine is worth its compile time, 6 to 10 s."""
+
+compiles_once = False
+"""It compiles for each number of lanes and steps."""
 
 Leaves = tuple[Tensor, ...]
 Scanned = Callable[..., tuple[Leaves, Leaves]]
