@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None,
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The engine of each scan that `selection` runs."""
     engines: list[str] = []
     load = selection.load_engine
@@ -34,7 +33,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             return result
 
     monkeypatch.setattr(selection, "load_engine", Noted)
-    yield engines
+    return engines
 
 
 def new_step() -> Any:
@@ -83,9 +82,9 @@ def test_what_native_lacks_is_not_asked_in_each_call(monkeypatch: pytest.MonkeyP
     run = native.run
     monkeypatch.setattr(native, "run", lambda lane_scan: asked.append(1) or run(lane_scan))
     step = lambda c, x: (c + x.bfloat16().float(), ())  # noqa: E731
-    with pytest.warns(UserWarning, match="native: no dtype torch.bfloat16.* Going on with eager"):
-        for _ in range(20):
-            scan(step, torch.zeros(()), torch.ones(100))
+    repeat = lambda: [scan(step, torch.zeros(()), torch.ones(100)) for _ in range(20)]  # noqa: E731
+    with pytest.warns(UserWarning, match=r"native: no dtype torch.bfloat16.* Going on with eager"):
+        repeat()
     assert ran == ["eager"] * 20
     assert len(asked) == 4
 

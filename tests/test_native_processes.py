@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,31 @@ if (child := os.fork()) == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert "__x86_64__" in answer() or "__aarch64__" in answer()
 """,
+    "little memory": """
+import resource
+BIG = 2**22
+
+def wide(c, x):
+    return c.flip(0) * 0.5 + x, ()
+
+def limit(more):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
+
+run = lambda lanes: scan_lanes(wide, torch.zeros(lanes, BIG), torch.ones(2), engine="native")[0][0, 0].item()
+assert run(1) == 1.5
+limit(2**26)
+try:
+    run(1)
+except MemoryError as error:
+    assert "scan_lanes: native: there is no memory for a block of lanes" in str(error), error
+else:
+    raise AssertionError("a block of 16 lanes has 2**28 bytes")
+limit(2**26)
+torch.set_num_threads(64)  # whose stacks do not all fit
+many = scan_lanes(step, torch.zeros(10000), torch.ones(300), engine="native")[0]
+assert many.eq(300).all()
+""",
     "a fork beside a thread that traces": """
 tracing = threading.Event()
 
@@ -83,6 +110,31 @@ def start(tmp_path: Path, program: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(file)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+LONG = """
+total()
+torch.set_num_threads(1)
+long = scan_lanes(lambda c, x: ((c * 0.5).sin(), ()), torch.zeros(1000), length=10**8, engine="native")
+"""
+
+
+def test_an_interrupt_ends_a_long_run_within_a_second(tmp_path: Path) -> None:
+    """After the kernel has been built; the run would take minutes."""
+    process = start(tmp_path, LONG)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "cache").glob("*.sha256"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < 2, "1 s, and what Python takes to end"
+        assert "KeyboardInterrupt" in errors
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
