@@ -270,8 +270,13 @@ def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> 
 
 
 def _hparam(caller: str, leaf: Any, lanes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-        return torch.full((lanes,), leaf, dtype=dtype, device=device)
+    if isinstance(leaf, bool | int | float):
+        kept = {bool: torch.bool, int: torch.int64}.get(type(leaf), dtype)
+        if kept == torch.int64 and not -(2**63) <= leaf < 2**63:
+            raise ValueError(
+                f"{caller}: an integer in `hparams` must fit into 64 bits, got {leaf}: write it as a float."
+            )
+        return torch.full((lanes,), leaf, dtype=kept, device=device)
     if isinstance(leaf, Tensor) and leaf.ndim == 0:
         return leaf.expand(lanes)
     if not isinstance(leaf, Tensor) or leaf.shape != (lanes,):

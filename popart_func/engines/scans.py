@@ -73,7 +73,8 @@ def scan_lanes(
             hyper-parameters, so that a learner can be built inside the step.
         carry: a pytree of tensors ``[lanes, ...]``.
         xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
-        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes.
+        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes. An integer
+            becomes int64, a bool stays one, and a float takes the carry's precision.
         shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do).
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
