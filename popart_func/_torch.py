@@ -26,7 +26,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as torch_pytree
-from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 __all__ = [
@@ -139,7 +138,12 @@ def dispatch_modes() -> list[Any]:
 
 def function_modes() -> list[Any]:
     """The function modes that are entered in this thread, without the one of a default device."""
-    return [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
+    modes = _get_current_function_mode_stack()
+    if modes:
+        from torch.utils._device import DeviceContext
+
+        modes = [mode for mode in modes if not isinstance(mode, DeviceContext)]
+    return modes
 
 
 def is_transforming() -> bool:
