@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
@@ -36,11 +38,14 @@ __all__ = [
     "core_decompositions",
     "disabled_torch_function",
     "dispatch_modes",
+    "function_modes",
     "get_unwrapped",
     "is_composite",
+    "is_forward_derivative_on",
     "is_functorch_wrapped_tensor",
     "is_jit_tracing",
     "is_make_fx_tracing",
+    "is_transforming",
     "make_wrapper_tensor",
     "mutation_count",
     "overloads",
@@ -129,6 +134,26 @@ def all_gather(tensor: Tensor, group: Any) -> Tensor:
 def dispatch_modes() -> list[Any]:
     """The dispatch modes that are entered in this thread; a tensor inside one may have no values."""
     return _get_current_dispatch_mode_stack()
+
+
+def function_modes() -> list[Any]:
+    """The function modes that are entered in this thread, without the one of a default device."""
+    modes = _get_current_function_mode_stack()
+    if modes:
+        from torch.utils._device import DeviceContext
+
+        modes = [mode for mode in modes if not isinstance(mode, DeviceContext)]
+    return modes
+
+
+def is_transforming() -> bool:
+    """Whether a transform of `torch.func` runs in this thread, whatever tensors it wraps."""
+    return peek_interpreter_stack() is not None
+
+
+def is_forward_derivative_on() -> bool:
+    """Whether a level of forward-mode derivatives is entered, so that any tensor may have a tangent."""
+    return forward_ad._current_level >= 0
 
 
 def is_make_fx_tracing() -> bool:

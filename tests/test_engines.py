@@ -270,6 +270,31 @@ def test_gradients_and_transforms_are_for_eager():
             assert scan(lambda c, x: (c + x, ()), start, xs[:3], engine=engine)[0] == 4
 
 
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_hyper_parameters_keep_their_kind(engine):
+    """2^24 + 1 is no float32; an integer may be an index, and a bool a condition."""
+
+    def step(carry, x, h):
+        chosen = torch.arange(3.0).index_select(0, h["index"][None])[0]
+        return torch.where(h["flag"], h["large"] + x, carry), (chosen, h["rate"] * 2)
+
+    hparams = {"large": 2**24 + 1, "index": 2, "flag": True, "rate": 0.25}
+    start = xs = torch.zeros(2, dtype=torch.int64)
+    carry, (chosen, rate) = scan_lanes(step, start, xs, hparams=hparams, engine=engine)
+    assert carry.tolist() == [2**24 + 1] * 2
+    assert chosen.unique().tolist() == [2]
+    assert rate.unique().tolist() == [0.5]
+    assert rate.dtype == torch.float32
+
+
+@pytest.mark.parametrize("engine", RUNNABLE)
+def test_whole_numbers_as_rates(engine):
+    start, xs, _ = learner_problem(2, 5, torch.float32)
+    whole = scan_lanes(learner_step, start, xs, hparams={"learning_rate": 0, "step_size": 1}, engine=engine)
+    floats = scan_lanes(learner_step, start, xs, hparams={"learning_rate": 0.0, "step_size": 1.0}, engine=engine)
+    assert pf.tree.max_difference(whole, floats) == 0
+
+
 def test_hyper_parameters_take_the_lanes_precision():
     carry = torch.zeros(2, dtype=torch.float64)
     for rate in (0.1, torch.tensor(0.1, dtype=torch.float64)):
@@ -622,6 +647,7 @@ def test_a_warm_scan_asks_for_its_graph_once(monkeypatch):
             ValueError,
             r"number or have shape \(3,\), got shape \(2,\)",
         ),
+        (lambda: scan_lanes(keep, Z, Z, hparams=2**63), ValueError, "must fit into 64 bits, got 9223372036854775808"),
         (lambda: scan_lanes(keep, Z, Z, hparams="a"), ValueError, r"number or have shape \(3,\), got str"),
         (
             lambda: scan_lanes(keep, Z, torch.zeros(2, 4), shared=False),

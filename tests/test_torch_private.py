@@ -202,6 +202,28 @@ def has_trees() -> None:
     assert callable(_torch.torch_pytree.register_pytree_node)
 
 
+def finds_function_modes() -> None:
+    class Functions(TorchFunctionMode):
+        pass
+
+    with torch.device("meta"), Functions() as mode:
+        assert _torch.function_modes() == [mode]
+    assert _torch.function_modes() == []
+
+
+def sees_transforms() -> None:
+    seen: list[bool] = []
+    wrapped(lambda x: seen.append(_torch.is_transforming()))
+    assert seen == [True]
+    assert not _torch.is_transforming()
+
+
+def sees_forward_derivatives() -> None:
+    assert not _torch.is_forward_derivative_on()
+    with torch.autograd.forward_ad.dual_level():
+        assert _torch.is_forward_derivative_on()
+
+
 def switches_mkldnn() -> None:
     module, x = torch.nn.LSTM(2, 3), torch.zeros(1, 1, 2)
     with _torch.without_mkldnn(), Seen() as seen:
@@ -247,11 +269,14 @@ LAWS: dict[str, Callable[[], None]] = {
     "core_decompositions": has_decompositions,
     "disabled_torch_function": leaves_functions_to_dispatch,
     "dispatch_modes": counts_dispatch_modes,
+    "function_modes": finds_function_modes,
     "get_unwrapped": sees_wrapped_tensors,
     "is_composite": knows_composite_ops,
+    "is_forward_derivative_on": sees_forward_derivatives,
     "is_functorch_wrapped_tensor": sees_wrapped_tensors,
     "is_jit_tracing": sees_jit_traces,
     "is_make_fx_tracing": sees_make_fx,
+    "is_transforming": sees_transforms,
     "make_wrapper_tensor": makes_tensors_without_memory,
     "mutation_count": counts_mutations,
     "overloads": finds_overloads,

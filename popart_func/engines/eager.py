@@ -14,10 +14,13 @@ from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.engines.tracing.one_hot import OneHot
 from popart_func.tree import PyTree
 
-__all__ = ["pays_off_after", "run", "why_not"]
+__all__ = ["compiles_once", "pays_off_after", "run", "why_not"]
 
 pays_off_after = 0
 """Steps from which on the engine is worth its compile time: it has none."""
+
+compiles_once = True
+"""It compiles nothing."""
 
 
 def why_not(device: torch.device) -> str | None:
@@ -50,4 +53,5 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         ys.append(y)
     carry_structure, y_structure = structures
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
+    carry = tuple(leaf.clone() for leaf in carry)  # a step may return what it took, twice: no two results share memory
     return optree.tree_unflatten(carry_structure, carry), optree.tree_unflatten(y_structure, stacked)

@@ -24,6 +24,10 @@ class Engine(Protocol):
     def pays_off_after(self) -> int:
         """From how many steps on the engine's compile time is earned back against `eager`."""
 
+    @property
+    def compiles_once(self) -> bool:
+        """Whether one compilation serves any number of lanes and steps, so that the steps of several calls add up."""
+
     def why_not(self, device: torch.device) -> str | None:
         """Why the engine can't run on a device, a sentence; None where it can."""
 

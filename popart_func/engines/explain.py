@@ -140,7 +140,7 @@ def explain(
     parts: dict[str, Any] = {"state_bytes": sum(leaf[0].numel() * leaf.itemsize for leaf in scan.carry)}
     try:
         graph = scan.graph()
-    except TraceError as error:
+    except (TraceError, UnsupportedError) as error:
         parts["why_no_graph"] = str(error)
     else:
         counts = OperationCounts.of(graph)
@@ -170,12 +170,7 @@ def _chosen(
     if why_no_graph is not None:
         lacks = {name: why_no_graph for name in ENGINES if name != "eager"}
     if asked == "auto":
-        try:
-            engines, reasons, _ = choose_engines(scan)
-        except TraceError:  # as `scan_lanes` would raise
-            return None, lacks
-        if why_no_graph is not None and engines[0] != "eager":
-            return None, lacks
+        engines, reasons, _ = choose_engines(scan)
         taken = next(name for name in engines if name not in lacks)
         passed_over = engines[: engines.index(taken)]
         return taken, {**reasons, **{name: lacks[name] for name in passed_over}}

@@ -18,14 +18,17 @@ from torch.func import vmap
 
 from popart_func._torch import scan_operator
 from popart_func.engines.compiler import why_no_compiler
-from popart_func.engines.lane_scan import LaneScan, refuse_gradient
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient, summary
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.tree import PyTree
 
-__all__ = ["pays_off_after", "run", "why_not"]
+__all__ = ["compiles_once", "pays_off_after", "run", "why_not"]
 
 pays_off_after = 2000
 """Steps from which on the engine is worth its compile time, 6 to 10 s."""
+
+compiles_once = False
+"""It compiles for each number of lanes and steps."""
 
 Leaves = tuple[Tensor, ...]
 Scanned = Callable[..., tuple[Leaves, Leaves]]
@@ -50,14 +53,21 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Not differentiable.
 
     Compiled once for each step, structure, shapes and number of lanes and steps; that takes several seconds.
+
+    Raises:
+        UnsupportedError: PyTorch can't compile or run the step.
     """
     graph = scan.graph()
     refuse_gradient("inductor", graph.wants_gradient)
     scanned = graph.cached(_ScannedKey(scan.lanes, scan.steps, scan.shared), lambda: _compile(graph, scan))
     carry = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in scan.carry)
     xs = tuple(leaf.contiguous() for leaf in scan.xs)
+    true = torch.ones(len(graph.outputs), dtype=torch.bool, device=scan.device)
     with torch.no_grad():
-        carry, ys = scanned(carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants)
+        try:
+            carry, ys = scanned(carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants, true)
+        except Exception as error:  # TorchDynamo and the C++ wrapper raise errors of any type
+            raise UnsupportedError(f"inductor: it can't run this step: {summary(error)}") from error
     leaves = (*carry, *ys)[: len(graph.outputs)]
     result: Any = optree.tree_unflatten(graph.out_structure, leaves)
     return result
@@ -75,19 +85,25 @@ def _nothing(scan: LaneScan, size: int) -> Tensor:
     return torch.zeros(size, device=scan.device)
 
 
+def _own_memory(leaf: Tensor, true: Tensor) -> Tensor:
+    """A contiguous copy that shares no memory with an input or with another output, which would crash the operator.
+
+    A clone alone is not enough: inductor merges the clones of equal values. It can't know that ``true`` is True.
+    """
+    leaf = leaf.clone(memory_format=torch.contiguous_format)
+    return torch.where(true, leaf, torch.zeros_like(leaf))
+
+
 def _compile(graph: StepGraph, scan: LaneScan) -> Scanned:
     axes = (*scan.lane_axes(), *(None for _ in graph.constants))
     carries, has_xs, module = len(scan.carry), bool(scan.xs), graph.module
 
-    def fresh(*leaves: Tensor) -> Leaves:
-        # The operator refuses outputs that are inputs, or each other, and strides that change.
-        return tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in module(*leaves))
+    step = vmap(lambda *leaves: tuple(module(*leaves)), in_dims=axes)
 
-    step = vmap(fresh, in_dims=axes)
-
-    def scanned(carry: Leaves, xs: Leaves, hparams: Leaves, constants: Leaves) -> tuple[Leaves, Leaves]:
+    def scanned(carry: Leaves, xs: Leaves, hparams: Leaves, constants: Leaves, true: Tensor) -> tuple[Leaves, Leaves]:
         def body(carry: Leaves, x: Leaves) -> tuple[Leaves, Leaves]:
             leaves = step(*carry, *(x if has_xs else ()), *hparams, *constants)
+            leaves = tuple(_own_memory(leaf, true[index]) for index, leaf in enumerate(leaves))
             return leaves[:carries], leaves[carries:] or (_nothing(scan, 1),)
 
         return _scan(body, carry, xs)

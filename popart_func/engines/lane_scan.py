@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
+import textwrap
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +13,11 @@ from typing import Any
 import optree
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from popart_func._torch import is_functorch_wrapped_tensor
+from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
+from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.source_lines import describe_line, user_line
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.tree import PyTree
@@ -25,6 +31,7 @@ __all__ = [
     "check_tensors",
     "make_lane_scan",
     "refuse_gradient",
+    "summary",
 ]
 
 
@@ -77,6 +84,7 @@ class LaneScan:
 
         Raises:
             TraceError: the step can't be a graph, or changes an argument in place.
+            UnsupportedError: it uses something of PyTorch that can't be traced, or a tensor that only eager can read.
             TypeError: it does not return a carry of the structure, shapes and dtypes that it takes.
         """
         return self._graph
@@ -85,19 +93,55 @@ class LaneScan:
     def _graph(self) -> StepGraph:
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
         check = functools.partial(check_carry, self)
-        graph = trace_step(self.step, self.structure, inputs, caller=self.caller, check=check)
+        try:
+            graph = trace_step(self.step, self.structure, inputs, caller=self.caller, check=check)
+        except (TraceError, UnsupportedError):
+            raise
+        except Exception as error:
+            failure = error
+        else:
+            self._refuse(graph)
+            return graph
+        self._run_first_step()  # raises an error of the step's own
+        frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
+        line = describe_line(next(filter(None, map(user_line, reversed(frames))), None))
+        raise UnsupportedError(
+            f"{self.caller}: the step can't be traced, in {line}: {summary(failure)} The engine 'eager' runs it as it "
+            f"is."
+        ) from failure
+
+    def _run_first_step(self) -> None:
+        """Runs the first step as `eager` does."""
+
+        def step(*leaves: Tensor) -> list[Tensor]:
+            result: PyTree = check_carry(self, self.step(*optree.tree_unflatten(self.structure, leaves)))
+            return optree.tree_leaves(result)
+
+        with OneHot():
+            vmap(step, in_dims=self.lane_axes())(*self.carry, *(leaf[0] for leaf in self.xs), *self.hparams)
+
+    def _refuse(self, graph: StepGraph) -> None:
+        """Raises if no compiled engine may run a graph."""
+        reason = next(filter(None, map(why_tensor_needs_eager, graph.constants)), None)
+        if reason == FREED:
+            raise ValueError(f"{self.caller}: the step closes over a tensor whose memory has been freed.")
+        if reason is not None:
+            raise UnsupportedError(f"{self.caller}: the step closes over a tensor: {reason}. Use the engine 'eager'.")
         if graph.change is not None:
             raise TraceError(
                 f"{self.caller}: `step` changes an argument, or a tensor that it closes over, in place in "
                 f"{describe(graph.change)}: {PURE}"
             )
-        return graph
 
     def why_only_eager(self) -> str | None:
-        """Why no compiled engine can run it, or None: autograd and transforms must see each operation."""
+        """Why no compiled engine can run it, or None; `only_eager` has the reasons beside autograd.
+
+        What the step closes over is known once it is traced: `graph` refuses that.
+        """
         tensors = (*self.carry, *self.xs, *self.hparams)
-        if any(is_functorch_wrapped_tensor(leaf) for leaf in tensors):
-            return "it can't run inside a transform such as torch.vmap or torch.func.grad"
+        reason = why_context_needs_eager() or next(filter(None, map(why_tensor_needs_eager, tensors)), None)
+        if reason is not None:
+            return reason
         if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tensors):
             return "no gradient flows through it, and an input requires one"
         return None
@@ -109,6 +153,13 @@ class LaneScan:
             *(None if shared else 0 for shared in self.shared),
             *(0 for _ in self.hparams),
         )
+
+
+def summary(error: Exception) -> str:
+    """The type and the first sentence of an error of PyTorch's, without addresses, so that it reads alike each time."""
+    first = next(filter(None, str(error).splitlines()), "")
+    plain = re.sub(r" object at 0x[0-9a-f]+", "", first).split(".Hint")[0].removesuffix(".")
+    return f"{type(error).__name__}: {textwrap.shorten(plain, 300, placeholder=' ...')}."
 
 
 def refuse_gradient(engine: str, wants_gradient: bool) -> None:
@@ -219,8 +270,13 @@ def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> 
 
 
 def _hparam(caller: str, leaf: Any, lanes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-        return torch.full((lanes,), leaf, dtype=dtype, device=device)
+    if isinstance(leaf, bool | int | float):
+        kept = {bool: torch.bool, int: torch.int64}.get(type(leaf), dtype)
+        if kept == torch.int64 and not -(2**63) <= leaf < 2**63:
+            raise ValueError(
+                f"{caller}: an integer in `hparams` must fit into 64 bits, got {leaf}: write it as a float."
+            )
+        return torch.full((lanes,), leaf, dtype=kept, device=device)
     if isinstance(leaf, Tensor) and leaf.ndim == 0:
         return leaf.expand(lanes)
     if not isinstance(leaf, Tensor) or leaf.shape != (lanes,):

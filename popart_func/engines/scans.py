@@ -64,20 +64,26 @@ def scan_lanes(
     a dictionary that the step closes over is bound to something else afterwards, the engine does not see it. Each call
     reads the values of closed-over tensors again, so that it sees what is written into them. Pass what changes from
     call to call in the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"``
-    takes then. `popart_func.engines.explain` shows what an engine makes of a step.
+    takes then. Engines agree to rounding only, and ``"auto"`` may change the engine between calls of the same scan, as
+    described below: name an engine where results must be equal to the bit. `popart_func.engines.explain` shows what an
+    engine makes of a step.
 
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
             hyper-parameters, so that a learner can be built inside the step.
         carry: a pytree of tensors ``[lanes, ...]``.
         xs: a pytree of tensors, ``[time, lanes, ...]`` or, read by all lanes alike and stored once, ``[time, ...]``.
-        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes.
+        hparams: a pytree of tensors ``[lanes]``, or of numbers and 0-d tensors, the same in all lanes. An integer
+            becomes int64, a bool stays one, and a float takes the carry's precision.
         shared: which leaves of ``xs`` all lanes share: True, False, or a tree of them (a prefix of ``xs`` will do).
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
         engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
-            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.cost_model`).
+            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.cost_model`). The
+            steps of all calls with the same step function, shapes and dtypes add up: a short scan that is repeated
+            moves from `eager` to `native` once that pays off. Keep the function for that: a lambda or a bound method
+            that is made anew in each call is another function.
 
     Returns:
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.

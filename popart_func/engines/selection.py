@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import warnings
-from typing import NamedTuple
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 
 from popart_func.engines.cost_model import why_inductor
 from popart_func.engines.engine import ENGINES, load_engine
 from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, UnsupportedError
-from popart_func.engines.tracing.source_lines import user_line
+from popart_func.engines.tracing.source_lines import TraceError, user_line
 from popart_func.tree import PyTree
 
 __all__ = ["Choice", "available_engines", "choose_engines", "resolve_engine", "run_scan"]
@@ -42,7 +45,7 @@ def resolve_engine(engine: str, device: torch.device | str, steps: int, *, calle
     """
     device = torch.device(device)
     if engine == "auto":
-        able, unable = _worthwhile(device, steps)
+        able, unable = _worthwhile(device, steps, steps)
         for notice in _notices(able[0], unable):
             _say_once(notice)
         return able[0]
@@ -69,21 +72,25 @@ class Choice(NamedTuple):
 
 
 def choose_engines(scan: LaneScan) -> Choice:
-    """The engines that ``engine="auto"`` tries for a scan, and why not others.
-
-    Raises:
-        TraceError: the step can't be a graph.
-    """
+    """The engines that ``engine="auto"`` tries for a scan, and why not others."""
     only_eager = scan.why_only_eager()
     if only_eager is not None:
         return Choice(("eager",), {name: f"{only_eager}." for name in ENGINES if name != "eager"}, ())
-    able, unable = _worthwhile(scan.device, scan.steps)
+    before = _steps_before(scan)
+    able, unable = _worthwhile(scan.device, scan.steps, before + scan.steps)
+    earlier = f", after {before} in earlier calls" if before else ""
     brief = {
-        name: f"it pays off from {load_engine(name).pays_off_after} steps on, and this scan has {scan.steps}."
+        name: f"it pays off from {load_engine(name).pays_off_after} steps on, and this scan has {scan.steps}{earlier}."
         for name in ENGINES
         if name not in able and name not in unable
     }
     reasons = {**brief, **unable}
+    if able[0] != "eager":
+        try:
+            scan.graph()
+        except (TraceError, UnsupportedError) as error:
+            lacks = {name: str(error) for name in ENGINES if name != "eager"}
+            return Choice(("eager",), lacks, (f"engine 'auto': {error} Going on with eager.",))
     faster = why_inductor(scan) if able[0] == "native" else None
     if faster is None or load_engine("inductor").why_not(scan.device) is not None:
         return Choice(tuple(able), reasons, _notices(able[0], unable))
@@ -107,15 +114,49 @@ def run_scan(engine: str, scan: LaneScan) -> tuple[PyTree, PyTree]:
             _say_once(notice)
         for name, following in zip(choice.engines, choice.engines[1:], strict=False):
             try:
-                return load_engine(name).run(scan)
+                result = load_engine(name).run(scan)
             except UnsupportedError as error:
                 _say_once(f"engine 'auto': {error} Going on with {following}.")
+            else:
+                _add_steps(scan, name)
+                return result
+        _add_steps(scan, choice.engines[-1])
         return load_engine(choice.engines[-1]).run(scan)
     except Exception as error:
         message = error.args[0] if error.args else None
         if isinstance(message, str) and message.startswith(tuple(f"{name}: " for name in ENGINES)):
             error.args = (f"{scan.caller}: {message}", *error.args[1:])  # an engine does not know who has called it
         raise
+
+
+_totals: weakref.WeakKeyDictionary[Callable[..., Any], dict[Hashable, int]] = weakref.WeakKeyDictionary()
+"""For each step function, as long as it lives, the steps that ``engine="auto"`` has taken, by the shapes of a scan."""
+
+
+def _shapes(scan: LaneScan) -> Hashable:
+    leaves = (*scan.carry, *scan.xs, *scan.hparams)
+    return scan.structure, scan.device, scan.shared, tuple((leaf.dtype, leaf.shape[1:]) for leaf in leaves)
+
+
+def _steps_before(scan: LaneScan) -> int:
+    """The steps that earlier calls of the same scan have taken."""
+    try:
+        return _totals.get(scan.step, {}).get(_shapes(scan), 0)
+    except TypeError:  # a callable without a hash, or without weak references
+        return 0
+
+
+def _add_steps(scan: LaneScan, engine: str) -> None:
+    """Adds a scan's steps to those of earlier calls; to none where it has run on eager although others would pay off.
+
+    What they lack is asked again after as many steps, not in each call: finding it takes as long as tracing.
+    """
+    total = _steps_before(scan) + scan.steps
+    refused = engine == "eager" and total >= min(
+        load_engine(name).pays_off_after for name in ENGINES if name != "eager"
+    )
+    with contextlib.suppress(TypeError):
+        _totals.setdefault(scan.step, {})[_shapes(scan)] = 0 if refused else total
 
 
 def _named(engine: str, scan: LaneScan) -> str:
@@ -127,12 +168,15 @@ def _named(engine: str, scan: LaneScan) -> str:
     return name
 
 
-def _worthwhile(device: torch.device, steps: int) -> tuple[list[str], dict[str, str]]:
-    """The engines that pay off and can run, best first; and why others that would pay off can't run."""
+def _worthwhile(device: torch.device, steps: int, total: int) -> tuple[list[str], dict[str, str]]:
+    """The engines that pay off and can run, best first; and why others that would pay off can't run.
+
+    ``steps`` are those of this call, ``total`` those of earlier calls of the same scan as well.
+    """
     able, unable = [], {}
     for name in ENGINES:
         engine = load_engine(name)
-        if steps >= engine.pays_off_after:
+        if (total if engine.compiles_once else steps) >= engine.pays_off_after:
             reason = engine.why_not(device)
             if reason is None:
                 able.append(name)

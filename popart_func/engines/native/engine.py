@@ -26,8 +26,8 @@ __all__ = ["TARGETS", "planned", "run", "target_of", "why_not"]
 TARGETS: dict[str, Target[Any]] = {"cpu": CPU, "cuda": CUDA}
 """The target for each type of device."""
 
-# The bits of errors, as in arithmetic.hpp, and the ops that may raise them.
-BAD_INDEX, BAD_DIVISOR = 1, 2
+# The bits of errors, as in arithmetic.hpp and cpu/kernel.hpp, and the ops that may raise them.
+BAD_INDEX, BAD_DIVISOR, NO_MEMORY = 1, 2, 4
 INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
 DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 
@@ -59,6 +59,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks.
         BuildError: the compiler refused the kernel.
+        MemoryError: there is no memory for a block of lanes.
         IndexError, ZeroDivisionError: an index out of range, or an integer divided by zero, in some lane.
     """
     inputs = (*scan.carry, *scan.xs, *scan.hparams)
@@ -82,7 +83,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         for i, (leaf, same) in enumerate(zip(tensors, uniform, strict=True))
     ]
     time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
-    arguments = KernelArguments(tensors, lane_strides, time_strides, outputs, scan.lanes, scan.steps)
+    arguments = KernelArguments(tensors, lane_strides, time_strides, outputs, scan.lanes, scan.steps, carries)
     launch = _kernel(scan, graph)
     _raise_errors(graph, launch(arguments))
     carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
@@ -142,6 +143,8 @@ def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
 
 def _raise_errors(graph: StepGraph, bad: int) -> None:
     """Raises for the bits of errors that a kernel returned, naming the lines that may have caused them."""
+    if bad & NO_MEMORY:
+        raise MemoryError("native: there is no memory for a block of lanes, which holds all that its lanes compute.")
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"] if bad else []
     if bad & BAD_INDEX:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)

@@ -28,6 +28,7 @@ class KernelArguments(NamedTuple):
         outputs: carry ``[lanes, ...]`` and ys ``[steps, lanes, ...]``, contiguous.
         lanes: how many lanes.
         steps: how many time steps.
+        carries: how many inputs, and as many outputs, are the carry.
     """
 
     inputs: Sequence[Tensor]
@@ -36,10 +37,12 @@ class KernelArguments(NamedTuple):
     outputs: Sequence[Tensor]
     lanes: int
     steps: int
+    carries: int
 
 
 Launch = Callable[[KernelArguments], int]
-"""Runs a kernel; returns the bits of the errors in any lane, `BAD_INDEX` and `BAD_DIVISOR` of `arithmetic.hpp`."""
+"""Runs a kernel; returns the bits of errors: `BAD_INDEX` and `BAD_DIVISOR` of `arithmetic.hpp`, of any lane, and
+`NO_MEMORY` of `cpu/kernel.hpp`."""
 
 Source = TypeVar("Source")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 import traceback
 import weakref
@@ -33,6 +34,8 @@ __all__ = ["trace_step"]
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time
+if hasattr(os, "register_at_fork"):  # a fork waits for the trace of another thread: no one would end it in the child
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def trace_step(

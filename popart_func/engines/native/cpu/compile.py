@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,11 +100,22 @@ def ask_compiler() -> Callable[[], str]:
     The answer is a part of the kernel's name, since unlike machines may share a cache. Asking takes as long as tracing
     a small step, so both can be done at once.
     """
-    return _asked(_command())
+    return _asked(_command(), os.getpid())
 
 
 @functools.cache
-def _asked(command: tuple[str, ...]) -> Callable[[], str]:
+def _asked(command: tuple[str, ...], process: int) -> Callable[[], str]:
+    """Asks once in each process: a fork shares the pipe with the process that it comes from."""
     query = [*command, "-E", "-dM", "-x", "c++", os.devnull]
-    process = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return functools.cache(lambda: process.communicate()[0])
+    asked = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    lock = threading.Lock()  # only one thread may read the answer
+
+    @functools.cache
+    def answer() -> str:
+        return asked.communicate()[0]
+
+    def wait() -> str:
+        with lock:
+            return answer()
+
+    return wait

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <limits>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -87,13 +89,18 @@ struct KernelArguments {
   int64_t lanes, steps;
 };
 
+// A bit of errors, beside those of arithmetic.hpp.
+enum : int32_t { NO_MEMORY = 4 };
+
 // Calls work(block, first lane, lanes in it) for each block of lanes, on threads. Returns all lanes' error bits.
+// An exception would end the process: a thread that can't be had, or its block, is left to the other threads.
 template <class Block, class Work> static int32_t for_each_block(int64_t lanes, int threads, Work work) {
   const int64_t blocks = (lanes + L - 1) / L;
   std::atomic<int64_t> next{0};
   std::atomic<int32_t> bad{0};
   auto worker = [&] {
-    const auto block = std::make_unique<Block>();
+    const std::unique_ptr<Block> block(new (std::nothrow) Block());
+    if (!block) return;
     for (int64_t i; (i = next++) < blocks;) {
       const int64_t first = i * L;
       work(*block, first, int(lanes - first < L ? lanes - first : L));
@@ -101,8 +108,12 @@ template <class Block, class Work> static int32_t for_each_block(int64_t lanes, 
     }
   };
   std::vector<std::thread> others;
-  for (int i = 1; i < threads && i < blocks; ++i) others.emplace_back(worker);
+  try {
+    others.reserve(threads);
+    for (int i = 1; i < threads && i < blocks; ++i) others.emplace_back(worker);
+  } catch (const std::exception&) {
+  }
   worker();
   for (auto& thread : others) thread.join();
-  return bad;
+  return next < blocks ? bad | NO_MEMORY : int32_t(bad);
 }

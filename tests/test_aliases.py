@@ -1,0 +1,82 @@
+"""Outputs that are equal, share memory, or are inputs: right on every engine, and no two results share memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import optree
+import pytest
+import torch
+
+from popart_func.engines import ENGINES, UnsupportedError, available_engines, inductor, scan_lanes
+from popart_func.engines.selection import _say_once
+
+RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
+CLOSED_OVER = torch.tensor(3.0)
+LANES, STEPS = 3, 4
+
+
+class Case(NamedTuple):
+    step: Any
+    leaves: int  # of the carry; a second one is another tensor
+    shape: tuple[int, ...]
+
+
+CASES = {
+    "equal leaves": Case(lambda c, x: ((c[0] * 0.5, c[0] * 0.5), ()), 2, ()),
+    "computed in two ways": Case(lambda c, x: ((c[0].reshape(4) * 2, c[0].view(4) * 2), ()), 2, (4,)),
+    "sums in two ways": Case(lambda c, x: ((c[0].sum() + x, c[0].sum(()) + x), ()), 2, ()),
+    "y is the carry": Case(lambda c, x: ((c[0] * 0.5 + x,), c[0] * 0.5 + x), 1, ()),
+    "ys are the old carry": Case(lambda c, x: (c, (c[0], c[0], x, x)), 1, (2,)),
+    "swapped": Case(lambda c, x: ((c[1], c[0]), c[0]), 2, ()),
+    "one overwrites the other": Case(lambda c, x: ((c[0], c[0]), ()), 2, ()),
+    "no lane axis": Case(lambda c, x: ((x * 2,), c), 1, ()),
+    "both are x": Case(lambda c, x: ((x, x), (x,)), 2, ()),
+    "constants": Case(lambda c, x: ((torch.zeros(()),), torch.ones(2)), 1, ()),
+    "closed over": Case(lambda c, x: ((CLOSED_OVER, CLOSED_OVER), CLOSED_OVER), 2, ()),
+    "views": Case(lambda c, x: ((c[0].mT * 0.5, (c[0].mT * 0.5).mT), c[0].mT), 2, (2, 2)),
+    "views of y": Case(
+        lambda c, x: ((c[0] * 2 + x,), ((c[0] * 2 + x).reshape(4), (c[0] * 2 + x)[0], c[0].mT)), 1, (2, 2)
+    ),
+    "expanded": Case(lambda c, x: ((c[0].sum(0, keepdim=True).expand(2, 2),), ()), 1, (2, 2)),
+    "products": Case(lambda c, x: ((c[0] @ c[0], c[0] @ c[0]), c[0] @ c[0]), 2, (2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_that_alias(name: str, dtype: torch.dtype) -> None:
+    step, leaves, shape = CASES[name]
+    if dtype == torch.int64 and name not in ("ys are the old carry", "swapped", "one overwrites the other"):
+        pytest.skip("a step for floats")
+    first = torch.arange(LANES * torch.Size(shape).numel()).reshape(LANES, *shape).to(dtype)
+    carry = tuple(first + 5 * number for number in range(leaves))
+    xs = torch.arange(1, STEPS + 1).to(dtype)
+    results = {}
+    for engine in RUNNABLE:
+        before = [leaf.clone() for leaf in carry]
+        results[engine] = scan_lanes(step, carry, xs, shared=True, engine=engine)
+        found = optree.tree_leaves(results[engine])
+        assert len({leaf.untyped_storage().data_ptr() for leaf in (*found, *carry, xs)}) == len(found) + leaves + 1
+        assert all(map(torch.equal, carry, before))
+    for engine, result in results.items():
+        for got, expected in zip(optree.tree_leaves(result), optree.tree_leaves(results["eager"]), strict=True):
+            torch.testing.assert_close(got, expected, msg=engine)
+
+
+@pytest.mark.skipif("inductor" not in RUNNABLE, reason="no C++ compiler")
+def test_what_inductor_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ``auto`` goes on, saying so once."""
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("broken on purpose\nand more")
+
+    monkeypatch.setattr(inductor, "_scan", broken)
+    step = lambda c, x: (c + x.to(torch.bfloat16).float(), ())  # noqa: E731  # which native refuses
+    with pytest.raises(UnsupportedError, match="scan_lanes: inductor: it can't run this step: "):
+        scan_lanes(step, torch.zeros(2), torch.ones(3), engine="inductor")
+    _say_once.cache_clear()
+    message = r"(native: no dtype torch.bfloat16|inductor: it can't run this step: ).* Going on with (inductor|eager)"
+    with pytest.warns(UserWarning, match=message) as said:
+        assert scan_lanes(step, torch.zeros(2), torch.ones(2100))[0].tolist() == [2100, 2100]
+    assert "Going on with eager" in str(said[-1].message)

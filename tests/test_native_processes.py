@@ -1,0 +1,147 @@
+"""First calls of the native engine from threads, forks and pools of processes, each in a new process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from popart_func.engines import native
+
+pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
+
+BEGINNING = """
+import concurrent.futures, multiprocessing, os, threading, time, torch
+from popart_func.engines import scan_lanes
+
+def step(c, x):
+    return c + x, ()
+
+def total(number=0, step=step):
+    return scan_lanes(step, torch.zeros(2), torch.ones(3 + number), engine="native")[0][0].item()
+"""
+
+PROGRAMS = {
+    "threads, one step": """
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(total, range(8))) == [3.0 + number for number in range(8)]
+""",
+    "threads, a step each": """
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    steps = [lambda c, x, number=number: (c + x * number, ()) for number in range(8)]
+    assert list(pool.map(total, [0] * 8, steps)) == [3.0 * number for number in range(8)]
+""",
+    "forks, first calls": """
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
+""",
+    "forks, after a call": """
+total()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
+""",
+    "spawned processes": """
+if __name__ == "__main__":
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(total, range(4))) == [3.0, 4.0, 5.0, 6.0]
+""",
+    "a fork beside a thread that asks the compiler": """
+from popart_func.engines.native.cpu.compile import ask_compiler
+answer = ask_compiler()  # which has not been read
+if (child := os.fork()) == 0:
+    os._exit(not (ask_compiler()() and total() == 3))
+assert os.waitpid(child, 0)[1] == 0
+assert "__x86_64__" in answer() or "__aarch64__" in answer()
+""",
+    "little memory": """
+import resource
+BIG = 2**22
+
+def wide(c, x):
+    return c.flip(0) * 0.5 + x, ()
+
+def limit(more):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
+
+run = lambda lanes: scan_lanes(wide, torch.zeros(lanes, BIG), torch.ones(2), engine="native")[0][0, 0].item()
+assert run(1) == 1.5
+limit(2**26)
+try:
+    run(1)
+except MemoryError as error:
+    assert "scan_lanes: native: there is no memory for a block of lanes" in str(error), error
+else:
+    raise AssertionError("a block of 16 lanes has 2**28 bytes")
+limit(2**26)
+torch.set_num_threads(64)  # whose stacks do not all fit
+many = scan_lanes(step, torch.zeros(10000), torch.ones(300), engine="native")[0]
+assert many.eq(300).all()
+""",
+    "a fork beside a thread that traces": """
+tracing = threading.Event()
+
+def slow(c, x):
+    tracing.set()
+    time.sleep(0.5)
+    return c + x, ()
+
+thread = threading.Thread(target=total, args=(0, slow))
+thread.start()
+tracing.wait()
+if (child := os.fork()) == 0:
+    os._exit(total() != 3)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+""",
+}
+
+
+def start(tmp_path: Path, program: str) -> subprocess.Popen[str]:
+    file = tmp_path / "program.py"
+    file.write_text(BEGINNING + program)
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache"), "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        [sys.executable, str(file)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+LONG = """
+total()
+torch.set_num_threads(1)
+long = scan_lanes(lambda c, x: ((c * 0.5).sin(), ()), torch.zeros(1000), length=10**8, engine="native")
+"""
+
+
+def test_an_interrupt_ends_a_long_run_within_a_second(tmp_path: Path) -> None:
+    """After the kernel has been built; the run would take minutes."""
+    process = start(tmp_path, LONG)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "cache").glob("*.sha256"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < 2, "1 s, and what Python takes to end"
+        assert "KeyboardInterrupt" in errors
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_first_calls(name: str, tmp_path: Path) -> None:
+    process = start(tmp_path, PROGRAMS[name])
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
