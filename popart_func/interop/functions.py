@@ -11,11 +11,9 @@ from typing import Any
 import jax
 import optree
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
-from popart_func._torch import without_mkldnn
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
@@ -102,15 +100,7 @@ def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., A
 
     def flat(*leaves: Any) -> list[Any]:
         args, kwargs = jax.tree_util.tree_unflatten(structure, leaves)
-        # The graph is kept: it must not depend on the modes in which the first call was made.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            StopGradientMarks(),
-            _ByXla(),
-            sdpa_kernel(SDPBackend.MATH),
-            without_mkldnn(),
-        ):
+        with StopGradientMarks(), _ByXla():
             result = with_plain_tuples(torch_fn(*args, **kwargs))
         paths_and_leaves, out_structure = jax.tree_util.tree_flatten_with_path(result)
         for path, leaf in paths_and_leaves:

@@ -21,13 +21,12 @@ from torch.func import functionalize
 
 from popart_func._torch import without_dynamo
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
-from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.plain_paths import plain_paths
 from popart_func.engines.tracing.recorder import Recorder, TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.walk import Values, substitute, walk
-from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
 
 __all__ = ["trace_step"]
 
@@ -93,7 +92,7 @@ def _trace(
     arguments = [recording.input(spec) for spec in inputs]
     try:
         with without_dynamo(), recording:
-            with ZeroDIndices(), OneHot():
+            with plain_paths():
                 result = function(*optree.tree_unflatten(structure, arguments))
             check(result)
             outputs, out_structure = optree.tree_flatten(result)
