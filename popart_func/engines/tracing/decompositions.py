@@ -20,11 +20,12 @@ Decomposition = Callable[..., Any]
 @functools.cache
 def decomposition(op: Any) -> Decomposition | None:
     """The function that computes an op with simpler ops; None for an op that a graph may have."""
+    own = _OWN.get(getattr(op, "overloadpacket", None))
+    if own is not None and schema(op).overload_name != "out":
+        return own
     wrapped = _table().get(op)
     if wrapped is None or schema(op).is_mutable:
         return wrapped
-    if op.overloadpacket in _OWN:
-        return _OWN[op.overloadpacket]
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(wrapped), wrapped)
 
 
@@ -75,7 +76,28 @@ def _sinc(x: Tensor) -> Tensor:
     return torch.where(at_zero, 1, angle.sin() / angle)
 
 
-_OWN: dict[Any, Decomposition] = {torch.ops.aten.take: _take, torch.ops.aten.sinc: _sinc}
+def _rrelu(
+    x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any
+) -> Any:
+    """`rrelu_with_noise`, which draws in training only."""
+    return NotImplemented if training else torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """`masked_scatter`: the place of a value in the source is the number of places that are masked before it."""
+    x, mask = torch.broadcast_tensors(x, mask)
+    if source.numel() == 0:
+        return x.clone()
+    places = (mask.reshape(-1).long().cumsum(0) - 1).clamp(0, source.numel() - 1)
+    return torch.where(mask, source.reshape(-1)[places].reshape(x.shape), x)
+
+
+_OWN: dict[Any, Decomposition] = {
+    torch.ops.aten.masked_scatter: _masked_scatter,
+    torch.ops.aten.take: _take,
+    torch.ops.aten.sinc: _sinc,
+    torch.ops.aten.rrelu_with_noise: _rrelu,
+}
 
 
 @functools.cache

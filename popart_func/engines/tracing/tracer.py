@@ -20,9 +20,11 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from popart_func._torch import without_dynamo
+from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.tracing.plain_paths import plain_paths
-from popart_func.engines.tracing.recorder import Recorder, TensorSpec
+from popart_func.engines.tracing.recorder import Recorder
+from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
@@ -108,11 +110,12 @@ def _trace(
             )
     recording.graph.output([recording.traced(output).node for output in outputs])
     specs = tuple(TensorSpec.of(output) for output in outputs)
-    read = tuple((tensor.detach(), value) for tensor, value in recording.read)
+    read = tuple((tensor.detach(), value) for tensor, value in recording.known.read.values())
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
     _merge_equal(recording.graph)
     _drop_unused(recording.graph)
+    refuse_draws(caller, recording.graph)
     recording.forget()
     return StepGraph(
         graph=recording.graph,
