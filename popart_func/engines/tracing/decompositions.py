@@ -92,7 +92,38 @@ def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     return torch.where(mask, source.reshape(-1)[places].reshape(x.shape), x)
 
 
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`native_batch_norm`, whose schema does not say that it writes new running statistics in training."""
+    axes, shape = [0, *range(2, x.ndim)], (-1, *(1 for _ in x.shape[2:]))
+    if training:
+        var, mean = torch.var_mean(x, axes, correction=0)
+        count = x.numel() // x.shape[1]
+        if running_mean is not None:
+            running_mean.mul_(1 - momentum).add_(momentum * mean)
+        if running_var is not None:
+            running_var.mul_(1 - momentum).add_(momentum * (var * (count / max(count - 1, 1))))
+    else:
+        assert running_mean is not None, "PyTorch checks that there are running statistics"
+        assert running_var is not None, "PyTorch checks that there are running statistics"
+        mean, var = running_mean, running_var
+    inverse = (var + eps).rsqrt()
+    scale = inverse if weight is None else inverse * weight
+    result = (x - mean.reshape(shape)) * scale.reshape(shape)
+    result = result if bias is None else result + bias.reshape(shape)
+    return result, *((mean, inverse) if training else (x.new_zeros(0), x.new_zeros(0)))
+
+
 _OWN: dict[Any, Decomposition] = {
+    torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
     torch.ops.aten.sinc: _sinc,
@@ -103,9 +134,7 @@ _OWN: dict[Any, Decomposition] = {
 @functools.cache
 def taken_apart(op: Any) -> Decomposition | None:
     """The function by which tracing replaces an op: its decomposition, or the parts into which autograd takes it."""
-    # The parts of batch norm change its statistics.
-    composite = op is not torch.ops.aten.native_batch_norm.default and is_composite(op)
-    return decomposition(op) or (op.decompose if composite else None)
+    return decomposition(op) or (op.decompose if is_composite(op) else None)
 
 
 def name_to_register(caller: str, op: Any) -> str:
