@@ -122,7 +122,41 @@ def _batch_norm(
     return result, *((mean, inverse) if training else (x.new_zeros(0), x.new_zeros(0)))
 
 
+def _label_margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The labels before the first -1, which classes are among them, and the margins ``[row, label, class]``.
+
+    The last of the results says which margins count: those between a label and a class that is none.
+    """
+    rows, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    classes = torch.arange(rows.shape[1], device=x.device)
+    is_label = (labels != -1).long().cumprod(-1).bool()
+    is_target = ((labels.unsqueeze(-1) == classes) & is_label.unsqueeze(-1)).any(1)
+    labels = torch.where(is_label, labels, 0)
+    margins = 1 - rows.gather(-1, labels).unsqueeze(-1) + rows.unsqueeze(1)
+    return labels, is_target, margins, is_label.unsqueeze(-1) & ~is_target.unsqueeze(1)
+
+
+def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """`multilabel_margin_loss_forward`; PyTorch's decomposition counts what stands behind the first -1, too."""
+    _, is_target, margins, counts = _label_margins(x, target)
+    loss = torch.where(counts, margins.clamp(min=0), 0).sum((1, 2)) / margins.shape[-1]
+    by_row = loss if x.ndim == 2 else loss.squeeze(0)
+    return (by_row, loss.mean(), loss.sum())[reduction], is_target.to(x.dtype).reshape(x.shape)
+
+
+def _multilabel_margin_loss_backward(
+    cotangent: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    labels, _, margins, counts = _label_margins(x, target)
+    share = cotangent.reshape(-1, 1) / (margins.shape[-1] * (labels.shape[0] if reduction == 1 else 1))
+    pushed = (counts & (margins > 0)).to(x.dtype)
+    slope = pushed.sum(1).scatter_add(1, labels, -pushed.sum(2))
+    return (slope * share).reshape(x.shape)
+
+
 _OWN: dict[Any, Decomposition] = {
+    torch.ops.aten.multilabel_margin_loss_forward: _multilabel_margin_loss,
+    torch.ops.aten.multilabel_margin_loss_backward: _multilabel_margin_loss_backward,
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
