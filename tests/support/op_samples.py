@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_map
 
 __all__ = ["SPECIAL", "op_entries", "op_samples", "with_special_values"]
 
-SPECIAL = torch.tensor([0.0, 1.0, -1.0, torch.inf, 0.5, 0.5, -torch.inf, -0.0, torch.nan, 2.0, -3.0, 3.0, 6.0])
+# Without NaN: PyTorch's own kernels treat it in one way in their vector loops, and in another behind those.
+SPECIAL = torch.tensor([0.0, 1.0, -1.0, torch.inf, 0.5, 0.5, -torch.inf, -0.0, 2.0, -3.0, 3.0, 6.0])
 
 
 def op_entries() -> list[Any]:
@@ -41,7 +42,7 @@ def op_samples(entry: Any, most: int) -> Iterator[Any]:
 
 
 def with_special_values(sample: Any) -> Any:
-    """A sample with zeros, equal entries, kinks, infinities and NaN in the place of its values."""
+    """A sample with zeros, equal entries, kinks and infinities in the place of its values."""
 
     def special(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.layout != torch.strided:
