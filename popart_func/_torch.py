@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.distributions import Distribution
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
@@ -53,6 +55,7 @@ __all__ = [
     "schema",
     "set_grad_enabled",
     "storage_id",
+    "tells_libraries_of_a_trace",
     "torch_pytree",
     "without_dynamo",
     "without_mkldnn",
@@ -207,6 +210,48 @@ def without_mkldnn() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(before)
+
+
+class _InOneThread:
+    """A flag with a value of its own in one thread, until it is switched off; elsewhere it is what it was before."""
+
+    def __init__(self, value: bool, before: Any) -> None:
+        self.value, self.before, self.thread, self.is_on = value, before, threading.get_ident(), True
+
+    def __bool__(self) -> bool:
+        return self.value if self.is_on and threading.get_ident() == self.thread else bool(self.before)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    def __hash__(self) -> int:
+        return hash(bool(self))
+
+
+@contextlib.contextmanager
+def tells_libraries_of_a_trace() -> Iterator[None]:
+    """Within it, and in this thread only, code that asks whether it is traced hears that it is.
+
+    `torch.compiler.is_compiling` is true, on which libraries avoid what reads values. `torch.distributions` does not
+    check its arguments, whose values it would read. The transformer layers don't take their fast path, whose ops and
+    nested tensors exist for speed alone. `torch.jit.is_tracing` stays false: `torch.func.functional_call` refuses every
+    module while it is true.
+    """
+    settings: tuple[tuple[Any, str, bool], ...] = (
+        (torch.compiler, "_is_compiling_flag", True),
+        (Distribution, "_validate_args", False),
+        (torch.backends.mha, "_is_fastpath_enabled", False),
+    )
+    flags = [_InOneThread(value, getattr(owner, name)) for owner, name, value in settings]
+    for (owner, name, _), flag in zip(settings, flags, strict=True):
+        setattr(owner, name, flag)
+    try:
+        yield
+    finally:
+        for (owner, name, _), flag in zip(settings, flags, strict=True):
+            flag.is_on = False  # another thread may put the flag back later, if it has read it meanwhile
+            if getattr(owner, name) is flag:
+                setattr(owner, name, flag.before)
 
 
 class _NotImported(ModuleType):

@@ -238,7 +238,7 @@ def test_tensors_of_every_kind_may_be_closed_over(held: Tensor) -> None:
          UnsupportedError, "with scale_grad_by_freq=True there is no lowering of 'embedding'"),
         (lambda: to_jax_function(lambda x: x.double().sum())(JX), TypeError, "float64 in .*test_jax_functions.py"),
         (lambda: to_jax_function(lambda x: x * WIDE)(JX), TypeError, "closes over a tensor of torch.int64 that JAX wo"),
-        (lambda: to_jax_function(lambda x: x)("a"), TypeError, r"must be an array or a number, got str at \[0\]"),
+        (lambda: to_jax_function(lambda x: x)(object()), TypeError, r"be an array or a number, got object at \[0\]"),
         (lambda: to_jax_function(lambda x: x)({"a": X}), TypeError, r"got Tensor at \[0\]\['a'\]"),
         (lambda: to_jax_function(lambda x: x if x.sum() > 0 else -x)(JX), TypeError, "jax_function: the value of a t"),
         (lambda: to_jax_function(lambda x: torch.func.linearize(torch.sin, x)[1](x))(JX), TypeError, "torch.func.j"),

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -234,6 +235,29 @@ def switches_mkldnn() -> None:
     assert not torch.backends.mkldnn.is_available() or any("mkldnn" in op.name() for op in again.ops)
 
 
+def tells_libraries() -> None:
+    encoder = torch.nn.TransformerEncoderLayer(4, 2, 4, batch_first=True).eval().requires_grad_(False)
+
+    def answers() -> list[bool]:
+        with Seen() as seen:
+            encoder(torch.zeros(1, 2, 4))
+        fast = any("transformer_encoder_layer_fwd" in op.name() for op in seen.ops)
+        return [bool(torch.compiler.is_compiling()), torch.distributions.Normal(X, X)._validate_args is not False, fast]
+
+    before = answers()
+    assert before[0] is False
+    assert before[2] is True
+    with _torch.tells_libraries_of_a_trace(), ThreadPoolExecutor() as pool:
+        assert bool(torch.compiler.is_compiling()) is True
+        assert not torch.distributions.Normal(X, X)._validate_args
+        assert answers()[2] is False
+        assert not pool.submit(lambda: bool(torch.compiler.is_compiling())).result()
+        left = vars(torch.compiler)["_is_compiling_flag"]
+    assert not left, "a flag that another thread has kept must be off"
+    assert answers()[0] is False
+    assert answers()[2] is True
+
+
 IN_A_NEW_PROCESS = """
 import sys
 import torch
@@ -284,6 +308,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "schema": knows_schemas,
     "set_grad_enabled": sees_how_gradients_are_switched,
     "storage_id": tells_memory_apart,
+    "tells_libraries_of_a_trace": tells_libraries,
     "torch_pytree": has_trees,
     "without_dynamo": keeps_dynamo_out,
     "without_mkldnn": switches_mkldnn,

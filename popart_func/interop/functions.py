@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optree
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
-from popart_func._torch import without_mkldnn
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
+from popart_func.interop.static_arguments import Static, is_static, static_arguments
 from popart_func.interop.stop_gradients import StopGradientMarks
 from popart_func.interop.trees import argument_to_array, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_function"]
 
 
-def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
+def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iterable[str] = ()) -> Callable[..., Any]:
     """A pure PyTorch function as an ordinary JAX function, which every transform of JAX takes.
 
     The function is traced once for each structure, shapes and dtypes of its arguments, and JAX alone computes its
@@ -46,19 +45,28 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
-    - Numbers, and the mode of a module that the function closes over, are read once, while it is traced; a module that
+    - Numbers and the mode of a module that the function closes over are read once, while it is traced; a module that
       is ``torch_fn`` itself may switch its mode.
-    - Dropout and other random calls are refused: call ``module.eval()``, or draw with `popart_func.random`.
+    - Dropout and other random calls are refused where their values are used: call ``module.eval()``, or draw with
+      `popart_func.random`.
+    - `torch.compiler.is_compiling` is true while it is traced, and `torch.distributions` does not check its arguments.
+    - Tensors that the function closes over, and what is computed of them alone, may decide shapes and branches: when
+      their values change, the function is traced anew.
 
     Args:
         torch_fn: pure, from pytrees of tensors to a pytree of tensors; no branches on values, no random calls (but
             `popart_func.random` works, and gives the same numbers).
+        static_argnames: names of arguments that reach ``torch_fn`` as they are, by which it may branch: sizes, names,
+            functions; they must be hashable, and the function is traced once for each value. Python bools and strings
+            are static anyway. Within `jax.jit`, give the names to it, too.
 
     Returns:
         A function of pytrees of arrays (or numbers). Typed keys reach ``torch_fn`` as keys of `popart_func.random`.
 
     Raises:
-        TypeError: an argument is neither an array nor a number, or ``torch_fn`` can't be traced.
+        TypeError: an argument is neither an array nor a number nor static, a static one can't be hashed or is traced by
+            JAX, or ``torch_fn`` can't be traced.
+        ValueError: ``torch_fn`` has no argument of a name in ``static_argnames``.
         UnsupportedError: an op that has no lowering; the message names it, its shapes and its line.
 
     >>> f = to_jax_function(lambda x: torch.sin(x).sum())
@@ -67,16 +75,19 @@ def to_jax_function(torch_fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if not callable(torch_fn):
         raise TypeError(f"to_jax_function: `torch_fn` must be a function, got {type(torch_fn).__name__}.")
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    mark_static = static_arguments(torch_fn, names)
     flat_functions: dict[Any, tuple[Callable[..., Any], list[Any]]] = {}
     lock = threading.RLock()  # `out_structures` is of the last trace, which has to be this thread's
 
     @functools.wraps(torch_fn)
     def jax_fn(*args: Any, **kwargs: Any) -> Any:
-        paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path((args, kwargs))
-        leaves = [argument_to_array("to_jax_function", path, leaf) for path, leaf in paths_and_leaves]
-        key = structure, getattr(torch_fn, "training", None)  # a module's mode
+        paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(mark_static(args, kwargs))
+        leaves = [argument_to_array("to_jax_function", *pair) for pair in paths_and_leaves if not is_static(pair[1])]
+        statics = tuple(Static(leaf) if is_static(leaf) else None for _, leaf in paths_and_leaves)
+        key = structure, statics, getattr(torch_fn, "training", None)  # a module's mode
         if key not in flat_functions:
-            flat_functions[key] = _flat(torch_fn, structure)
+            flat_functions[key] = _flat(torch_fn, structure, statics)
         flat, out_structures = flat_functions[key]
         cpu = torch.device("cpu")
         if not all(isinstance(size, int) for leaf in leaves for size in leaf.shape):
@@ -96,21 +107,20 @@ class _OutStructureKey(CacheKey[Any]):
     pass
 
 
-def _flat(torch_fn: Callable[..., Any], structure: Any) -> tuple[Callable[..., Any], list[Any]]:
-    """The function on flat tensors, and a list with the structure of what its last call has returned."""
+def _flat(
+    torch_fn: Callable[..., Any], structure: Any, statics: tuple[Static | None, ...]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The function on flat tensors, and a list with the structure of what its last call has returned.
+
+    ``statics`` has the static leaves of the arguments, and None in the place of each tensor.
+    """
     out_structures: list[Any] = []
 
     def flat(*leaves: Any) -> list[Any]:
-        args, kwargs = jax.tree_util.tree_unflatten(structure, leaves)
-        # The graph is kept: it must not depend on the modes in which the first call was made.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            StopGradientMarks(),
-            _ByXla(),
-            sdpa_kernel(SDPBackend.MATH),
-            without_mkldnn(),
-        ):
+        given = iter(leaves)
+        filled = [next(given) if static is None else static.value for static in statics]
+        args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
+        with StopGradientMarks(), _ByXla():
             result = with_plain_tuples(torch_fn(*args, **kwargs))
         paths_and_leaves, out_structure = jax.tree_util.tree_flatten_with_path(result)
         for path, leaf in paths_and_leaves:

@@ -177,8 +177,10 @@ def argument_to_array(caller: str, path: Any, leaf: Any) -> Any:
     """
     if isinstance(leaf, Tensor) or not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
         where = jax.tree_util.keystr(path[1:])
+        may_be_static = caller == "to_jax_function" and not isinstance(leaf, Tensor)
         raise TypeError(
             f"{caller}: every leaf of the arguments must be an array or a number, got {type(leaf).__name__} at {where}."
+            + (" Name the argument in static_argnames to pass it as it is." if may_be_static else "")
         )
     return plain_array(leaf)
 

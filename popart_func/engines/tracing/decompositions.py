@@ -20,11 +20,12 @@ Decomposition = Callable[..., Any]
 @functools.cache
 def decomposition(op: Any) -> Decomposition | None:
     """The function that computes an op with simpler ops; None for an op that a graph may have."""
+    own = _OWN.get(getattr(op, "overloadpacket", None))
+    if own is not None and schema(op).overload_name != "out":
+        return own
     wrapped = _table().get(op)
     if wrapped is None or schema(op).is_mutable:
         return wrapped
-    if op.overloadpacket in _OWN:
-        return _OWN[op.overloadpacket]
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(wrapped), wrapped)
 
 
@@ -75,15 +76,99 @@ def _sinc(x: Tensor) -> Tensor:
     return torch.where(at_zero, 1, angle.sin() / angle)
 
 
-_OWN: dict[Any, Decomposition] = {torch.ops.aten.take: _take, torch.ops.aten.sinc: _sinc}
+def _rrelu(
+    x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any
+) -> Any:
+    """`rrelu_with_noise`, which draws in training only."""
+    return NotImplemented if training else torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """`masked_scatter`: the place of a value in the source is the number of places that are masked before it."""
+    x, mask = torch.broadcast_tensors(x, mask)
+    if source.numel() == 0:
+        return x.clone()
+    places = (mask.reshape(-1).long().cumsum(0) - 1).clamp(0, source.numel() - 1)
+    return torch.where(mask, source.reshape(-1)[places].reshape(x.shape), x)
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`native_batch_norm`, whose schema does not say that it writes new running statistics in training."""
+    axes, shape = [0, *range(2, x.ndim)], (-1, *(1 for _ in x.shape[2:]))
+    if training:
+        var, mean = torch.var_mean(x, axes, correction=0)
+        count = x.numel() // x.shape[1]
+        if running_mean is not None:
+            running_mean.mul_(1 - momentum).add_(momentum * mean)
+        if running_var is not None:
+            running_var.mul_(1 - momentum).add_(momentum * (var * (count / max(count - 1, 1))))
+    else:
+        assert running_mean is not None, "PyTorch checks that there are running statistics"
+        assert running_var is not None, "PyTorch checks that there are running statistics"
+        mean, var = running_mean, running_var
+    inverse = (var + eps).rsqrt()
+    scale = inverse if weight is None else inverse * weight
+    result = (x - mean.reshape(shape)) * scale.reshape(shape)
+    result = result if bias is None else result + bias.reshape(shape)
+    return result, *((mean, inverse) if training else (x.new_zeros(0), x.new_zeros(0)))
+
+
+def _label_margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The labels before the first -1, which classes are among them, and the margins ``[row, label, class]``.
+
+    The last of the results says which margins count: those between a label and a class that is none.
+    """
+    rows, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    classes = torch.arange(rows.shape[1], device=x.device)
+    is_label = (labels != -1).long().cumprod(-1).bool()
+    is_target = ((labels.unsqueeze(-1) == classes) & is_label.unsqueeze(-1)).any(1)
+    labels = torch.where(is_label, labels, 0)
+    margins = 1 - rows.gather(-1, labels).unsqueeze(-1) + rows.unsqueeze(1)
+    return labels, is_target, margins, is_label.unsqueeze(-1) & ~is_target.unsqueeze(1)
+
+
+def _multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """`multilabel_margin_loss_forward`; PyTorch's decomposition counts what stands behind the first -1, too."""
+    _, is_target, margins, counts = _label_margins(x, target)
+    loss = torch.where(counts, margins.clamp(min=0), 0).sum((1, 2)) / margins.shape[-1]
+    by_row = loss if x.ndim == 2 else loss.squeeze(0)
+    return (by_row, loss.mean(), loss.sum())[reduction], is_target.to(x.dtype).reshape(x.shape)
+
+
+def _multilabel_margin_loss_backward(
+    cotangent: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    labels, _, margins, counts = _label_margins(x, target)
+    share = cotangent.reshape(-1, 1) / (margins.shape[-1] * (labels.shape[0] if reduction == 1 else 1))
+    pushed = (counts & (margins > 0)).to(x.dtype)
+    slope = pushed.sum(1).scatter_add(1, labels, -pushed.sum(2))
+    return (slope * share).reshape(x.shape)
+
+
+_OWN: dict[Any, Decomposition] = {
+    torch.ops.aten.multilabel_margin_loss_forward: _multilabel_margin_loss,
+    torch.ops.aten.multilabel_margin_loss_backward: _multilabel_margin_loss_backward,
+    torch.ops.aten.native_batch_norm: _batch_norm,
+    torch.ops.aten.masked_scatter: _masked_scatter,
+    torch.ops.aten.take: _take,
+    torch.ops.aten.sinc: _sinc,
+    torch.ops.aten.rrelu_with_noise: _rrelu,
+}
 
 
 @functools.cache
 def taken_apart(op: Any) -> Decomposition | None:
     """The function by which tracing replaces an op: its decomposition, or the parts into which autograd takes it."""
-    # The parts of batch norm change its statistics.
-    composite = op is not torch.ops.aten.native_batch_norm.default and is_composite(op)
-    return decomposition(op) or (op.decompose if composite else None)
+    return decomposition(op) or (op.decompose if is_composite(op) else None)
 
 
 def name_to_register(caller: str, op: Any) -> str:

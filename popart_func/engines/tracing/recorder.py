@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -25,8 +25,10 @@ from popart_func._torch import (
     zero_tensor_keys,
 )
 from popart_func.engines.tracing.decompositions import taken_apart
+from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
+from popart_func.engines.tracing.known_values import KnownValues, mask_places, stand_in_of, written_by
 from popart_func.engines.tracing.mutations import functional_variant
-from popart_func.engines.tracing.shapes import blank, infer, map_tensors
+from popart_func.engines.tracing.shapes import TensorSpec, blank, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
     Line,
     TraceError,
@@ -36,30 +38,18 @@ from popart_func.engines.tracing.source_lines import (
     user_line,
 )
 
-__all__ = ["Recorder", "TensorSpec", "Traced", "is_recording"]
+__all__ = ["Recorder", "Traced", "is_recording"]
 
 _aten = torch.ops.aten
 _PURE = "a step must be pure, and keep nothing that it has computed"
 # PyTorch puts these off and sets a bit of the tensor, which a traced tensor does not have: they are computed at once.
 _AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
+# Ops that list positions, which are few and known.
+_POSITIONS = {_aten.tril_indices, _aten.triu_indices}
+# Ops that write to places: one value where a mask is true, or values whose number has to be known.
+_WRITES = {_aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 # Ops that take tensors of two devices.
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
-
-
-class TensorSpec(NamedTuple):
-    """The shape, dtype and device of a tensor, without its values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
-        """The spec of a tensor."""
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
-
-    def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
 
 
 class Traced(Tensor):
@@ -68,7 +58,7 @@ class Traced(Tensor):
     Attributes:
         node: the node of the graph that computes it.
         stand_in: a tensor of its shape, strides and dtype on the CPU; see `shapes`.
-        known: its value where that is a constant; None elsewhere. Written memory makes it out of date.
+        known: its value where that does not depend on inputs, else None; see `KnownValues`.
     """
 
     node: Any
@@ -108,7 +98,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         graph: the ops so far; each node has its result in ``meta["val"]`` and its line in ``meta["line"]``.
         constants: tensors that the function closes over, which are placeholders behind the inputs.
-        read: the constants that Python code has read, each with the value it had.
+        known: the values that do not depend on inputs.
         line: the line of the ops to come; None where that is found on the stack.
     """
 
@@ -117,10 +107,9 @@ class Recorder(TorchDispatchMode):
         self.caller = caller  # the user's function, for errors
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
-        self.read: list[tuple[Tensor, bool | int | float | complex]] = []
+        self.known = KnownValues()
         self.line: Line | None = None
         self._placeholders: list[fx.Node] = []
-        self._written: list[torch.UntypedStorage] = []
         self._traced: dict[int, Traced] = {}  # of constants, by their ids
 
     @classmethod
@@ -133,13 +122,17 @@ class Recorder(TorchDispatchMode):
             f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype, device="cpu"), spec.device
         )
 
-    def constant(self, tensor: Tensor) -> Traced:
-        """The input that a tensor which the function closes over becomes."""
+    def constant(self, tensor: Tensor, *, is_own: bool = False) -> Traced:
+        """The input that a tensor becomes which is not computed in the step.
+
+        ``is_own`` if the recorder has made it, so that nobody else can change its values.
+        """
         if id(tensor) not in self._traced:
             stand_in = blank(tensor.shape, tensor.stride(), tensor.dtype)
             name = f"constant_{len(self.constants)}"
             self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=tensor)
             self.constants.append(tensor)  # which keeps it alive, and its id its own
+            self.known.add_constant(tensor, is_own=is_own)
         return self._traced[id(tensor)]
 
     def _placeholder(self, name: str, stand_in: Tensor, device: torch.device, known: Tensor | None = None) -> Traced:
@@ -164,15 +157,14 @@ class Recorder(TorchDispatchMode):
                 result = decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise TraceError(
-                f"{self.caller}: random numbers can't be drawn inside, as {func.overloadpacket.__name__!r} does in "
-                f"{self._described()}: draw them before and pass them in xs."
-            )
         if torch.Tag.data_dependent_output in func.tags:
-            return self._read(func, args)
-        if torch.Tag.dynamic_output_shape in func.tags and (func is not _aten.index.Tensor or _has_mask(args[1])):
-            raise depends_on_values(self.caller, self._line())
+            return self._read(func, args, kwargs)
+        if torch.Tag.dynamic_output_shape in func.tags and (func is not _aten.index.Tensor or has_mask(args[1])):
+            return self._of_known_shape(func, args, kwargs)
+        if func.overloadpacket in _POSITIONS:
+            return self._of_known_shape(func, args, kwargs)
+        if func.overloadpacket in _WRITES and has_mask(args[1]) and args[2].numel() != 1:
+            return self._with_places(func, args, kwargs)
         if torch.Tag.inplace_view in func.tags and functional_variant(func) is not None:
             return self._view_in_place(func, args, kwargs)
         if func is _aten._efficientzerotensor.default:  # the first tangent of a forward-mode derivative
@@ -183,75 +175,111 @@ class Recorder(TorchDispatchMode):
             tangent, value = args
             with self:
                 return value.new_zeros((*tangent.shape[: kwargs.get("self_num_batch_dims", 0)], *value.shape))
-        if func is _aten.lift_fresh.default:
-            traced = self._record(_aten.clone.default, args, {})
-            traced.known = args[0]
-            return traced
+        if func is _aten.lift_fresh.default:  # a tensor that was made from Python numbers
+            func, kwargs = _aten.clone.default, {}
         if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
             func = _AT_ONCE[func]
         return self._record(func, args, kwargs)
 
-    def _read(self, func: Any, args: Any) -> Any:
-        """The value of a constant whose memory has not been written; any other read is refused."""
-        if func is _aten._local_scalar_dense.default:
-            traced = self.traced(args[0])
-            storage = traced.stand_in.untyped_storage().data_ptr()
-            if traced.known is not None and all(storage != other.data_ptr() for other in self._written):
-                value = traced.known.item()
-                if id(traced.known) in self._traced:
-                    self.read.append((traced.known, value))
-                return value
-        raise reads_values(self.caller, self._line())
+    def _read(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What an op tells of values that are known; any other read is refused."""
+        known = self._decided(func, args, kwargs)
+        if known is not None:
+            return func(*known[0], **known[1])
+        nodes: list[fx.Node] = []
+        map_tensors(lambda tensor: nodes.append(self.traced(tensor).node), (args, kwargs))
+        draw = next(filter(None, map(draw_behind, nodes)), None)
+        raise reads_values(self.caller, self._line()) if draw is None else draws_numbers(self.caller, draw)
+
+    def _decided(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any | None:
+        """The arguments of an op by their values, which decide what the graph will be; None if one is not known."""
+        arguments = map_tensors(self.traced, (tuple(args), kwargs))
+        known = self.known.arguments(func, torch.device("cpu"), arguments)
+        self.known.decide_by(known)
+        return known
+
+    def _of_known_shape(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The result of an op whose shape depends on values, where those are known."""
+        known = self._decided(func, args, kwargs)
+        if known is not None:
+            copy = lambda tensor: self._record(_aten.clone.default, (self.constant(tensor, is_own=True),), {})  # noqa: E731
+            return map_tensors(copy, func(*known[0], **known[1]))
+        if func is _aten.index.Tensor:
+            return self._with_places(func, args, kwargs)
+        if func is _aten.masked_select.default:
+            with self:
+                x, mask = torch.broadcast_tensors(*args)
+            return self._with_places(_aten.index.Tensor, (x, [mask]), {})
+        raise depends_on_values(self.caller, self._line())
+
+    def _with_places(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Calls an op that indexes with the places where its masks are true, which have to be known."""
+        places: list[Tensor | None] = []
+        for index in args[1]:
+            if not has_mask([index]):
+                places.append(index)
+                continue
+            known = self._decided(_aten.nonzero.default, (index,), {})
+            if known is None or not index.ndim:
+                raise depends_on_values(self.caller, self._line())
+            places += [self.constant(place, is_own=True) for place in mask_places(known[0][0])]
+        with self:
+            return func(args[0], places, *args[2:], **kwargs)
 
     def _record(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         tensors: list[Tensor] = []
         map_tensors(tensors.append, (args, kwargs))
-        plain_args, plain_kwargs = map_tensors(lambda tensor: self.traced(tensor).stand_in, (tuple(args), kwargs))
         device = self._device(func, tensors, kwargs)
+        arguments = map_tensors(self.traced, (tuple(args), kwargs))
+        known = self.known.arguments(func, device, arguments)
+        values = None if known is None else self.known.compute(func, known)
+        plain_args, plain_kwargs = map_tensors(stand_in_of, arguments)
         if kwargs.get("device") is not None:
             plain_kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
             plain_kwargs["pin_memory"] = False
-        node_args, node_kwargs = map_tensors(lambda tensor: self.traced(tensor).node, (tuple(args), kwargs))
+        node_args, node_kwargs = map_tensors(_node_of, arguments)
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
         line = node.meta["line"] = self._line()
-        variant = functional_variant(func)
+        variant = None if is_draw(node) else functional_variant(func)  # that of `bernoulli_` lacks a default
         if variant is not None and taken_apart(variant) is None:
             made = infer(variant, plain_args, plain_kwargs)
             if isinstance(made, Tensor) and TensorSpec.of(made) == TensorSpec.of(plain_args[0]):
                 node.meta["functional"] = variant
-        if schema(func).is_mutable:
-            self._note_mutation(func, args, kwargs)
+        if schema(func).is_mutable and values is None:
+            self.known.spoil(list(map(stand_in_of, written_by(func, *arguments))))
         try:
             results = infer(func, plain_args, plain_kwargs)
         except RuntimeError as error:
             if not isinstance(error, NotImplementedError) and "no fake impl" not in str(error):  # a custom op's
                 raise
+            if is_draw(node):
+                raise draws_numbers(self.caller, node) from error
             raise TraceError(
                 f"{self.caller}: PyTorch can't tell the shape that {func.name()!r} returns without computing it, in "
                 f"{self._described()}: register a fake implementation with torch.library.register_fake."
             ) from error
         changed = {id(self.traced(tensor).stand_in): tensor for tensor in tensors}
         if isinstance(results, Tensor):
-            return self._result(results, node, line, device, changed)
+            return self._result(results, node, line, device, changed, values)
         if not isinstance(results, list | tuple):
             self.graph.erase_node(node)  # it asked about a shape
             return results
         parts = [
-            self._result(part, self.graph.call_function(operator.getitem, (node, index)), line, device, changed)
-            for index, part in enumerate(results)
+            self._result(part, self.graph.call_function(operator.getitem, (node, index)), line, device, changed, value)
+            for index, (part, value) in enumerate(zip(results, values or [None] * len(results), strict=True))
         ]
         node.meta["val"] = parts
         return type(results)(parts)
 
     def _result(
-        self, made: Any, node: fx.Node, line: Line | None, device: torch.device, changed: dict[int, Tensor]
+        self, made: Any, node: fx.Node, line: Line | None, device: torch.device, changed: dict[int, Tensor], known: Any
     ) -> Any:
         """A result of an op: a new tensor; or an argument, by its stand-in's id, which the op has changed in place."""
         if not isinstance(made, Tensor):
             return made
         argument = changed.get(id(made))
-        traced = Traced(made, device) if argument is None else self.traced(argument)
+        traced = Traced(made, device, known=known) if argument is None else self.traced(argument)
         traced.node, node.meta["val"], node.meta["line"] = node, traced, line
         return traced if argument is None else argument
 
@@ -271,13 +299,6 @@ class Recorder(TorchDispatchMode):
                 if isinstance(traced, Traced):
                     traced.node = traced.stand_in = traced.known = None
 
-    def _note_mutation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        written: list[Tensor] = []
-        for position, argument in enumerate(schema(func).arguments):
-            if argument.is_write:
-                map_tensors(written.append, args[position] if position < len(args) else kwargs.get(argument.name))
-        self._written += [self.traced(tensor).stand_in.untyped_storage() for tensor in written]
-
     def _view_in_place(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         """Records ``t_`` and the like as `t`: the tensor then stands for the view, and nothing is written."""
         tensor: Tensor = args[0]
@@ -288,7 +309,7 @@ class Recorder(TorchDispatchMode):
         for node in self.graph.nodes:  # nodes so far keep the shape that it had
             if "val" in node.meta:
                 node.meta["val"] = map_tensors(lambda other: kept if other is before else other, node.meta["val"])
-        before.node, before.stand_in = view.node, view.stand_in
+        before.node, before.stand_in, before.known = view.node, view.stand_in, view.known
         with DisableTorchDispatch():
             func(before, *args[1:], **kwargs)
         return tensor
@@ -317,6 +338,11 @@ def is_recording() -> bool:
     return any(isinstance(mode, Recorder) for mode in dispatch_modes())
 
 
+def _node_of(traced: Any) -> fx.Node:
+    node: fx.Node = traced.node
+    return node
+
+
 def _name(func: Any) -> str:
     name: str = func.overloadpacket.__name__
     if name.startswith("__"):
@@ -324,5 +350,5 @@ def _name(func: Any) -> str:
     return name[:-1] if name.endswith("_") else name
 
 
-def _has_mask(indices: Any) -> bool:
+def has_mask(indices: Any) -> bool:
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)

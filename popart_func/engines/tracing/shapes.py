@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from popart_func._torch import OpOverload, schema
 
-__all__ = ["blank", "infer", "map_tensors"]
+__all__ = ["TensorSpec", "blank", "infer", "map_tensors"]
 
 # Ops whose kernels run on stand-ins, beside views and those that PyTorch tags as pointwise, reduction or core.
 _RUN = {
@@ -38,6 +38,22 @@ _FILL = {
     **dict.fromkeys(("index_add", "index_copy", "index_fill", "take"), 0),
     **dict.fromkeys(("div", "floor_divide", "remainder", "fmod"), 1),
 }
+
+
+class TensorSpec(NamedTuple):
+    """The shape, dtype and device of a tensor, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The spec of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
 
 
 def infer(function: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -88,7 +104,9 @@ def _how(function: OpOverload) -> tuple[bool, int | None]:
         getattr(torch.Tag, "reduction", torch.Tag.core),
     }
     known = function.is_view or name in _RUN or name in _FILL or not tags.isdisjoint(function.tags)
-    return namespace == "aten" and known and name not in _ONLY_META, _FILL.get(name)
+    # A draw would move PyTorch's generator on.
+    runs = known and name not in _ONLY_META and torch.Tag.nondeterministic_seeded not in function.tags
+    return namespace == "aten" and runs, _FILL.get(name)
 
 
 def _filled(value: int, tensor: Tensor) -> Tensor:

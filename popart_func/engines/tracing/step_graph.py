@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import optree
+import torch
 from torch import Tensor, fx
 
 from popart_func.engines.tracing.mutations import is_mutable
-from popart_func.engines.tracing.recorder import TensorSpec
+from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, describe_line
 from popart_func.engines.tracing.walk import op_name
 
@@ -40,7 +41,8 @@ class StepGraph:
         out_structure: the result's structure.
         constants: tensors that the function closes over. An in-place change of one is seen by the next call; another
             tensor in its place is not.
-        read: constants whose value Python code has read, with that value; the graph holds while it is the same.
+        read: tensors that the function closes over whose values have decided what the graph is, each with a copy of
+            those values: the graph holds while they are the same.
         wants_gradient: whether a constant requires a gradient, which no engine but eager carries.
     """
 
@@ -49,7 +51,7 @@ class StepGraph:
     outputs: tuple[TensorSpec, ...]
     out_structure: optree.PyTreeSpec
     constants: tuple[Tensor, ...]
-    read: tuple[tuple[Tensor, bool | int | float | complex], ...]
+    read: tuple[tuple[Tensor, Tensor], ...]
     wants_gradient: bool
     _cache: dict[CacheKey[Any], Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -81,8 +83,8 @@ class StepGraph:
         return Counter(map(op_name, self.calls))
 
     def holds(self) -> bool:
-        """Whether the constants that were read still have the values that were read."""
-        return all(tensor.item() == value for tensor, value in self.read)
+        """Whether the tensors whose values were read still have the values that were read."""
+        return all(torch.equal(tensor, value) for tensor, value in self.read)
 
     def __str__(self) -> str:
         return "\n".join(self._lines(with_source=False))

@@ -21,14 +21,15 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from popart_func._torch import without_dynamo
+from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
-from popart_func.engines.tracing.one_hot import OneHot
-from popart_func.engines.tracing.recorder import Recorder, TensorSpec
+from popart_func.engines.tracing.plain_paths import plain_paths
+from popart_func.engines.tracing.recorder import Recorder
+from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.walk import Values, substitute, walk
-from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
 
 __all__ = ["trace_step"]
 
@@ -96,7 +97,7 @@ def _trace(
     arguments = [recording.input(spec) for spec in inputs]
     try:
         with without_dynamo(), recording:
-            with ZeroDIndices(), OneHot():
+            with plain_paths():
                 result = function(*optree.tree_unflatten(structure, arguments))
             check(result)
             outputs, out_structure = optree.tree_flatten(result)
@@ -112,11 +113,12 @@ def _trace(
             )
     recording.graph.output([recording.traced(output).node for output in outputs])
     specs = tuple(TensorSpec.of(output) for output in outputs)
-    read = tuple((tensor.detach(), value) for tensor, value in recording.read)
+    read = tuple((tensor.detach(), value) for tensor, value in recording.known.read.values())
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
     _merge_equal(recording.graph)
     _drop_unused(recording.graph)
+    refuse_draws(caller, recording.graph)
     recording.forget()
     return StepGraph(
         graph=recording.graph,

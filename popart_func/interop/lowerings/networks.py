@@ -1,4 +1,4 @@
-"""Lowerings of convolution, pooling, interpolation and batch normalization; `table` says how an op is called.
+"""Lowerings of convolution, pooling and interpolation; `table` says how an op is called.
 
 The graph of a step that calls `torch.func.grad` has backward ops: JAX derives them from the lowering of the forward op.
 """
@@ -148,22 +148,6 @@ def _adaptive_average_backward(out: TensorSpec, cotangent: Any, x: Any) -> Any:
     return jax.vjp(lambda x: _adaptive_average(cotangent.shape, x), x)[1](cotangent)[0]
 
 
-def _batch_norm(
-    outs: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, training: bool, momentum: Any, eps: float
-) -> Any:
-    if training and mean is not None:
-        raise NotImplementedError("running statistics in training: they are changed in place")
-    axes, shape = (0, *range(2, x.ndim)), (-1, *(1 for _ in x.shape[2:]))
-    if training:
-        mean, var = x.mean(axes), x.var(axes)
-    inverse = jax.lax.rsqrt(var + eps)
-    result = (x - mean.reshape(shape)) * inverse.reshape(shape)
-    result = result if weight is None else result * weight.reshape(shape)
-    result = result if bias is None else result + bias.reshape(shape)
-    saved = (mean, inverse) if training else (jnp.zeros(outs[1].shape), jnp.zeros(outs[2].shape))
-    return [result, *saved]
-
-
 def _interpolation(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
     """The matrix ``[out, in]`` of an interpolation along an axis, as PyTorch computes it of unit vectors."""
     others = (1,) * (rank - 1)
@@ -235,7 +219,6 @@ NETWORKS: dict[str, Lowering] = {
     "avg_pool2d_backward": _average_pool_backward,
     "_adaptive_avg_pool2d": lambda out, x, _: _adaptive_average(out.shape, x),
     "_adaptive_avg_pool2d_backward": _adaptive_average_backward,
-    "native_batch_norm": _batch_norm,
     **{kind: _interpolate(kind) for kind in INTERPOLATIONS},
     **{f"{kind}_backward": _interpolate(kind, back=True) for kind in (*INTERPOLATIONS, *COPIES)},
     **{f"replication_pad{rank}d_backward": _replication_backward for rank in (1, 2, 3)},

@@ -1,0 +1,131 @@
+"""A trace says that it is one, and takes the plain path of every layer, for the engines and for JAX alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+from torch.func import functional_call, grad
+
+import popart_func as pf
+from popart_func.interop.jax import to_jax, to_jax_function, to_torch
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+PAD = torch.tensor([[False, False, False, False, True]] * 2)
+
+
+def on_native(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """What a function returns inside a step of the native engine."""
+    ys: Tensor = pf.scan_lanes(
+        lambda carry, x: (carry, function(*x)),
+        torch.zeros(1),
+        tuple(argument[None] for argument in args),
+        shared=True,
+        engine="native",
+    )[1]
+    return ys[0, 0]
+
+
+def in_jax(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    result: Tensor = to_torch(to_jax_function(function)(*to_jax(args, strict_dtype=False)))
+    return result
+
+
+def layer(make: Callable[[], nn.Module]) -> Callable[..., Tensor]:
+    torch.manual_seed(0)
+    module = make().eval().requires_grad_(False)
+
+    def function(*args: Tensor, **kwargs: Any) -> Tensor:
+        result: Any = module(*args, **kwargs)
+        while isinstance(result, tuple):
+            result = result[0]
+        return result  # type: ignore[no-any-return]
+
+    return function
+
+
+def as_transformers_do(x: Tensor) -> Tensor:
+    """The shortcut of Hugging Face's models with a mask."""
+    mask = x > 0
+    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()) and torch.all(mask):
+        return torch.zeros(mask.shape)
+    return torch.where(mask, 0.0, -1e9)
+
+
+encoder = layer(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2))
+attention = layer(lambda: nn.MultiheadAttention(8, 2, batch_first=True))
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a shortcut": as_transformers_do,
+    "normal": lambda x: Normal(x, 1.0).log_prob(torch.zeros(())),
+    "categorical": lambda x: Categorical(logits=x).log_prob(torch.zeros((), dtype=torch.int64)),
+    "entropy": lambda x: Categorical(probs=x.softmax(-1)).entropy(),
+    "lstm": layer(lambda: nn.LSTM(8, 4, 2, bidirectional=True)),
+    "gru": layer(lambda: nn.GRU(8, 4)),
+    "rnn": layer(lambda: nn.RNN(8, 4)),
+    "encoder": encoder,
+    "encoder with padding": lambda x: encoder(x, src_key_padding_mask=PAD)[:, :-1],  # the fast path zeroes the rest
+    "attention": lambda x: attention(x, x, x, key_padding_mask=PAD),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the fast path, which eager takes
+@pytest.mark.parametrize("run", [on_native, in_jax])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_traces_as_eager_computes(name: str, run: Callable[..., Tensor]) -> None:
+    torch.testing.assert_close(run(FUNCTIONS[name], X), FUNCTIONS[name](X), rtol=1e-5, atol=1e-5)
+
+
+def test_does_not_depend_on_what_was_switched_before() -> None:
+    step = lambda x: Normal(x, 1.0).log_prob(torch.zeros(()))  # noqa: E731
+    before = on_native(step, X)
+    flag = torch.distributions.Distribution._validate_args
+    try:
+        for validates in (True, False):
+            torch.distributions.Distribution.set_default_validate_args(validates)
+            assert torch.equal(on_native(lambda x: step(x), X), before)
+            assert torch.distributions.Distribution._validate_args is validates
+    finally:
+        torch.distributions.Distribution._validate_args = flag
+    with torch.inference_mode():
+        assert torch.equal(on_native(lambda x: grad(lambda x: step(x).sum())(x), X), -X)
+
+
+def test_flags_are_put_back_after_an_error() -> None:
+    def step(x: Tensor) -> Tensor:
+        assert torch.compiler.is_compiling()
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        on_native(step, X)
+    assert torch.compiler.is_compiling() is False
+    assert torch.backends.mha.get_fastpath_enabled() is True
+
+
+@pytest.mark.parametrize("padding", [None, 1, -1])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_embedding_bags(mode: str, padding: int | None) -> None:
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(5, 3, mode=mode, padding_idx=padding, include_last_offset=True)
+    indices, offsets = torch.tensor([1, 2, 1, 3, 4, 4]), torch.tensor([0, 0, 3, 4, 6])
+    weight, shares = bag.weight.detach(), torch.linspace(0.5, 1, 6) if mode == "sum" else None
+    call = lambda weight, *args: functional_call(bag, {"weight": weight}, args)  # noqa: E731
+    flat = lambda weight: call(weight, indices, offsets, shares)  # noqa: E731
+    rows = lambda weight: call(weight, indices.reshape(2, 3))  # noqa: E731
+    loss = lambda weight: flat(weight).square().sum()  # noqa: E731
+    slope = grad(loss)(weight)
+    for run in (on_native, in_jax):
+        torch.testing.assert_close(run(flat, weight), flat(weight))
+        torch.testing.assert_close(run(rows, weight), rows(weight))
+        torch.testing.assert_close(run(grad(loss), weight), slope)
+    torch.testing.assert_close(to_torch(jax.grad(to_jax_function(loss))(to_jax(weight))), slope)
+
+
+def test_embedding_bag_without_offsets() -> None:
+    with pytest.raises(ValueError, match="`offsets` must be given"):
+        to_jax_function(nn.EmbeddingBag(5, 3))(jnp.array([1, 2]))
