@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import small_sweep
 import xarray
+import zarr
 
 from popart_func import sweeps
 from popart_func.sweeps import StoreError, files, lanes_zarr, load, records
@@ -613,3 +614,102 @@ class TestOthersCanRead:
         for name in ("load", "loads", "Unpickler"):
             monkeypatch.setattr(pickle, name, refuse)
         load(path)
+
+
+class Payload:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def as_numcodecs_once_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets numcodecs unpickle, as it did before 0.16.6: a store must be safe without its help."""
+    monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
+
+
+def seal_labels(store: Path) -> None:
+    """Recomputes the checksums of all labels, as anyone can."""
+    labels = [*(store / "lanes.zarr").rglob("zarr.json"), *(store / "lanes.zarr").rglob(".z*")]
+    checksums = {path.relative_to(store).as_posix(): files.digest(path.read_bytes()) for path in labels}
+    files.write_sealed(store / "labels.json", {"files": checksums})
+
+
+def pickled_array(array: Path, payload: Payload) -> None:
+    """Puts an array of Zarr's format 2, whose chunks are pickles, in the place of an array of results."""
+    document = json.loads((array / "zarr.json").read_text())
+    (array / "zarr.json").unlink()
+    old = {
+        "zarr_format": 2,
+        "shape": document["shape"],
+        "chunks": document["chunk_grid"]["configuration"]["chunk_shape"],
+        "dtype": "|O",
+        "compressor": None,
+        "fill_value": None,
+        "order": "C",
+        "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}],  # zarr looks at the first
+        "dimension_separator": "/",
+    }
+    (array / ".zarray").write_text(json.dumps(old))
+    for chunk in [path for path in (array / "c").rglob("*") if path.is_file()]:
+        (array / chunk.relative_to(array / "c")).parent.mkdir(parents=True, exist_ok=True)
+        (array / chunk.relative_to(array / "c")).write_bytes(pickle.dumps(payload))
+
+
+class TestCrafted:
+    """A store from a stranger, whose checksums all match."""
+
+    @pytest.mark.parametrize("name", ["sgd/diverged_at", "popart/curve"])
+    @pytest.mark.usefixtures("as_numcodecs_once_was")
+    def test_an_array_of_pickles_is_not_read(self, uninterrupted, store, tmp_path, name, runs):
+        made = tmp_path / "made"
+        pickled_array(store / "lanes.zarr" / name, Payload(made))
+        seal_labels(store)
+        crafted = Path(shutil.copytree(store, tmp_path / "crafted")) / "lanes.zarr" / name
+        with pytest.raises(StoreError, match="labels are not there or damaged"):
+            load(store)
+        assert same_bits(sweeps.run(**small_sweep.arguments(store=store)), uninterrupted[0])
+        assert not made.exists()
+        with suppress(Exception):
+            zarr.open_array(crafted, mode="r", zarr_format=2)[...]
+        assert made.exists(), "the crafted array does run code where it is read"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"zarr_format": 2},
+            {"node_type": "group"},
+            {"data_type": "string"},
+            {"data_type": {"name": "numpy.datetime64", "configuration": {"unit": "s", "scale_factor": 1}}},
+            {"shape": [10**6]},
+            {"codecs": [{"name": "numcodecs.pickle", "configuration": {}}]},
+            {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip"}]},
+            {"chunk_key_encoding": {"name": "v2", "configuration": {"separator": "/"}}},
+            {"storage_transformers": [{"name": "anything"}]},
+            {"an_extension": {"must_understand": True}},
+        ],
+        ids=str,
+    )
+    def test_metadata_that_is_not_ours_is_refused_before_zarr_sees_it(self, store, change, monkeypatch):
+        document = store / "lanes.zarr" / "sgd" / "final" / "zarr.json"
+        document.write_text(json.dumps({**json.loads(document.read_text()), **change}))
+        seal_labels(store)
+
+        def refuse(*_, **__):
+            raise AssertionError("opened")
+
+        monkeypatch.setattr(zarr, "open_array", refuse)
+        with pytest.raises(StoreError, match="labels are not there or damaged"):
+            load(store)
+
+    @pytest.mark.parametrize("dtype", ["object", "U5", "datetime64[s]"])
+    def test_a_dtype_that_is_no_number_is_refused(self, store, dtype):
+        content = files.read_sealed(store / "configuration.json")
+        content["configuration"]["record"]["final"]["dtype"] = dtype
+        files.write_sealed(store / "configuration.json", content)
+        with pytest.raises(StoreError):
+            load(store)

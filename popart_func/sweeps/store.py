@@ -11,7 +11,8 @@
 
 A chunk counts as done only if all its files are there and their checksums match; everything else runs again. The
 process that writes holds a lock, which the operating system takes back however the process ends; a second process is
-refused. Nothing is pickled: no code from a store is run.
+refused. Nothing is pickled, and no code from a store is run: an array is opened only if its metadata has the dtype and
+codecs that are written here.
 """
 
 from __future__ import annotations
