@@ -20,7 +20,7 @@ import xarray
 import zarr
 
 from popart_func import sweeps
-from popart_func.sweeps import StoreError, files, lanes_zarr, load, records
+from popart_func.sweeps import StoreError, configuration, files, lanes_zarr, load, records
 from popart_func.sweeps import store as store_module
 from popart_func.sweeps.job import Job
 from popart_func.sweeps.store import Store
@@ -596,6 +596,49 @@ class TestOthersCanRead:
             (tmp_path / "new.py").touch()
             found = sweeps.run(**small_sweep.arguments(**one_lane)).attrs["git_revision"]
             assert found == f"{revision.strip()}-modified"
+
+    @pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+    @pytest.mark.parametrize("way", ["fsmonitor", "hook", "clean", "process", "odd=name", "submodule"])
+    def test_asking_git_runs_nothing_of_the_repository(self, tmp_path, monkeypatch, way):
+        marker, script, repository = tmp_path / "ran", tmp_path / "script", tmp_path / "repository"
+        script.write_text(f"#!/bin/sh\ntouch '{marker}'\ncat\n")
+        script.chmod(0o755)
+
+        def git(*words: str, where: Path = repository) -> None:
+            command = ["git", "-c", "user.name=n", "-c", "user.email=e", "-c", "protocol.file.allow=always", *words]
+            subprocess.run(command, cwd=where, check=True, capture_output=True)
+
+        for made in (repository, tmp_path / "other"):
+            made.mkdir()
+            git("init", "-q", where=made)
+            (made / "file.py").write_text("1")
+            git("add", ".", where=made)
+            git("commit", "-q", "-m", "one", where=made)
+        if way == "fsmonitor":
+            git("config", "core.fsmonitor", str(script))
+        elif way == "hook":
+            shutil.copy(script, repository / ".git" / "hooks" / "post-index-change")
+        elif way == "submodule":
+            git("submodule", "add", str(tmp_path / "other"), "inner")
+            git("commit", "-q", "-m", "two")
+            git("config", "core.fsmonitor", str(script), where=repository / "inner")
+        else:
+            kind = way if way in ("clean", "process") else "clean"
+            driver = "x" if way == kind else way
+            (repository / ".git" / "info" / "attributes").write_text(f"* filter={driver}\n")
+            git("config", f"filter.{driver}.required", "true")
+            git("config", f"filter.{driver}.{kind}", str(script))
+        os.utime(repository / "file.py", (1, 1))  # so that git looks into it
+        monkeypatch.chdir(repository)
+        found = configuration.provenance()["git_revision"]
+        assert not marker.exists()
+        assert found.endswith("-modified") == (way == "odd=name")
+        (repository / "file.py").write_text("2")
+        assert configuration.provenance()["git_revision"].endswith("-modified")
+        assert not marker.exists()
+        with suppress(subprocess.CalledProcessError):
+            git("status", "--porcelain")
+        assert marker.exists(), "this repository does run code where git is asked plainly"
 
     def test_nothing_is_pickled(self, uninterrupted, monkeypatch):
         _, path = uninterrupted

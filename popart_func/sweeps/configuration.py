@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -57,14 +58,33 @@ def provenance() -> dict[str, Any]:
     found: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "host": socket.gethostname()}
     revision = _git("rev-parse", "HEAD")
     if revision:
-        found["git_revision"] = revision + "-modified" * bool(_git("status", "--porcelain"))
+        found["git_revision"] = revision + "-modified" * _is_modified()
     return found
 
 
+def _is_modified() -> bool:
+    """Whether the current directory's repository differs from its last commit.
+
+    Git compares a file that was touched by its bytes, after running the filter that the repository names for it (Git LFS
+    is one): filters are switched off. Where one has a name for which that is impossible, the answer is yes.
+    """
+    keys = _git("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process|required)$").splitlines()
+    if any("=" in key for key in keys):
+        return True
+    off = [word for key in keys for word in ("-c", f"{key}={'false' if key.endswith('.required') else ''}")]
+    return bool(_git(*off, "status", "--porcelain", "--ignore-submodules=dirty"))
+
+
 def _git(*words: str) -> str:
-    """The output of a git command in the current directory; empty where there is no git or no repository."""
+    """The output of a git command in the current directory; empty where there is no git or no repository.
+
+    The repository may be a stranger's: none of the commands that its configuration names is run.
+    """
+    quiet = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
+    environment = {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
+    command = ["git", *quiet, *words]
     try:
-        result = subprocess.run(["git", *words], capture_output=True, text=True, check=False, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
