@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from popart_func.engines import native, scan_lanes
+from popart_func.engines import EngineUnavailableError, native, scan_lanes
 from popart_func.engines.compiler import compiler
 from popart_func.engines.native.cache import cache_directory, keep_source
 
@@ -142,6 +142,31 @@ def test_the_compiler_that_is_asked_for_is_taken_or_missed(monkeypatch: pytest.M
     assert scan_lanes(lambda c, x: (c + 1, c), torch.zeros(1), length=1, engine="native")[0] == 1
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "CXX is 'no-such-compiler', which was not found" in (native.why_not(torch.device("cpu")) or "")
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("{here}", "is a directory"),
+        ("{here}/file", "may not be executed"),
+        ("{here}/none", "was not found"),
+        ("g++ 'half", r"can't be read as a command \(No closing quotation\)"),
+        ('"', r"can't be read as a command"),
+        (" ", "is blank"),
+        ("''", "was not found"),
+    ],
+)
+def test_an_odd_compiler_is_named_with_what_is_odd(
+    command: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch(mode=0o644)
+    monkeypatch.setenv("CXX", command.format(here=tmp_path))
+    message = rf"CXX is .*, which {why}.*: set it to a C\+\+ compiler, or unset it\."
+    for engine in ("native", "inductor"):
+        with pytest.raises(EngineUnavailableError, match=message):
+            scan_lanes(step_of(4.5), torch.zeros(2), length=1, engine=engine)
+    with pytest.warns(UserWarning, match=message):
+        assert scan_lanes(step_of(4.5), torch.zeros(1), length=600)[0].isinf().all(), "auto goes on with eager"
 
 
 def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

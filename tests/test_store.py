@@ -226,10 +226,33 @@ class TestDamage:
             if path.is_file():
                 assert path.read_bytes() == (uninterrupted[1] / path.relative_to(store)).read_bytes(), path
 
-    def test_a_damaged_configuration_is_refused(self, store, runs):
+    @pytest.mark.parametrize("place", [0.02, 0.5, 0.95, "cut", "empty", "lost"])
+    def test_a_damaged_configuration_is_mended_from_its_copy(self, uninterrupted, store, runs, capsys, place):
+        path = store / "configuration.json"
+        whole = files.read_sealed(path)
+        if isinstance(place, float):
+            flip(path, place)
+        elif place == "lost":
+            path.unlink()
+        else:
+            os.truncate(path, 100 if place == "cut" else 0)
+        assert same_bits(load(store), uninterrupted[0])
+        assert load(store).attrs == load(uninterrupted[1]).attrs
+        other = small_sweep.arguments(store=store, seeds=range(4), engine="auto")
+        with pytest.raises(StoreError, match="holds another sweep"):
+            sweeps.run(**other)
+        mended = sweeps.run(**small_sweep.arguments(store=store, quiet=False, engine="auto"))
+        assert same_bits(mended, uninterrupted[0])
+        assert runs == []
+        assert files.read_sealed(path) == whole
+        assert "configuration.json was damaged: it is written again.\n" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("other", ["labels.json", "lanes.zarr/zarr.json"])
+    def test_a_configuration_that_is_damaged_like_its_copy_is_refused(self, store, runs, other):
         flip(store / "configuration.json")
+        flip(store / other)
         for use in (lambda: load(store), lambda: sweeps.run(**small_sweep.arguments(store=store))):
-            with pytest.raises(StoreError, match=r"configuration\.json is damaged: move the directory away"):
+            with pytest.raises(StoreError, match=r"configuration\.json is damaged, and lanes\.zarr has no whole copy"):
                 use()
         assert runs == []
 
