@@ -162,7 +162,10 @@ class TestReproduce:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["sweep", "--learning-rates", "1e-3", "1e-60"], '"1e-60" for --learning-rates. Must be within the range of'),
+            (
+                ["sweep", "--learning-rates", "1e-3", "1e-60"],
+                '"1e-60" for --learning-rates. Must be within the range of',
+            ),
             (["sweep", "--learning-rates", "1e60"], '"1e+60" for --learning-rates. Must be within the range of'),
             (["sweep", "--step-sizes", "1e-60"], '"1e-60" for --step-sizes. Must be within the range of'),
             (["sweep", "--out", "http://host/a"], "for --out. It must be a path on this machine, not a URL."),

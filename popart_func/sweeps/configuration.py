@@ -92,8 +92,8 @@ def provenance() -> dict[str, Any]:
 def _is_modified() -> bool:
     """Whether the current directory's repository differs from its last commit.
 
-    Git compares a file that was touched by its bytes, after running the filter that the repository names for it (Git LFS
-    is one): filters are switched off. Where one has a name for which that is impossible, the answer is yes.
+    Git compares a file that was touched by its bytes, after running the filter that the repository names for it (Git
+    LFS is one): filters are switched off. Where one has a name for which that is impossible, the answer is yes.
     """
     keys = _git("config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process|required)$").splitlines()
     if any("=" in key for key in keys):

@@ -60,9 +60,7 @@ class LanesZarr:
         for names in ([name for name in files if name != DIVERGED], [DIVERGED]):
             with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk that is all NaN is a file, too
                 for name in names:
-                    array = zarr.open_array(
-                        self._directory / LANES / chunk.learner / name, mode="r+", zarr_format=3
-                    )
+                    array = zarr.open_array(self._directory / LANES / chunk.learner / name, mode="r+", zarr_format=3)
                     array[chunk.start : chunk.stop] = results[name]
             self._flush(files[name] for name in names)
 
