@@ -28,6 +28,7 @@ from torch.func import grad, vjp
 from popart_func import optim
 from popart_func._checks import check_in_range
 from popart_func._networks import Apply, Network, as_network
+from popart_func._preservation import check_not_tied, check_preservation
 from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
@@ -141,8 +142,13 @@ def popart_learner(
 ) -> Learner:
     """Pop-Art (Algorithm 1): normalized targets, and POP, so that new statistics move no prediction.
 
+    At the first update of a network, also while an engine traces it or `torch.vmap` runs it, the network runs twice
+    more, outside of the trace, to check that POP preserves its outputs: see ``Raises``. Values that can't be read there
+    are replaced by random ones. Under `torch.compile` and in the capture of a CUDA graph nothing is checked: call the
+    learner outside of it once. A warning says where a network can't be checked.
+
     Args:
-        apply: ``apply(params, x)`` -> normalized outputs.
+        apply: ``apply(params, x)`` -> normalized outputs: what the head returns, and nothing else.
         optimizer: such as `optim.adam(1e-3)`.
         popart: the statistics, see `pop_art.popart`.
         head: the name of the last linear layer in the parameters, such as ``"critic.head"``.
@@ -152,7 +158,8 @@ def popart_learner(
             statistics; for one statistic only. False: none.
 
     Raises:
-        ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics.
+        ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics. At the first update: POP does
+            not preserve the outputs, since something is behind the head or beside it, or its weights are used twice.
 
     >>> from popart_func.models import UnifiedModel, init_params, stateless
     >>> from popart_func.pop_art import popart
@@ -163,6 +170,7 @@ def popart_learner(
     tensor([100.])
     """
     network = as_network("popart_learner", apply, head)
+    check_not_tied(network)
     _check_parts("popart_learner", optimizer, popart)
     if rescale_moments not in (True, False, "head", "all"):
         raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
@@ -179,7 +187,10 @@ def popart_learner(
             opt_state = optim.rescale_moments(opt_state, factors)
         together = unify(SplitParams(lower, popped))
         params = {name: together[name] for name in state.params}
-        return _descend(network, optimizer, LearnerState(params, statistics, opt_state), example)
+        result = _descend(network, optimizer, LearnerState(params, statistics, opt_state), example)
+        if statistics is not state.statistics:  # a user's own may stand still
+            check_preservation(network, params, example.x, statistics)
+        return result
 
     return Learner(_init_with(network, optimizer, popart.init), update)
 
