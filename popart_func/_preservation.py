@@ -180,10 +180,10 @@ def _reason(head: str, params: Mapping[str, Tensor], outputs: Callable[[Mapping[
         bias = torch.arange(1.0, params[rest[0]].shape[-1] + 1).to(unit) * unit
         bias = bias.expand(params[rest[0]].shape)
         none = torch.zeros_like(params[weight])
-        zero, once, opposite = (outputs({weight: none, rest[0]: factor * bias}).double() for factor in (0, 1, -1))
+        zero, once, other_way = (outputs({weight: none, rest[0]: factor * bias}).double() for factor in (0, 1, -0.5))
         step = once - zero
         close = partial(torch.allclose, rtol=1e-2, atol=1e-2 * float(unit))
-        if not close(zero - opposite, step):
+        if not close(2 * (zero - other_way), step):
             return (
                 f"they are no linear function of the head {head!r}, so something is behind it, such as a softplus. Let "
                 f"`apply` return what the head returns, and put the rest behind popart_func.unnormalize, {other}"
