@@ -10,8 +10,9 @@ outputs (Algorithm 1). `normalized_sgd_learner` makes the same predictions by sc
 thousands.
 
 ``apply(params, x)`` gives the outputs of the network: ``[outputs]`` for one example, ``[batch, outputs]`` for a batch.
-A batch is ``(x, y)`` or ``(x, y, indices)``. Without indices, y has a target for every output; with a single output, y
-may lack the last axis. With indices, each example has one target, for the output that ``indices`` names.
+A batch is ``(x, y)`` or ``(x, y, indices)``; y is float32, or float64 where the parameters are. Without indices, y has a
+target for every output; with a single output, y may lack the last axis. With indices, each example has one target, for
+the output that ``indices`` names.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """
@@ -108,7 +109,7 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
     _check_parts("sgd_learner", optimizer)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        return _descend(network, optimizer, state, _unpack("sgd_learner", batch))
+        return _descend(network, optimizer, state, _unpack("sgd_learner", batch, state.statistics))
 
     return Learner(_init_with(network, optimizer, popart(1, step_size=1).init), update)
 
@@ -125,7 +126,7 @@ def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt)
     _check_parts("art_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("art_learner", batch)
+        example = _unpack("art_learner", batch, state.statistics)
         statistics = _move_statistics(popart, state.statistics, example)
         return _descend(network, optimizer, state._replace(statistics=statistics), example)
 
@@ -176,7 +177,7 @@ def popart_learner(
         raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("popart_learner", batch)
+        example = _unpack("popart_learner", batch, state.statistics)
         lower, upper = split(state.params, head)
         tasks = _tasks(state.statistics, example)
         popped, statistics = popart.update(upper, state.statistics, example.y, tasks)
@@ -213,7 +214,7 @@ def normalized_sgd_learner(
     _check_parts("normalized_sgd_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("normalized_sgd_learner", batch)
+        example = _unpack("normalized_sgd_learner", batch, state.statistics)
         statistics = _move_statistics(popart, state.statistics, example)
         lower, upper = split(state.params, head)
 
@@ -253,7 +254,7 @@ class _Example(NamedTuple):
     indices: Tensor | None
 
 
-def _unpack(caller: str, batch: Batch) -> _Example:
+def _unpack(caller: str, batch: Batch, statistics: PopArtState) -> _Example:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(f"{caller}: `batch` must be (x, y) or (x, y, indices), got {got}.")
@@ -261,6 +262,12 @@ def _unpack(caller: str, batch: Batch) -> _Example:
     indices = batch[2] if len(batch) == 3 else None
     if not isinstance(y, Tensor):
         raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
+    dtype = statistics.shift.dtype
+    if torch.promote_types(y.dtype, dtype) != dtype:
+        raise TypeError(
+            f"{caller}: the targets y of `batch` must be of the statistics' dtype, {dtype}, or convert to it, got "
+            f"{y.dtype}: write y.float(), or make the parameters double."
+        )
     if indices is not None and not isinstance(indices, Tensor):
         raise TypeError(f"{caller}: the indices of `batch` must be a tensor, got {type(indices).__name__}.")
     return _Example(caller, x, y, indices)
