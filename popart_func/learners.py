@@ -10,9 +10,9 @@ outputs (Algorithm 1). `normalized_sgd_learner` makes the same predictions by sc
 thousands.
 
 ``apply(params, x)`` gives the outputs of the network: ``[outputs]`` for one example, ``[batch, outputs]`` for a batch.
-A batch is ``(x, y)`` or ``(x, y, indices)``; y is float32, or float64 where the parameters are. Without indices, y has a
-target for every output; with a single output, y may lack the last axis. With indices, each example has one target, for
-the output that ``indices`` names.
+A batch is ``(x, y)`` or ``(x, y, indices)``; y is float32, or float64 where the parameters are. Without indices, y has
+a target for every output; with a single output, y may lack the last axis. With indices, each example has one target,
+for the output that ``indices`` names.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """
