@@ -10,8 +10,9 @@ outputs (Algorithm 1). `normalized_sgd_learner` makes the same predictions by sc
 thousands.
 
 ``apply(params, x)`` gives the outputs of the network: ``[outputs]`` for one example, ``[batch, outputs]`` for a batch.
-A batch is ``(x, y)`` or ``(x, y, indices)``. Without indices, y has a target for every output; with a single output, y
-may lack the last axis. With indices, each example has one target, for the output that ``indices`` names.
+A batch is ``(x, y)`` or ``(x, y, indices)``; y is float32, or float64 where the parameters are. Without indices, y has
+a target for every output; with a single output, y may lack the last axis. With indices, each example has one target,
+for the output that ``indices`` names.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """
@@ -28,6 +29,7 @@ from torch.func import grad, vjp
 from popart_func import optim
 from popart_func._checks import check_in_range
 from popart_func._networks import Apply, Network, as_network
+from popart_func._preservation import check_not_tied, check_preservation
 from popart_func._typing import Float, Num
 from popart_func.models import Params, SplitParams, split, unify
 from popart_func.optim import GradientTransformation, apply_updates
@@ -107,7 +109,7 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation) -> Learner:
     _check_parts("sgd_learner", optimizer)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        return _descend(network, optimizer, state, _unpack("sgd_learner", batch))
+        return _descend(network, optimizer, state, _unpack("sgd_learner", batch, state.statistics))
 
     return Learner(_init_with(network, optimizer, popart(1, step_size=1).init), update)
 
@@ -124,7 +126,7 @@ def art_learner(apply: Apply, optimizer: GradientTransformation, popart: PopArt)
     _check_parts("art_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("art_learner", batch)
+        example = _unpack("art_learner", batch, state.statistics)
         statistics = _move_statistics(popart, state.statistics, example)
         return _descend(network, optimizer, state._replace(statistics=statistics), example)
 
@@ -141,8 +143,13 @@ def popart_learner(
 ) -> Learner:
     """Pop-Art (Algorithm 1): normalized targets, and POP, so that new statistics move no prediction.
 
+    At the first update of a network, also while an engine traces it or `torch.vmap` runs it, the network runs twice
+    more, outside of the trace, to check that POP preserves its outputs: see ``Raises``. Values that can't be read there
+    are replaced by random ones. Under `torch.compile` and in the capture of a CUDA graph nothing is checked: call the
+    learner outside of it once. A warning says where a network can't be checked.
+
     Args:
-        apply: ``apply(params, x)`` -> normalized outputs.
+        apply: ``apply(params, x)`` -> normalized outputs: what the head returns, and nothing else.
         optimizer: such as `optim.adam(1e-3)`.
         popart: the statistics, see `pop_art.popart`.
         head: the name of the last linear layer in the parameters, such as ``"critic.head"``.
@@ -152,7 +159,8 @@ def popart_learner(
             statistics; for one statistic only. False: none.
 
     Raises:
-        ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics.
+        ValueError: an unknown ``rescale_moments``, or ``"all"`` with several statistics. At the first update: POP does
+            not preserve the outputs, since something is behind the head or beside it, or its weights are used twice.
 
     >>> from popart_func.models import UnifiedModel, init_params, stateless
     >>> from popart_func.pop_art import popart
@@ -163,12 +171,13 @@ def popart_learner(
     tensor([100.])
     """
     network = as_network("popart_learner", apply, head)
+    check_not_tied(network)
     _check_parts("popart_learner", optimizer, popart)
     if rescale_moments not in (True, False, "head", "all"):
         raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("popart_learner", batch)
+        example = _unpack("popart_learner", batch, state.statistics)
         lower, upper = split(state.params, head)
         tasks = _tasks(state.statistics, example)
         popped, statistics = popart.update(upper, state.statistics, example.y, tasks)
@@ -179,7 +188,10 @@ def popart_learner(
             opt_state = optim.rescale_moments(opt_state, factors)
         together = unify(SplitParams(lower, popped))
         params = {name: together[name] for name in state.params}
-        return _descend(network, optimizer, LearnerState(params, statistics, opt_state), example)
+        result = _descend(network, optimizer, LearnerState(params, statistics, opt_state), example)
+        if statistics is not state.statistics:  # a user's own may stand still
+            check_preservation(network, params, example.x, statistics)
+        return result
 
     return Learner(_init_with(network, optimizer, popart.init), update)
 
@@ -202,7 +214,7 @@ def normalized_sgd_learner(
     _check_parts("normalized_sgd_learner", optimizer, popart)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
-        example = _unpack("normalized_sgd_learner", batch)
+        example = _unpack("normalized_sgd_learner", batch, state.statistics)
         statistics = _move_statistics(popart, state.statistics, example)
         lower, upper = split(state.params, head)
 
@@ -242,7 +254,7 @@ class _Example(NamedTuple):
     indices: Tensor | None
 
 
-def _unpack(caller: str, batch: Batch) -> _Example:
+def _unpack(caller: str, batch: Batch, statistics: PopArtState) -> _Example:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
         raise ValueError(f"{caller}: `batch` must be (x, y) or (x, y, indices), got {got}.")
@@ -250,6 +262,12 @@ def _unpack(caller: str, batch: Batch) -> _Example:
     indices = batch[2] if len(batch) == 3 else None
     if not isinstance(y, Tensor):
         raise TypeError(f"{caller}: the targets y of `batch` must be a tensor, got {type(y).__name__}.")
+    dtype = statistics.shift.dtype
+    if torch.promote_types(y.dtype, dtype) != dtype:
+        raise TypeError(
+            f"{caller}: the targets y of `batch` must be of the statistics' dtype, {dtype}, or convert to it, got "
+            f"{y.dtype}: write y.float(), or make the parameters double."
+        )
     if indices is not None and not isinstance(indices, Tensor):
         raise TypeError(f"{caller}: the indices of `batch` must be a tensor, got {type(indices).__name__}.")
     return _Example(caller, x, y, indices)

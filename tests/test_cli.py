@@ -159,6 +159,32 @@ class TestReproduce:
         assert err.count("\n") == 1
         assert list(quick.iterdir()) == []
 
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (
+                ["sweep", "--learning-rates", "1e-3", "1e-60"],
+                '"1e-60" for --learning-rates. Must be within the range of',
+            ),
+            (["sweep", "--learning-rates", "1e60"], '"1e+60" for --learning-rates. Must be within the range of'),
+            (["sweep", "--step-sizes", "1e-60"], '"1e-60" for --step-sizes. Must be within the range of'),
+            (["sweep", "--out", "http://host/a"], "for --out. It must be a path on this machine, not a URL."),
+            (["reproduce", "--out", "s3://bucket/a"], "for --out. It must be a path on this machine, not a URL."),
+            (["verify", "--json", "file:///a.json"], "for --json. It must be a path on this machine, not a URL."),
+            (["verify", "--plot", "http://host/a.png"], "for --plot. It must be a path on this machine, not a URL."),
+            (["bench", "--json", "gs://bucket/a.json"], "for --json. It must be a path on this machine, not a URL."),
+        ],
+    )
+    def test_bad_values_of_every_command(
+        self, quick: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    ) -> None:
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
+        assert list(quick.iterdir()) == []
+
     def test_an_engine_that_cannot_run(
         self, quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

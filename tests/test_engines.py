@@ -598,6 +598,7 @@ def looks_up(carry, x):
         (lambda c, x: (c.add_(1), ()), "native", TypeError, "`step` changes an argument, or a tensor"),
         (branches, "native", TypeError, "the value of a tensor is read in"),
         (branches, "inductor", TypeError, "the value of a tensor is read in"),
+        (draws, "eager", TypeError, "random numbers can't be drawn inside .*popart_func.random"),
         (draws, "native", TypeError, "random numbers can't be drawn inside"),
         (lambda c, x: (c + torch.nonzero(x[None]).sum(), ()), "native", TypeError, "a shape depends on values in"),
         (is_narrow, "native", UnsupportedError, r"native: no dtype torch.bfloat16"),

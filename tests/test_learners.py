@@ -460,3 +460,24 @@ def test_errors_of_single_outputs_and_heads():
     learner = make_learner("popart", 2, popart=pf.popart(3, 0.1))
     with pytest.raises(ValueError, match=r"outputs = 3 tasks, got \(2, 5\)"):
         learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 3)))
+
+
+@pytest.mark.parametrize("how", ["one", "batch", "lanes"])
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_in_double_precision_need_parameters_in_double_precision(name, how):
+    """Else the statistics would become float64 in eager, and no engine could carry them."""
+    learner = make_learner(name, 2)
+    x, y = torch.ones(4, 6), torch.ones(4, 2, dtype=F64)
+    x, y = (x[0], y[0]) if how == "one" else (x, y)
+    update, params = learner.update, pf.init_params(make(2), 0)
+    state, double = learner.init(params), learner.init(params_of(2))
+    if how == "lanes":
+        state, double = (optree.tree_map(lambda leaf: leaf[None], tree) for tree in (state, double))
+        update = torch.vmap(update, (0, None))
+    with pytest.raises(
+        TypeError, match=rf"{name}_learner: the targets y of `batch` .*got torch.float64: write y.float"
+    ):
+        update(state, (x, y))
+    for cast in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.int):
+        assert update(state, (x, cast(y)))[0].statistics.shift.dtype == torch.float32
+    assert update(double, (x.double(), y))[0].statistics.shift.dtype == F64

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from popart_func.engines import native, scan_lanes
+from popart_func.engines import EngineUnavailableError, native, scan_lanes
 from popart_func.engines.compiler import compiler
-from popart_func.engines.native.cache import cache_directory, keep_source
+from popart_func.engines.native.cache import cache_directory, cache_limit, clear_cache, keep_source, kept_kernels
 
 pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
 
@@ -126,6 +126,104 @@ def test_a_kept_source_is_not_written_again(tmp_path: Path) -> None:
     keep_source(tmp_path / "no such directory" / "kernel.cpp", "third")
 
 
+def kernel_in(cache: Path, number: int, *, used: float, size: int = 1000) -> Path:
+    """Puts a kernel into a cache: half of its bytes compiled, half source."""
+    library = cache / f"{number:032x}.so"
+    for path in (library, library.with_suffix(".cpp")):
+        path.write_bytes(bytes(size // 2))
+        os.utime(path, (used, used))
+    library.with_suffix(".sha256").touch()
+    os.utime(library.with_suffix(".sha256"), (used, used))
+    return library
+
+
+def test_kernels_used_longest_ago_are_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing but kernels: a user may name a folder of their own."""
+    (cache / "notes.txt").write_bytes(bytes(10**6))
+    kernels = [kernel_in(cache, number, used=1000 + number, size=300_000) for number in range(5)]
+    keep_source(kernels[0].with_suffix(".cpp"), "used just now")
+    (cache / f"{kernels[1].stem}a1b2.part").touch()  # left by a process that was killed
+    os.utime(cache / f"{kernels[1].stem}a1b2.part", (1, 1))
+    monkeypatch.setenv("POPART_FUNC_CACHE_MB", "1")
+    assert [kernel.files[-1] for kernel in kept_kernels(cache)] == [*kernels[1:], kernels[0]]
+    scan_lanes(step_of(5.5), torch.zeros(2), length=1, engine="native")
+    assert [kernel.exists() for kernel in kernels] == [True, False, False, True, True]
+    assert sum(kernel.size for kernel in kept_kernels(cache)) <= 10**6
+    assert len(kept_kernels(cache)) == 4, "the new one, too"
+    assert not list(cache.glob("*.part"))
+    assert (cache / "notes.txt").exists()
+
+
+def test_a_kernel_that_is_found_is_noted_as_used(cache: Path) -> None:
+    scan_lanes(step_of(6.5), torch.zeros(2), length=1, engine="native")
+    for path in cache.iterdir():
+        os.utime(path, (1, 1))
+    (before,) = kept_kernels(cache)
+    native.cpu.compile.build((cache / before.files[0].with_suffix(".cpp")).read_text())
+    (after,) = kept_kernels(cache)
+    assert (before.used, after.used > 10**9) == (1, True)
+
+
+def test_no_kernel_is_removed_while_another_process_loads_one(cache: Path) -> None:
+    kernel = kernel_in(cache, 1, used=1)
+    program = """
+import sys
+from popart_func.engines.native.cache import shares_cache
+shares_cache(lambda: (print("loading", flush=True), sys.stdin.read()))()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "loading\n"
+        assert clear_cache(cache) == []
+        assert kernel.exists()
+        other.communicate("")
+    assert [removed.files[-1] for removed in clear_cache(cache)] == [kernel]
+    assert list(cache.iterdir()) == []
+
+
+def test_processes_that_crowd_each_other_out(tmp_path: Path) -> None:
+    """Each new kernel removes all others; whoever needs one compiles it anew, and none fails."""
+    program = """
+import sys, torch
+from popart_func import scan
+for number in range(4):
+    factor = 1 + number % 2
+    step = eval(f"lambda c, x: (c * {factor}.25, c)")
+    found = scan(step, torch.tensor(1.0), length=2, engine="native")[0].item()
+    assert found == (factor + 0.25) ** 2, found
+"""
+    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache"), "POPART_FUNC_CACHE_MB": "0"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+
+
+def test_a_limit_that_is_no_number_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("much", "-1", "1e3"):
+        monkeypatch.setenv("POPART_FUNC_CACHE_MB", given)
+        with pytest.raises(native.BuildError, match=f"must be a whole number of megabytes, got '{given}'"):
+            cache_limit()
+
+
+def test_the_command_shows_and_clears(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from popart_func.cli import main
+
+    kernel = kernel_in(cache, 1, used=1, size=3_000_000)
+    (cache / "notes.txt").touch()
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out == f"folder   {cache}\nkept     1 kernel, 3.0 MB, 1,000.0 MB at most\n"
+    assert kernel.exists()
+    assert main(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out == (
+        f"folder   {cache}\nremoved  1 kernel, 3.0 MB\nkept     0 kernels, 0.0 MB, 1,000.0 MB at most\n"
+    )
+    assert [path.name for path in cache.iterdir()] == ["notes.txt"]
+
+
 def test_says_that_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -142,6 +240,31 @@ def test_the_compiler_that_is_asked_for_is_taken_or_missed(monkeypatch: pytest.M
     assert scan_lanes(lambda c, x: (c + 1, c), torch.zeros(1), length=1, engine="native")[0] == 1
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "CXX is 'no-such-compiler', which was not found" in (native.why_not(torch.device("cpu")) or "")
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("{here}", "is a directory"),
+        ("{here}/file", "may not be executed"),
+        ("{here}/none", "was not found"),
+        ("g++ 'half", r"can't be read as a command \(No closing quotation\)"),
+        ('"', r"can't be read as a command"),
+        (" ", "is blank"),
+        ("''", "was not found"),
+    ],
+)
+def test_an_odd_compiler_is_named_with_what_is_odd(
+    command: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch(mode=0o644)
+    monkeypatch.setenv("CXX", command.format(here=tmp_path))
+    message = rf"CXX is .*, which {why}.*: set it to a C\+\+ compiler, or unset it\."
+    for engine in ("native", "inductor"):
+        with pytest.raises(EngineUnavailableError, match=message):
+            scan_lanes(step_of(4.5), torch.zeros(2), length=1, engine=engine)
+    with pytest.warns(UserWarning, match=message):
+        assert scan_lanes(step_of(4.5), torch.zeros(1), length=600)[0].isinf().all(), "auto goes on with eager"
 
 
 def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

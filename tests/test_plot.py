@@ -10,6 +10,7 @@ import pytest
 import synthetic
 import xarray
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
@@ -314,6 +315,21 @@ def test_a_single_run_has_no_interval_and_zero_has_a_colour(tmp_path: Path) -> N
     assert not np.ma.getmaskarray(axes.images[0].get_array())[2, 3]
 
 
+def test_negative_values_have_linear_colours(tmp_path: Path) -> None:
+    """Such as the negative of a return. The least is the best; all may be equal."""
+    error = _errors().isel(learner=1, seed=[4])
+    error[:] = np.arange(error.size).reshape(error.shape) - 10.0
+    axes = heat_map(error, tmp_path / "grid.png").axes
+    assert axes[0].get_title(loc="left").startswith("\n-10.0\n")
+    norm = axes[0].images[0].norm
+    assert type(norm) is Normalize
+    assert (norm.vmin, norm.vmax) == (-10, error.size - 11)
+    np.testing.assert_array_equal(axes[0].images[0].get_array().ravel(), np.sort(error.values.ravel()))
+    low, high = axes[-1].get_ylim()
+    assert sum(low <= tick <= high for tick in axes[-1].get_yticks()) >= 2
+    heat_map(error * 0 - 1, tmp_path / "equal.png")
+
+
 def test_the_map_leaves_the_errors_alone(tmp_path: Path) -> None:
     error = _errors()
     heat_map(error, tmp_path / "grid.png")
@@ -330,8 +346,6 @@ def test_the_map_says_what_is_wrong(tmp_path: Path) -> None:
         heat_map(_errors().expand_dims(sample=2), path)
     with pytest.raises(ValueError, match=r"'learning_rate'\] in 'SGD', got \['learner', 'learning_rate'"):
         heat_map({"sgd": _errors()}, path, labels=LABELS)
-    with pytest.raises(ValueError, match=r"heat_map: `error` must not be negative, got -1\."):
-        heat_map(_errors() * 0 - 1, path)
     with pytest.raises(ValueError, match=r"heat_map: `error` must hold at least one panel, got none\."):
         heat_map({}, path)
     assert not path.exists()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import optree
@@ -610,6 +612,43 @@ class TestRecords:
         np.testing.assert_allclose(found["smooth"], windows[..., ::2], rtol=2**-23, atol=0)
         assert found["sample"].values.tolist() == [0, 7]
         assert found["smooth_sample"].values.tolist() == list(range(0, 6, 2))
+
+    def test_nan_can_mean_that_there_is_no_value(self, full):
+        """As where no episode has ended; infinity is a divergence still."""
+
+        def ended(state, info):
+            error = info.error[0]
+            return torch.where(error > 50, error, torch.nan)
+
+        records = {"thin": every, "smooth": partial(smoothed, 5), "end": partial(last, 4), "whole": mean}
+        lanes = sweeps.lanes(range(3), learning_rate=[0.01], step_size=[0.1])
+        arguments = {
+            gaps: small_sweep.arguments(
+                lanes=lanes, record={name: make(of=ended, gaps=gaps) for name, make in records.items()}
+            )
+            for gaps in (False, True)
+        }
+        found, plain = sweeps.run(**arguments[True]), sweeps.run(**arguments[False])
+        curve = full[:, :1, :1].astype(float)
+        curve = np.where(curve > 50, curve, np.nan)
+        assert np.isnan(curve).any()
+        assert (found["diverged_at"] == -1).all()
+        assert (plain["diverged_at"] >= 0).any()
+        windows = np.lib.stride_tricks.sliding_window_view(curve, 5, axis=-1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, where a mean has no value
+            np.testing.assert_array_equal(found["thin"], curve.astype(np.float32))
+            np.testing.assert_allclose(found["smooth"], np.nanmean(windows, -1), rtol=2**-22)
+            np.testing.assert_allclose(found["end"], np.nanmean(curve[..., -4:], -1), rtol=2**-22)
+            np.testing.assert_allclose(found["whole"], np.nanmean(curve, -1), rtol=2**-22)
+        infinite = every(of=lambda state, info: info.error[0] / 0, gaps=True)
+        assert (sweeps.run(**small_sweep.arguments(lanes=lanes, record={"a": infinite}))["diverged_at"] == 0).all()
+
+    def test_gaps_are_a_part_of_what_was_asked(self, tmp_path):
+        record = {"curve": every()}
+        sweeps.run(**small_sweep.arguments(record=record, store=tmp_path / "store"))
+        with pytest.raises(sweeps.StoreError, match="holds another sweep"):
+            sweeps.run(**small_sweep.arguments(record={"curve": every(gaps=True)}, store=tmp_path / "store"))
 
     def test_any_quantity_and_any_function_of_a_series(self, full):
         found = sweeps.run(

@@ -19,10 +19,12 @@ from cyclopts import App, CycloptsError
 
 from popart_func._version import __version__
 from popart_func.cli.bench import bench
+from popart_func.cli.cache import cache
 from popart_func.cli.reproduce import reproduce
 from popart_func.cli.sweep import sweep
 from popart_func.cli.verify import verify
 from popart_func.engines import EngineUnavailableError
+from popart_func.engines.native.target import BuildError
 
 __all__ = ["main"]
 
@@ -33,7 +35,7 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for command in (reproduce, sweep, bench, verify):
+for command in (reproduce, sweep, bench, verify, cache):
     app.command(command)
 
 
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _fail(error, 2)
-    except (EngineUnavailableError, ModuleNotFoundError, OSError) as error:
+    except (BuildError, EngineUnavailableError, ModuleNotFoundError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted; nothing was written.", 130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,13 @@ __all__ = [
     "ENGINE_NAMES",
     "Algorithms",
     "Device",
+    "Directory",
     "Engine",
     "File",
     "Picture",
     "check_among",
     "check_engine",
+    "check_float32",
     "whole_number",
     "words",
 ]
@@ -49,6 +52,14 @@ def check_engine(_: Any, name: str) -> None:
     check_among([name], ENGINE_NAMES)
 
 
+def check_float32(_: Any, value: float) -> None:
+    """Raises if a positive number is no longer one in float32: the lanes would learn with 0 or infinity."""
+    import torch
+
+    if not 0 < torch.tensor(value, dtype=torch.float32).item() < math.inf:
+        raise ValueError("Must be within the range of float32, about 1e-45 to 3e38.")
+
+
 def _whole(_: Any, tokens: Sequence[Token]) -> int:
     try:
         return int(tokens[0].value)
@@ -65,8 +76,18 @@ def _check_device(_: Any, name: str) -> None:
         raise ValueError(str(error).partition(": ")[2]) from None
 
 
+def _check_local(_: Any, path: Path | None) -> None:
+    from popart_func.sweeps.files import as_directory
+
+    try:
+        as_directory("", "", "" if path is None else path)
+    except ValueError:
+        raise ValueError("It must be a path on this machine, not a URL.") from None
+
+
 def _check_file(_: Any, path: Path | None) -> None:
     """Raises if no file can be written at a path: before the work, not after it."""
+    _check_local(_, path)
     if path is not None and path.is_dir():
         raise ValueError(f"{path} is a folder.")
     if path is not None and not path.parent.is_dir():
@@ -85,6 +106,7 @@ def _names(algorithms: tuple[Algorithm, ...]) -> str:
 
 Algorithms = Annotated[tuple[Algorithm, ...], words(show_default=_names)]
 Device = Annotated[str, Parameter(validator=_check_device)]
+Directory = Annotated[Path, Parameter(validator=_check_local)]
 Engine = Annotated[str, Parameter(validator=check_engine, help=f"What runs it: {', '.join(ENGINE_NAMES)}.")]
 File = Annotated[Path | None, Parameter(validator=_check_file)]
 Picture = Annotated[Path | None, Parameter(validator=_check_picture)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from popart_func.cli.parameters import Algorithms, Device, Engine, whole_number
+from popart_func.cli.parameters import Algorithms, Device, Directory, Engine, whole_number
 from popart_func.display.progress import show_progress
 from popart_func.display.table import make_table, print_table
 from popart_func.experiments.names import LABELS, Algorithm
@@ -25,7 +25,7 @@ def reproduce(
     algorithms: Algorithms = tuple(Algorithm),
     engine: Engine = "auto",
     device: Device = "cpu",
-    out: Path = Path("results"),
+    out: Directory = Path("results"),
     force: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
     """Reproduce Figure 1a of the Pop-Art paper: online regression on numbers up to 1023 and, now and then, 65535.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from popart_func.cli.parameters import Algorithms, Device, Engine, whole_number, words
+from popart_func.cli.parameters import Algorithms, Device, Directory, Engine, check_float32, whole_number, words
 from popart_func.display.table import print_table
 from popart_func.experiments.names import HALF_DECADES, Algorithm
 
@@ -37,11 +37,11 @@ def sweep(
     *,
     algorithms: Algorithms = tuple(Algorithm),
     learning_rates: Annotated[
-        tuple[Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))], ...],
+        tuple[Annotated[float, Parameter(validator=(Number(gt=0, lt=math.inf), check_float32))], ...],
         words(show_default=_powers),
     ] = HALF_DECADES,
     step_sizes: Annotated[
-        tuple[Annotated[float, Parameter(validator=Number(gt=0, lte=1))], ...],
+        tuple[Annotated[float, Parameter(validator=(Number(gt=0, lte=1), check_float32))], ...],
         words(show_default=_powers),
     ] = HALF_DECADES,
     seeds: Annotated[int, whole_number(2, 2**32)] = 50,
@@ -49,7 +49,7 @@ def sweep(
     workers: Annotated[str | None, Parameter(validator=_check_workers)] = None,
     engine: Engine = "auto",
     device: Device = "cpu",
-    out: Path = Path("sweep"),
+    out: Directory = Path("sweep"),
     resume: bool = True,
 ) -> None:
     """Search learning rates and step sizes on the Pop-Art paper's online regression, by default the paper's own grid.

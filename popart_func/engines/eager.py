@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import optree
 import torch
@@ -46,7 +47,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     before = list(map(mutation_count, given))
     for time in range(scan.steps):
         # The mode makes each operation a quarter slower: it stays on only where the first step needed it.
-        with one_hot if time == 0 or one_hot.used else nullcontext():
+        with _named_draws(scan.caller), one_hot if time == 0 or one_hot.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
         if time == 0 and list(map(mutation_count, given)) != before:
             raise TypeError(f"{scan.caller}: `step` changes an argument in place: {PURE}")
@@ -55,3 +56,18 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
     carry = tuple(leaf.clone() for leaf in carry)  # a step may return what it took, twice: no two results share memory
     return optree.tree_unflatten(carry_structure, carry), optree.tree_unflatten(y_structure, stacked)
+
+
+@contextmanager
+def _named_draws(caller: str) -> Iterator[None]:
+    """Says what to write instead of a random layer; PyTorch names flags of a `torch.vmap` that no user has called."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "randomness error mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{caller}: random numbers can't be drawn inside `step`, as dropout in training does, for lanes would not "
+            f"have their own: draw them with popart_func.random, from a key in the carry or in xs, or draw them before "
+            f"and pass them in xs."
+        ) from error

@@ -20,6 +20,7 @@ import numpy as np
 import xarray
 
 from popart_func.experiments.plot import figure
+from popart_func.sweeps import files
 from popart_func.sweeps.lanes_zarr import consolidating
 from popart_func.sweeps.statistics import percentiles
 
@@ -82,9 +83,10 @@ def as_directory(directory: str | Path, *, force: bool = False) -> Path:
     With ``force``, a directory that holds only `FILES` may be replaced: nothing else is ever deleted.
 
     Raises:
+        TypeError, ValueError: it is no path, or that of something that is not local.
         FileExistsError, NotADirectoryError, PermissionError, OSError: `write` may not write it; the message says why.
     """
-    directory = Path(directory).expanduser().resolve()
+    directory = files.as_directory("results.write", "directory", directory)
     if directory.exists():
         if not directory.is_dir():
             raise FileExistsError(f"{directory} is a file, not a directory for results.")

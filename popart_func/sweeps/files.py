@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -29,6 +30,9 @@ PARTIAL = ".partial-"
 
 _SEAL = "sha256"
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How a URL begins, of whose slashes `Path` keeps one."""
+
 _LONG, _SHOWN = 60, 5
 """Texts longer than the first are cut; of a list that is cut, so many values are shown as the second says."""
 
@@ -41,7 +45,7 @@ def as_directory(caller: str, name: str, path: str | Path) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{caller}: `{name}` must be the path of a directory, got {type(path).__name__}.")
-    if "://" in str(path) or "\0" in str(path):
+    if _URL.match(str(path)) or "\0" in str(path):
         raise ValueError(f"{caller}: `{name}` must be the path of a local directory, got {str(path)!r}.")
     return Path(path).expanduser().resolve()
 

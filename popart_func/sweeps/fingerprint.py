@@ -37,7 +37,7 @@ def fingerprint(job: Job) -> dict[str, str]:
         found |= {f"learner {name}".strip(): _digest(probe) for name, probe in probes.items()}
         _, series = next(iter(probes.values()))
         for name, record in job.record.items():
-            found[f"record {name}"] = _digest(record.keep(_wave(series[name], job.steps())))
+            found[f"record {name}"] = _digest(record.keep(_wave(series[name], job.steps()))) + " gaps" * record.gaps
     return found
 
 

@@ -109,7 +109,7 @@ class Job:
         # The number of threads that share a sum shows in its last bits.
         with torch.no_grad(), threads(1):
             results = {name: vmap(record.keep, in_dims=1)(series[name]) for name, record in self.record.items()}
-            results[DIVERGED] = _first_not_finite(series.values())
+            results[DIVERGED] = _first_diverged((series[name], record.gaps) for name, record in self.record.items())
             lanes = chunk.stop - chunk.start
             return {name: result[:lanes].cpu().contiguous().numpy() for name, result in results.items()}
 
@@ -191,9 +191,12 @@ def threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _first_not_finite(series: Iterable[Tensor]) -> Tensor:
-    """The first time at which one of the series ``[time, lanes, ...]`` is not finite, or `NEVER`: ``[lanes]``."""
-    wrong = [~one.isfinite() for one in series]
+def _first_diverged(recorded: Iterable[tuple[Tensor, bool]]) -> Tensor:
+    """The first time at which one of the series ``[time, lanes, ...]`` is not finite, or `NEVER`: ``[lanes]``.
+
+    Beside each series stands whether NaN is no value there.
+    """
+    wrong = [one.isinf() if gaps else ~one.isfinite() for one, gaps in recorded]
     bad = functools.reduce(torch.logical_or, (one.flatten(2).any(2) if one.ndim > 2 else one for one in wrong))
     first = torch.full((bad.shape[1],), NEVER, dtype=torch.int32, device=bad.device)
     lanes = bad.any(0)

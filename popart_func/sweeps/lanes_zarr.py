@@ -4,11 +4,15 @@ zarr writes each chunk of an array atomically, with a CRC-32C checksum inside it
 program. A chunk of lanes is one file for each variable. ``diverged_at`` is written last, once the other files are on
 the disk, so a chunk of lanes is done as soon as that file is there. zarr's metadata has no checksums: the *labels*,
 that is, everything but the results, have theirs in ``labels.json``.
+
+Opening an array runs no code, whatever a store holds: zarr is asked for its format 3 alone, and only after
+`LanesZarr.has_labels` has read the array's metadata and found the dtype, shape and codecs that this module writes.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import tempfile
@@ -23,7 +27,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from popart_func.sweeps.files import PARTIAL, digest, flush, read_sealed, write_sealed
-from popart_func.sweeps.schema import DIVERGED, Arrays, Chunk, Schema, dimensions, fill_value
+from popart_func.sweeps.schema import DIVERGED, Arrays, Chunk, Schema, Variable, dimensions, fill_value
 
 __all__ = ["LABELS", "LANES", "LanesZarr", "consolidating"]
 
@@ -56,7 +60,7 @@ class LanesZarr:
         for names in ([name for name in files if name != DIVERGED], [DIVERGED]):
             with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk that is all NaN is a file, too
                 for name in names:
-                    array = zarr.open_array(self._directory / LANES / chunk.learner / name, mode="r+")
+                    array = zarr.open_array(self._directory / LANES / chunk.learner / name, mode="r+", zarr_format=3)
                     array[chunk.start : chunk.stop] = results[name]
             self._flush(files[name] for name in names)
 
@@ -105,21 +109,60 @@ class LanesZarr:
         write_sealed(self._directory / LABELS, {"files": checksums})
 
     def has_labels(self) -> bool:
-        """Whether all that `write_labels` wrote is there and unchanged."""
+        """Whether all that `write_labels` wrote is there and unchanged, and no array would run foreign code if opened.
+
+        A checksum shows damage, not intent: whoever changes a file can change its checksum, too. So what decides how
+        zarr reads an array is compared with what this module writes, before zarr sees it.
+        """
         content = read_sealed(self._directory / LABELS)
         try:
-            return content is not None and all(
-                digest((self._directory / file).read_bytes()) == expected for file, expected in content["files"].items()
+            return (
+                content is not None
+                and all(digest((self._directory / name).read_bytes()) == sha for name, sha in content["files"].items())
+                and all(
+                    self._is_ours(learner, name, variable)
+                    for learner in self._schema.lanes.takes
+                    for name, variable in self._schema.variables.items()
+                )
             )
-        except OSError:
+        except (OSError, ValueError):
             return False
+
+    def _is_ours(self, learner: str, name: str, variable: Variable) -> bool:
+        """Whether the metadata of an array of results has the dtype, shape, chunks and codecs that are written here."""
+        metadata = json.loads((self._directory / LANES / learner / name / "zarr.json").read_bytes())
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, *(codec.to_dict() for codec in _CODECS)]
+        if variable.dtype.itemsize == 1:
+            codecs[0] = {"name": "bytes"}
+        expected = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "data_type": variable.dtype.name,
+            "shape": [self._schema.lanes.count(learner), *variable.shape],
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self._schema.chunk_size, *variable.shape]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "codecs": codecs,
+            "storage_transformers": [],
+        }
+        described = {"attributes", "dimension_names", "fill_value"}  # data that decides nothing
+        return (
+            variable.dtype.kind in "biufc"
+            and isinstance(metadata, dict)
+            and {key: value for key, value in metadata.items() if key not in described} == expected
+        )
 
     @functools.cached_property
     def _arrays(self) -> dict[str, dict[str, zarr.Array[Any]]]:
-        """The results of each learner, open for reading; only once the labels are known to be whole."""
+        """The results of each learner, open for reading; only after `has_labels` has said that they are ours."""
         lanes = self._directory / LANES
         return {
-            learner: {name: zarr.open_array(lanes / learner / name, mode="r") for name in self._schema.variables}
+            learner: {
+                name: zarr.open_array(lanes / learner / name, mode="r", zarr_format=3)
+                for name in self._schema.variables
+            }
             for learner in self._schema.lanes.takes
         }
 

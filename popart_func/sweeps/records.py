@@ -8,6 +8,7 @@ and only what is kept goes to the disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,15 +51,18 @@ class Record(NamedTuple):
         keep: from one lane's series of that quantity, ``[time, ...]``, to what is kept.
         samples: the samples that ``keep`` keeps, given their number, where it leaves a time axis in front; else None.
         description: one line for the files.
+        gaps: whether a NaN in the quantity means that a step has no value, as the return of an episode that has not
+            ended. Else a lane diverges there (``diverged_at``), as it does at infinity in any case.
     """
 
     of: Quantity
     keep: Callable[[Tensor], Tensor]
     samples: Callable[[int], range] | None
     description: str
+    gaps: bool = False
 
 
-def every(n: int = 1, *, of: Quantity = error) -> Record:
+def every(n: int = 1, *, of: Quantity = error, gaps: bool = False) -> Record:
     """Keeps every n-th sample, from the first; by default the full curve.
 
     >>> record = every(3)
@@ -67,11 +71,13 @@ def every(n: int = 1, *, of: Quantity = error) -> Record:
     """
     check_count("every", "n", n)
     description = f"{_name(of)} of every sample" if n == 1 else f"{_name(of)} of one sample in {n}"
-    return Record(of, partial(_every, n), partial(_samples, n, 1), description)
+    return Record(of, partial(_every, n), partial(_samples, n, 1), description, gaps)
 
 
-def smoothed(window: int = 10, n: int = 1, *, of: Quantity = error) -> Record:
+def smoothed(window: int = 10, n: int = 1, *, of: Quantity = error, gaps: bool = False) -> Record:
     """Keeps every n-th entry of the moving average without its ends; entry i averages samples i to i + window - 1.
+
+    With ``gaps`` it averages those that have a value, and is NaN where none has.
 
     >>> record = smoothed(2)
     >>> record.keep(torch.tensor([1.0, 2.0, 3.0, 7.0])), list(record.samples(4))
@@ -80,26 +86,30 @@ def smoothed(window: int = 10, n: int = 1, *, of: Quantity = error) -> Record:
     check_count("smoothed", "window", window)
     check_count("smoothed", "n", n)
     description = f"{_name(of)}, averaged over {window} samples from this one on"
-    return Record(of, partial(_smoothed, window, n), partial(_samples, n, window), description)
+    return Record(of, partial(_smoothed, window, n, gaps), partial(_samples, n, window), description, gaps)
 
 
-def last(n: int, *, of: Quantity = error) -> Record:
+def last(n: int, *, of: Quantity = error, gaps: bool = False) -> Record:
     """Keeps the mean over the last n samples: one number a lane for each entry of the quantity.
+
+    With ``gaps`` it is the mean of those that have a value, and NaN where none has.
 
     >>> last(2).keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(1.5000)
     """
     check_count("last", "n", n)
-    return Record(of, partial(_mean_of_last, n), None, f"{_name(of)}, mean over the last {n} samples")
+    return Record(of, partial(_mean_of_last, n, gaps), None, f"{_name(of)}, mean over the last {n} samples", gaps)
 
 
-def mean(*, of: Quantity = error) -> Record:
+def mean(*, of: Quantity = error, gaps: bool = False) -> Record:
     """Keeps the mean over all samples: one number a lane for each entry of the quantity.
+
+    With ``gaps`` it is the mean of those that have a value, and NaN where none has.
 
     >>> mean().keep(torch.tensor([9.0, 1.0, 2.0]))
     tensor(4.)
     """
-    return Record(of, partial(_mean_of_last, None), None, f"{_name(of)}, mean over all samples")
+    return Record(of, partial(_mean_of_last, None, gaps), None, f"{_name(of)}, mean over all samples", gaps)
 
 
 def as_record(name: str, record: Record | Callable[[Tensor], Tensor]) -> Record:
@@ -121,20 +131,28 @@ def _every(n: int, series: Shaped[Tensor, "time ..."]) -> Shaped[Tensor, "kept .
     return series[::n]
 
 
-def _smoothed(window: int, n: int, series: Num[Tensor, "time ..."]) -> Num[Tensor, "kept ..."]:
+def _smoothed(window: int, n: int, gaps: bool, series: Num[Tensor, "time ..."]) -> Num[Tensor, "kept ..."]:
     ends = series.shape[0] - window + 1
     if ends < 1:
         raise ValueError(f"smoothed: `window` must be at most the {series.shape[0]} samples, got {window}.")
+    value, counted = (series.nan_to_num(0, math.inf, -math.inf), ~series.isnan()) if gaps else (series, None)
+    total = _sum_of_window(value, window, n)
+    return (total / (window if counted is None else _sum_of_window(counted, window, n))).to(_floating(series))
+
+
+def _sum_of_window(series: Tensor, window: int, n: int) -> Tensor:
+    ends = series.shape[0] - window + 1
     total = series[:ends:n].double()
     for shift in range(1, window):
         total = total + series[shift : ends + shift : n]
-    return (total / window).to(_floating(series))
+    return total
 
 
-def _mean_of_last(n: int | None, series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
+def _mean_of_last(n: int | None, gaps: bool, series: Num[Tensor, "time ..."]) -> Num[Tensor, "..."]:
     if n is not None and n > series.shape[0]:
         raise ValueError(f"last: `n` must be at most the {series.shape[0]} samples, got {n}.")
-    return series[-(n or 0) :].double().mean(0).to(_floating(series))
+    values = series[-(n or 0) :].double()
+    return (values.nanmean(0) if gaps else values.mean(0)).to(_floating(series))
 
 
 def _samples(n: int, window: int, steps: int) -> range:

@@ -1,7 +1,8 @@
 """Store: a sweep's directory, which survives being killed, and which other programs can read.
 
 ``configuration.json``
-    What was asked, and a hash of it: only the same sweep is ever continued.
+    What was asked, and a hash of it: only the same sweep is ever continued. The attributes of ``lanes.zarr`` are a copy
+    of it, from which it is mended.
 ``lanes.zarr``
     The results, one lane after the other, with each lane's hyper-parameters and seed as coordinates: for
     `xarray.open_zarr`. A sweep of several learners has a group for each, ``open_zarr(path, group="sgd")``, and nothing
@@ -11,7 +12,8 @@
 
 A chunk counts as done only if all its files are there and their checksums match; everything else runs again. The
 process that writes holds a lock, which the operating system takes back however the process ends; a second process is
-refused. Nothing is pickled: no code from a store is run.
+refused. Nothing is pickled, and no code from a store is run: an array is opened only if its metadata has the dtype and
+codecs that are written here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import filelock
 import xarray
 
 from popart_func.sweeps.configuration import CONFIGURATION, FORMAT, StoreError, attributes, read_configuration
-from popart_func.sweeps.files import PARTIAL, as_directory, differences, flush, write_sealed
+from popart_func.sweeps.files import PARTIAL, as_directory, differences, flush, read_sealed, write_sealed
 from popart_func.sweeps.lanes_zarr import LABELS, LanesZarr
 from popart_func.sweeps.schema import Arrays, Chunk, Schema
 
@@ -120,11 +122,11 @@ class Store:
         """Raises if the directory holds something else: nothing is put beside it, not even a lock."""
         names = sorted(os.listdir(self.path))
         foreign = [name for name in names if name != LOCK and not name.startswith(PARTIAL)]
-        if foreign and CONFIGURATION not in names:
+        if foreign and CONFIGURATION not in names and LABELS not in names:
             raise StoreError(f"{self.path} holds {foreign[0]!r} and no sweep: name another directory.")
 
     def _open(self) -> None:
-        if not (self.path / CONFIGURATION).exists():
+        if not (self.path / CONFIGURATION).exists() and not (self.path / LABELS).exists():
             content = {"configuration": self._configuration, "provenance": self._provenance}
             write_sealed(self.path / CONFIGURATION, content)
             flush(self.path.parent)
@@ -137,6 +139,9 @@ class Store:
                 f"{self.path} holds another sweep: name another directory, or ask for the same.\n  "
                 + "\n  ".join(lines)
             )
+        if read_sealed(self.path / CONFIGURATION) is None:
+            self.messages.append(f"{CONFIGURATION} was damaged: it is written again.")
+            write_sealed(self.path / CONFIGURATION, there)
         for leftover in (*self.path.rglob(f"{PARTIAL}*"), *self.path.rglob("*.partial")):
             # A leftover inside a leftover has gone with it.
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
@@ -181,7 +186,7 @@ def load(path: str | Path) -> xarray.Dataset:
 
     Raises:
         TypeError: the path is none.
-        StoreError: there is no sweep, or its configuration or labels are damaged.
+        StoreError: there is no sweep, or its labels are damaged, or its configuration and the copy of it.
     """
     path = as_directory("load", "path", path)
     content = read_configuration(path)

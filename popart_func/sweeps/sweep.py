@@ -27,6 +27,7 @@ from popart_func.sweeps.fingerprint import fingerprint
 from popart_func.sweeps.grid import Grid
 from popart_func.sweeps.inputs import Inputs
 from popart_func.sweeps.job import Job
+from popart_func.sweeps.lanes_zarr import LABELS
 from popart_func.sweeps.records import Record
 from popart_func.sweeps.schema import Arrays, Chunk, Schema
 from popart_func.sweeps.store import Store, load
@@ -177,7 +178,7 @@ def _with_engine(job: Job, store: Path | None) -> Job:
     steps = job.steps()
     if job.engine != "auto":
         return replace(job, engine=resolve_engine(job.engine, job.device, steps, caller="run"))
-    if store is not None and (store / CONFIGURATION).exists():
+    if store is not None and any((store / name).exists() for name in (CONFIGURATION, LABELS)):
         there = read_configuration(store)["configuration"]["engine"]
         return replace(job, engine=resolve_engine(there, job.device, steps, caller="run"))
     job = replace(job, engine=resolve_engine("auto", job.device, steps, caller="run"))

@@ -376,8 +376,8 @@ MUTANTS = {
     ),
     "SGD has an offset": Mutant(
         learners.sgd_learner,
-        '_descend(network, optimizer, state, _unpack("sgd_learner", batch))',
-        '_descend(network, optimizer, state, _unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:])))',
+        '_unpack("sgd_learner", batch, state.statistics)',
+        '_unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:]), state.statistics)',
         {"sgd_alone", "info"},
     ),
     "Algorithm 2 sums over its batch": Mutant(

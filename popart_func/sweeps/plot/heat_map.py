@@ -9,7 +9,7 @@ import numpy as np
 import xarray
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
@@ -62,10 +62,11 @@ def heat_map(
 ) -> Figure:
     """Draws a heat map: the interquartile mean of an error over runs, for each setting of two hyper-parameters.
 
-    Colours are logarithmic. The best setting has a frame; above the panel stand its mean, the 95 % bootstrap interval
-    of that (`best_setting`) and its hyper-parameters. A cell is hatched where up to a quarter of its runs have
-    diverged, grey and crossed where more have, so that the mean is infinite. The colours end three decades above the
-    best mean; worse cells have the last colour.
+    Smaller is better: give the negative of a return. Colours are logarithmic, or linear where a mean is negative. The
+    best setting has a frame; above the panel stand its mean, the 95 % bootstrap interval of that (`best_setting`) and
+    its hyper-parameters. A cell is hatched where up to a quarter of its runs have diverged, grey and crossed where more
+    have, so that the mean is infinite. Logarithmic colours end three decades above the best mean; worse cells have the
+    last colour.
 
     Args:
         error: an array with the dimensions ``over``, ``x``, ``y`` and at most one more, such as ``algorithm``, with a
@@ -83,7 +84,7 @@ def heat_map(
 
     Raises:
         TypeError: the error is not real numbers.
-        ValueError: it has other dimensions, no runs or a negative value.
+        ValueError: it has other dimensions or no runs.
     """
     given = _panels(error, over, x, y, labels or {})
     panels = {name: _grid(panel, over, x, y) for name, panel in given.items()}
@@ -147,8 +148,6 @@ def _panels(
                 f"Choose what to draw, such as `error.isel(sample=-1)`."
             )
         check_runs("heat_map", "error", panel, [over], least=1)
-        if float(panel.min()) < 0:
-            raise ValueError(f"heat_map: `error` must not be negative, got {float(panel.min()):g}.")
     return panels
 
 
@@ -163,10 +162,14 @@ def _grid(panel: xarray.DataArray, over: str, x: str, y: str) -> xarray.DataArra
     return panel.transpose(over, y, x)
 
 
-def _colors(means: Iterable[xarray.DataArray]) -> tuple[LogNorm, Locator, str]:
+def _colors(means: Iterable[xarray.DataArray]) -> tuple[Normalize, Locator, str]:
     """The scale of the colours of all panels, the places of its numbers, and whether some mean lies beyond it."""
     values = np.concatenate([mean.values.ravel() for mean in means])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = values[np.isfinite(values)]
+    if (values < 0).any():
+        least, most = float(values.min()), float(values.max())
+        return Normalize(least, most if most > least else least + 1), MaxNLocator(6, steps=[1, 2, 5, 10]), "neither"
+    values = values[values > 0]
     least, most = (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
     top = min(most, least * 10**_DECADES)
     top = top if top > least else 10 * least
@@ -181,7 +184,7 @@ def _ticks(least: float, most: float) -> Locator:
     return LogLocator(subs=(1, 2, 3, 5) if decades < 1.5 else (1, 2, 5) if decades < 2.5 else (1,))
 
 
-def _draw_cells(axes: Axes, panel: xarray.DataArray, mean: xarray.DataArray, norm: LogNorm, over: str) -> set[str]:
+def _draw_cells(axes: Axes, panel: xarray.DataArray, mean: xarray.DataArray, norm: Normalize, over: str) -> set[str]:
     """Draws the cells; returns the marks that were needed."""
     values = mean.values
     finite, diverged = np.isfinite(values), ~np.isfinite(panel.values).all(axis=0)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from popart_func.engines.compiler import compiler, why_no_compiler
-from popart_func.engines.native.cache import cache_directory, cache_key, keep_source
+from popart_func.engines.native.cache import cache_directory, cache_key, keep_source, shares_cache
 from popart_func.engines.native.target import BuildError
 
 __all__ = ["ask_compiler", "build"]
@@ -37,6 +37,7 @@ FLAGS = (
 """IEEE arithmetic: no re-association, no contraction. Only error codes and flags that nothing reads are given up."""
 
 
+@shares_cache
 def build(source: str) -> ctypes.CDLL:
     """Compiles and loads a kernel, or loads it from the cache.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from popart_func.engines.native.cache import cache_directory, cache_key, keep_source
+from popart_func.engines.native.cache import cache_directory, cache_key, keep_source, shares_cache
 from popart_func.engines.native.target import BuildError
 
 __all__ = ["compile_cubin", "why_no_nvrtc"]
@@ -32,6 +32,7 @@ def why_no_nvrtc() -> str | None:
     return None
 
 
+@shares_cache
 def compile_cubin(source: str, architecture: str) -> bytes:
     """Compiles a kernel, or reads it from the cache on disk.
 
