@@ -14,13 +14,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-__all__ = ["erf", "erfinv", "exp", "float32", "log", "log1p", "multiply_add", "power", "sqrt", "step_inside", "tan"]
+__all__ = [
+    "erf",
+    "erfinv",
+    "exp",
+    "float32",
+    "log",
+    "log1p",
+    "multiply_add",
+    "power",
+    "reciprocal_sqrt",
+    "sqrt",
+    "step_inside",
+    "tan",
+]
 
 
 def float32(number: int | float) -> float:
@@ -75,14 +88,12 @@ _ERF_DENOMINATOR = _rounded(
 )
 _ERF_BOUND = float32(3.8325069)
 
-_Result = TypeVar("_Result", bound=Tensor | tuple[Tensor, ...])
-
-_BEYOND = 2.0**128  # the least number that float32 can't hold
+_LARGEST = (2 - 2.0**-23) * 2.0**127
 
 
-def _overridable(function: Callable[..., _Result]) -> Callable[..., _Result]:
+def _overridable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
-    def public(*args: Any) -> _Result:
+    def public(*args: Any) -> Tensor:
         if has_torch_function(args):
             return handle_torch_function(public, args, *args)
         return function(*args)
@@ -151,31 +162,20 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 @_overridable
+def reciprocal_sqrt(x: Tensor) -> Tensor:
+    """``1 / √x`` of float32 numbers, rounded once. XLA's has the last bit of the processor's approximation."""
+    return (1 / x.double().sqrt()).float()
+
+
 def step_inside(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """The float32 numbers next to two bounds, on their inner side: the next above the one, the next below the other."""
+    return -_next_below(-lower), _next_below(upper)
+
+
+def _next_below(x: Tensor) -> Tensor:
     # Five eighths of the spacing of the mantissas from 1 on: for each mantissa this rounds to the neighbour.
-    above, below = (
-        (bound + sign * (bound.abs() * (1.25 * 2.0**-24) + 2.0**-149)).float()
-        for bound, sign in (
-            (lower.double().clamp(-_BEYOND, _BEYOND), 1.0),
-            (upper.double().clamp(-_BEYOND, _BEYOND), -1.0),
-        )
-    )
-    return above, below
-
-
-@_overridable
-def erfinv(x: Tensor) -> Tensor:
-    """The inverse error function of float32 numbers in (−1, 1), with the bits of XLA."""
-    wide = x.double()
-    square = _round(-wide * wide)
-    w = -torch.where(square > -_NEAR, _log1p_near(square), _log(_round(1 + square)))
-    is_central = w < 5
-    w = _round(torch.where(is_central, w - 2.5, _round(w.clamp(min=5).sqrt()) - 3))  # the slope of a root at 0: none
-    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
-    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
-        total = _round(total * w + torch.where(is_central, centre, tail))
-    return (total * wide).float()
+    below = x - (x.abs() * (1.25 * 2.0**-24) + 2.0**-149)
+    return torch.where(x.isinf(), x, below).clamp(-_LARGEST, _LARGEST)
 
 
 def _log(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,10 +134,7 @@ class _ByXla(TorchFunctionMode):
 
 _BY_XLA: dict[Any, Callable[..., Any]] = {
     _xla.multiply_add: lambda a, b, c: a * b + c,
-    _xla.step_inside: lambda lower, upper: (
-        torch.nextafter(lower, torch.full_like(lower, math.inf)),
-        torch.nextafter(upper, torch.full_like(upper, -math.inf)),
-    ),
+    _xla.reciprocal_sqrt: torch.rsqrt,
     _xla.power: torch.pow,
     **{getattr(_xla, name): getattr(torch, name) for name in ("erf", "erfinv", "exp", "log", "log1p", "sqrt", "tan")},
 }

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from popart_func._typing import Float, Integer, Num
-from popart_func._xla import exp, float32, log, log1p, multiply_add, power, sqrt
+from popart_func._xla import exp, float32, log, log1p, multiply_add, power, reciprocal_sqrt, sqrt
 from popart_func.random import keys
 from popart_func.random._arguments import as_shape, check_dtype, check_key, parameters
 from popart_func.random.basic import normal, rademacher, to_normal, to_unit
@@ -228,7 +228,7 @@ def _drawn_gamma(lanes: Tensor, a: Tensor, in_logarithms: bool) -> Tensor:
     """Gamma numbers ``[...]`` for keys ``[..., 2]`` and parameters ``[...]``."""
     is_large = a >= 1
     d = torch.where(is_large, a, a + 1) - 1 / 3  # below 1, gamma(a) = gamma(a + 1) u^(1 / a)
-    c = (1 / sqrt(d.double())).float() * (1 / 3)
+    c = reciprocal_sqrt(d) * (1 / 3)
     lanes, boost_keys = _children(lanes, 2)
     normal_keys, uniform_keys = [], []
     for _ in range(ROUNDS):

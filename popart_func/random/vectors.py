@@ -33,7 +33,8 @@ def orthogonal(
         dtype: float32.
         m: the number of columns, n by default. Columns are orthonormal, or rows if there are fewer of them.
 
-    >>> matrix = orthogonal(keys.key(0), 3)
+    >>> from popart_func.random import key
+    >>> matrix = orthogonal(key(0), 3)
     >>> torch.allclose(matrix @ matrix.mT, torch.eye(3), atol=1e-6)
     True
     """
@@ -64,7 +65,8 @@ def multivariate_normal(
         dtype: float32.
         method: ``"cholesky"``. JAX's ``"eigh"`` and ``"svd"`` have factors whose signs depend on the library.
 
-    >>> multivariate_normal(keys.key(0), torch.tensor([0.0, 10.0]), torch.eye(2))
+    >>> from popart_func.random import key
+    >>> multivariate_normal(key(0), torch.tensor([0.0, 10.0]), torch.eye(2))
     tensor([ 1.6226, 12.0253])
     """
     check_key("multivariate_normal", key)
