@@ -162,6 +162,20 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 @_overridable
+def erfinv(x: Tensor) -> Tensor:
+    """The inverse error function of float32 numbers in (−1, 1), with the bits of XLA."""
+    wide = x.double()
+    square = _round(-wide * wide)
+    w = -torch.where(square > -_NEAR, _log1p_near(square), _log(_round(1 + square)))
+    is_central = w < 5
+    w = _round(torch.where(is_central, w - 2.5, _round(w.clamp(min=5).sqrt()) - 3))  # the slope of a root at 0: none
+    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
+    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
+        total = _round(total * w + torch.where(is_central, centre, tail))
+    return (total * wide).float()
+
+
+@_overridable
 def reciprocal_sqrt(x: Tensor) -> Tensor:
     """``1 / √x`` of float32 numbers, rounded once. XLA's has the last bit of the processor's approximation."""
     return (1 / x.double().sqrt()).float()
