@@ -163,7 +163,6 @@ TO_THE_BIT: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("bernoulli", (1e-3, (3000,)), {"mode": "high"}),
     *(("truncated_normal", (*bounds, (1000,)), {}) for bounds in ((-2.0, 2.0), (0, 1), (-1.0, 7.0), (6.0, math.inf))),
     *(("truncated_normal", (*bounds, (1000,)), {}) for bounds in ((-math.inf, math.inf), (1.0, math.inf))),
-    ("truncated_normal", (-PARAMETERS, 1.5, (500, 4)), {}),
     *(("pareto", arguments, {}) for arguments in ((2.0, (1000,)), (PARAMETERS, (500, 4)), (FULL,))),
     *(("rayleigh", arguments, {}) for arguments in ((PARAMETERS, (500, 4)), (FULL,))),
     *(("lognormal", arguments, {}) for arguments in ((0.7, (1000,)), (PARAMETERS[:3], (500, 3)), (FULL,))),
@@ -197,7 +196,6 @@ TO_ROUNDING: list[tuple[str, tuple[Any, ...], float]] = [
     ("cauchy", ((1000,),), 2.0**-23),
     ("maxwell", ((1000,),), 2.0**-22),
     ("double_sided_maxwell", (0.0, 3.0, (1000,)), 2.0**-21),
-    ("truncated_normal", (-PARAMETERS, PARAMETERS), 2.0**-22),
     ("weibull_min", (1.5, 2.0, (1000,)), 2.0**-22),
     ("weibull_min", (PARAMETERS, PARAMETERS, (500, 4)), 2.0**-22),
     ("gamma", (PARAMETERS, (500, 4)), 2e-6),
@@ -237,6 +235,14 @@ def test_draws_are_those_of_jax_to_rounding(name: str) -> None:
         for seed in (3, 2**31) if other == name else ():
             got, expected = both(name, seed, *arguments)
             np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=tolerance)
+
+
+@needs_fused
+def test_truncated_normal_between_tensors() -> None:
+    """To rounding: the last bits of XLA's bounds depend on how it compiles them."""
+    for arguments in ((-PARAMETERS, PARAMETERS), (-PARAMETERS, 1.5, (500, 4)), (-1.0, PARAMETERS, (500, 4))):
+        got, expected = both("truncated_normal", 3, *arguments)
+        np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=2e-6, atol=2e-6)
 
 
 def test_loggamma() -> None:

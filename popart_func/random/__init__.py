@@ -8,6 +8,8 @@ Numbers have the bits that XLA computes on CPUs. XLA on another device may diffe
 `interop.jax.to_jax_function` XLA itself computes them. These draws are JAX's to rounding only:
 
 - `cauchy`, `weibull_min`, `generalized_normal`, `ball`: XLA calls the machine's C library for ``tan`` and ``pow``;
+- `maxwell`, `double_sided_maxwell`: the order in which XLA adds depends on the shape;
+- `truncated_normal` where a bound is a tensor: so do the last bits of the bounds;
 - `gamma` and what is made of it: XLA takes a reciprocal root whose last bits are the processor's;
 - `orthogonal`, `multivariate_normal`: a factorization by LAPACK.
 
