@@ -18,8 +18,10 @@ these do not suffice, a gamma number is NaN and a Poisson number −1. Left out:
 from a rate of 10 on, Gumbel numbers of mode ``"highest"``, other dtypes, and keys of other generators.
 
 Every draw is a pure function of its key. It works under `torch.vmap` (lane *i* gets what seed *i* gets alone), under
-`torch.compile`, in a traced step and on every engine. (`orthogonal` and `multivariate_normal`, which factor matrices,
-do where the engine has the factorization.) `initializers` has JAX's initial parameters of networks.
+`torch.compile`, in a traced step and on every engine, with two exceptions. `orthogonal` and `multivariate_normal` need
+an engine that has the factorization. `gamma`, what is made of it, and `poisson` are thousands of operations, which take
+minutes to compile and are tested in eager mode and under `torch.vmap` only. `initializers` has JAX's initial parameters
+of networks.
 
 Use a key once: `split` it, or `fold_in` a counter.
 
