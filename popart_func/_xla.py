@@ -1,9 +1,12 @@
 """XLA's float32 arithmetic on CPUs, to the bit, in plain PyTorch. `random` needs it to draw what JAX draws.
 
-XLA rounds ``a * b + c`` once, and computes logarithms by the polynomials of Cephes. Here numbers are carried in
-float64, in which a product of two float32 is exact, and rounded where XLA rounds. (Rounding twice instead of once
-changes one result in 2²⁹.) A mode of PyTorch may override the public functions: in `interop.jax.to_jax_function` JAX
-computes them.
+XLA rounds ``a * b + c`` once. It computes exponentials and logarithms by the polynomials of Cephes, and the error
+function by Eigen's. Here numbers are carried in float64, in which a product of two float32 is exact, and rounded where
+XLA rounds. (Rounding twice instead of once changes one result in 2²⁹.) For `power` and `tan` XLA calls the C library,
+whose last bit depends on the machine: here they are exact, then rounded, and may differ from XLA by one unit in the
+last place.
+
+A mode of PyTorch may override the public functions: in `interop.jax.to_jax_function` JAX computes them.
 """
 
 from __future__ import annotations
@@ -17,7 +20,20 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-__all__ = ["erfinv", "float32", "log", "multiply_add"]
+__all__ = [
+    "erf",
+    "erfinv",
+    "exp",
+    "float32",
+    "log",
+    "log1p",
+    "multiply_add",
+    "power",
+    "reciprocal_sqrt",
+    "sqrt",
+    "step_inside",
+    "tan",
+]
 
 
 def float32(number: int | float) -> float:
@@ -38,6 +54,12 @@ _LOG = _rounded(
 _LN2_HIGH, _LN2_LOW = _rounded(0.693359375, -2.12194440e-4)
 # Mantissas lie between √½ and √2. The bound is half a unit lower, so that rounding in `torch.log2` can't matter.
 _LEAST_MANTISSA = math.log2(float32(math.sqrt(0.5)) - 2.0**-26)
+# Cephes' expf: the range in which it is not 0 or infinite, and the polynomial of what the power of two leaves.
+_EXP_RANGE = _rounded(-87.8, 88.8)
+_LOG2_E = float32(math.log2(math.e))
+_EXP = _rounded(
+    *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+)
 # Cephes' log1p near 0.
 _NEAR = float32(math.sqrt(2) - 1)
 _NUMERATOR = _rounded(
@@ -57,6 +79,16 @@ _TAIL = _rounded(
     *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
     *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
 )
+# Eigen's error function: a ratio of polynomials in x². From the bound on, it is ±1 in float32.
+_ERF_NUMERATOR = _rounded(
+    *(2.2905065e-4, 3.4082909e-3, 5.0955694e-2, 0.18520832, 1.1283791),
+)
+_ERF_DENOMINATOR = _rounded(
+    *(-1.1791603e-7, 2.3547966e-5, 1.0179626e-3, 1.4070470e-2, 0.11098505, 0.49746925, 1.0),
+)
+_ERF_BOUND = float32(3.8325069)
+
+_LARGEST = (2 - 2.0**-23) * 2.0**127
 
 
 def _overridable(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -78,8 +110,55 @@ def multiply_add(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
 
 @_overridable
 def log(x: Tensor) -> Tensor:
-    """The natural logarithm of float32 numbers from 2⁻¹²⁶ to 2⁷, with the bits of XLA."""
-    return _log(x.double()).float()
+    """The natural logarithm of float32 numbers, zero and from 2⁻¹²⁶ on, with the bits of XLA."""
+    return torch.where(x == 0, -math.inf, _log(x.double()).float())
+
+
+@_overridable
+def log1p(x: Tensor) -> Tensor:
+    """``log(1 + x)`` of float32 numbers from −1 on, with the bits of XLA."""
+    wide = x.double()
+    value = torch.where(x.abs() < _NEAR, _log1p_near(wide), _log(_round(1 + wide))).float()
+    return torch.where(x == -1, -math.inf, value)
+
+
+@_overridable
+def exp(x: Tensor) -> Tensor:
+    """The exponential function of float32 numbers, with the bits of XLA."""
+    wide = x.double().clamp(*_EXP_RANGE)
+    exponent = torch.floor(_round(wide * _LOG2_E + 0.5)).clamp(-127, 127)
+    rest = _round(_round(wide - exponent * _LN2_HIGH) - exponent * _LN2_LOW)
+    total = _round(1 + _round(_polynomial(rest, _EXP) * _round(rest * rest) + rest))
+    power_of_two = torch.where(exponent > -127, torch.exp2(exponent), 0.0)
+    result = (total * power_of_two).float()
+    return torch.where(result >= 2.0**-126, result, 0.0)  # XLA has no denormal numbers
+
+
+@_overridable
+def erf(x: Tensor) -> Tensor:
+    """The error function of float32 numbers, with the bits of XLA."""
+    wide = x.double().clamp(-_ERF_BOUND, _ERF_BOUND)
+    square = _round(wide * wide)
+    ratio = _round(wide * _polynomial(square, _ERF_NUMERATOR)) / _polynomial(square, _ERF_DENOMINATOR)
+    return torch.where(x.abs() < _ERF_BOUND, ratio.float(), x.sign())
+
+
+@_overridable
+def power(x: Tensor, exponent: Tensor) -> Tensor:
+    """``x ** exponent`` of float32 numbers, rounded once. XLA's may differ by one unit in the last place."""
+    return torch.pow(x.double(), exponent.double()).float()
+
+
+@_overridable
+def tan(x: Tensor) -> Tensor:
+    """The tangent of float32 numbers, rounded once. XLA's may differ by one unit in the last place."""
+    return torch.tan(x.double()).float()
+
+
+@_overridable
+def sqrt(x: Tensor) -> Tensor:
+    """The square root of float32 numbers, rounded once, as in XLA; engines may have a faster one."""
+    return x.double().sqrt().float()
 
 
 @_overridable
@@ -89,11 +168,28 @@ def erfinv(x: Tensor) -> Tensor:
     square = _round(-wide * wide)
     w = -torch.where(square > -_NEAR, _log1p_near(square), _log(_round(1 + square)))
     is_central = w < 5
-    w = _round(torch.where(is_central, w - 2.5, _round(w.sqrt()) - 3))
+    w = _round(torch.where(is_central, w - 2.5, _round(w.clamp(min=5).sqrt()) - 3))  # the slope of a root at 0: none
     total = torch.where(is_central, _CENTRE[0], _TAIL[0])
     for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
         total = _round(total * w + torch.where(is_central, centre, tail))
     return (total * wide).float()
+
+
+@_overridable
+def reciprocal_sqrt(x: Tensor) -> Tensor:
+    """``1 / √x`` of float32 numbers, rounded once. XLA's has the last bit of the processor's approximation."""
+    return (1 / x.double().sqrt()).float()
+
+
+def step_inside(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The float32 numbers next to two bounds, on their inner side: the next above the one, the next below the other."""
+    return -_next_below(-lower), _next_below(upper)
+
+
+def _next_below(x: Tensor) -> Tensor:
+    # Five eighths of the spacing of the mantissas from 1 on: for each mantissa this rounds to the neighbour.
+    below = x - (x.abs() * (1.25 * 2.0**-24) + 2.0**-149)
+    return torch.where(x.isinf(), x, below).clamp(-_LARGEST, _LARGEST)
 
 
 def _log(x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor, vmap
 
 from popart_func import _xla, random
 from popart_func.engines import compiler, native, scan_lanes
+from popart_func.interop.jax import to_jax_function
+from popart_func.random import initializers
 
 SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1]
 SHAPES = [(), (1,), (7,), (3, 5), (0, 2), (1000,)]
@@ -147,6 +149,226 @@ def test_permutation(size: int) -> None:
     same(random.permutation(key, values, 1), jax.random.permutation(as_jax(key), jnp.asarray(values.numpy()), 1))
 
 
+PARAMETERS = np.array([0.3, 1.0, 2.5, 40.0], dtype=np.float32)
+PROBABILITIES = np.array([0.1, 0.0, 0.4, 0.3, 0.2], dtype=np.float32)
+MANY = np.random.default_rng(0).random(300).astype(np.float32)
+TABLE = np.arange(60, dtype=np.float32).reshape(3, 5, 4)
+FULL = np.tile(PARAMETERS, (50, 1))
+
+# Arguments after the key: each draw is compared with JAX, to the bit.
+TO_THE_BIT: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    *((name, (shape,), {}) for name in ("exponential", "gumbel", "laplace", "logistic") for shape in SHAPES[1:4]),
+    ("rademacher", ((1000,),), {}),
+    ("gumbel", ((1000,),), {"mode": "high"}),
+    ("bernoulli", (1e-3, (3000,)), {"mode": "high"}),
+    *(("truncated_normal", (*bounds, (1000,)), {}) for bounds in ((-2.0, 2.0), (0, 1), (-1.0, 7.0), (6.0, math.inf))),
+    *(("truncated_normal", (*bounds, (1000,)), {}) for bounds in ((-math.inf, math.inf), (1.0, math.inf))),
+    *(("pareto", arguments, {}) for arguments in ((2.0, (1000,)), (PARAMETERS, (500, 4)), (FULL,))),
+    *(("rayleigh", arguments, {}) for arguments in ((PARAMETERS, (500, 4)), (FULL,))),
+    *(("lognormal", arguments, {}) for arguments in ((0.7, (1000,)), (PARAMETERS[:3], (500, 3)), (FULL,))),
+    ("lognormal", (), {"shape": (100,)}),
+    ("triangular", (0.0, PARAMETERS, 50.0, (500, 4)), {}),
+    ("wald", (PARAMETERS, (500, 4)), {}),
+    ("geometric", (0.3, (1000,)), {}),
+    ("geometric", (np.array([0.01, 0.5, 1.0], dtype=np.float32), (500, 3)), {}),
+    *(("poisson", (rate, (1000,)), {}) for rate in (0.0, 9.9)),
+    ("poisson", (np.array([0.0, 0.5, 7.0], dtype=np.float32), (500, 3)), {}),
+    ("gamma", (2.0, (1000,)), {}),
+    ("choice", (10, (7, 100)), {}),
+    ("choice", (1000, (30, 30), False), {}),
+    ("choice", (TABLE, (3, 4)), {}),
+    ("choice", (TABLE, (4,), False), {"axis": 1}),
+    ("choice", (TABLE, (2, 2), True, PROBABILITIES), {"axis": -2}),
+    ("choice", (5, (1000,), True, PROBABILITIES), {}),
+    ("choice", (5, (4,), False, PROBABILITIES), {}),
+    ("choice", (300, (2000,), True, MANY), {}),
+    ("choice", (300, (200,), False, MANY), {"mode": "high"}),
+    ("choice", (5, (0, 2)), {}),
+    ("categorical", (MANY.reshape(3, 100),), {"shape": (20, 3), "replace": False}),
+    ("categorical", (MANY.reshape(100, 3), 0), {"shape": (20, 3), "replace": False, "mode": "high"}),
+    ("categorical", (MANY.reshape(100, 3), 0), {"shape": (20, 3), "mode": "high"}),
+    ("permutation", (TABLE, 1), {"independent": True}),
+    ("permutation", (TABLE, -1), {"independent": True}),
+]
+
+# The same with the relative difference that is allowed, and the reason in the package's docstring.
+TO_ROUNDING: list[tuple[str, tuple[Any, ...], float]] = [
+    ("cauchy", ((1000,),), 2.0**-23),
+    ("maxwell", ((1000,),), 2.0**-22),
+    ("double_sided_maxwell", (0.0, 3.0, (1000,)), 2.0**-21),
+    ("weibull_min", (1.5, 2.0, (1000,)), 2.0**-22),
+    ("weibull_min", (PARAMETERS, PARAMETERS, (500, 4)), 2.0**-22),
+    ("gamma", (PARAMETERS, (500, 4)), 2e-6),
+    ("beta", (PARAMETERS, PARAMETERS[::-1].copy(), (500, 4)), 4e-6),
+    ("chisquare", (PARAMETERS, (500, 4)), 4e-6),
+    ("dirichlet", (PARAMETERS, (500,)), 8e-6),
+    ("t", (PARAMETERS, (500, 4)), 2e-6),
+    ("f", (3.0, 4.0, (1000,)), 4e-6),
+    ("generalized_normal", (1.5, (1000,)), 4e-6),
+    ("ball", (4, 1.5, (500,)), 4e-6),
+]
+
+
+def both(name: str, seed: int, *arguments: Any, **keywords: Any) -> tuple[Tensor, Any]:
+    """A draw of the package, and JAX's, for arguments in which arrays are NumPy's."""
+    key = random.key(seed)
+    convert = lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value  # noqa: E731
+    got = getattr(random, name)(key, *map(convert, arguments), **keywords)
+    as_array = lambda value: jnp.asarray(value) if isinstance(value, np.ndarray) else value  # noqa: E731
+    return got, getattr(jax.random, name)(as_jax(key), *map(as_array, arguments), **keywords)
+
+
+@needs_fused
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in TO_THE_BIT}))
+def test_draws_are_those_of_jax_to_the_bit(name: str) -> None:
+    for other, arguments, keywords in TO_THE_BIT:
+        for seed in (3, 2**31) if other == name else ():
+            same(*both(name, seed, *arguments, **keywords))
+
+
+@needs_fused
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in TO_ROUNDING}))
+def test_draws_are_those_of_jax_to_rounding(name: str) -> None:
+    for other, arguments, tolerance in TO_ROUNDING:
+        for seed in (3, 2**31) if other == name else ():
+            got, expected = both(name, seed, *arguments)
+            np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=tolerance)
+
+
+@needs_fused
+def test_truncated_normal_between_tensors() -> None:
+    """To rounding: the last bits of XLA's bounds depend on how it compiles them."""
+    for arguments in ((-PARAMETERS, PARAMETERS), (-PARAMETERS, 1.5, (500, 4)), (-1.0, PARAMETERS, (500, 4))):
+        got, expected = both("truncated_normal", 3, *arguments)
+        np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=2e-6, atol=2e-6)
+
+
+def test_loggamma() -> None:
+    """Near 1 the logarithm is near 0: the difference is one of the gamma number."""
+    got, expected = both("loggamma", 5, np.array([1e-3, 0.3, 1.0, 2.5, 40.0], dtype=np.float32), (300, 5))
+    np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=1e-6, atol=2e-6)
+
+
+def test_orthogonal_matrices_and_normal_vectors() -> None:
+    for arguments, keywords in (((4,), {}), ((3, (2, 2)), {}), ((5, (2,)), {"m": 3}), ((3, (2,)), {"m": 5})):
+        got, expected = both("orthogonal", 4, *arguments, **keywords)
+        np.testing.assert_allclose(got.numpy(), np.asarray(expected), atol=2e-6)
+    factor = np.array([[1.0, 0.0], [3.0, 0.5]], dtype=np.float32)
+    mean, cov = np.array([1.0, -2.0], dtype=np.float32), factor @ factor.T
+    for arguments in ((mean, cov), (mean, cov, (50, 2)), (np.stack([mean, -mean]), cov, (30, 2))):
+        got, expected = both("multivariate_normal", 4, *arguments)
+        np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=1e-5, atol=1e-6)
+
+
+@needs_fused
+@pytest.mark.parametrize("name", [name for name in initializers.__all__ if name != "Initializer"])
+def test_initializers(name: str) -> None:
+    mine, theirs = getattr(initializers, name), getattr(jax.nn.initializers, name)
+    key = random.key(11)
+    arguments: dict[str, list[tuple[Any, ...]]] = {
+        "zeros": [],
+        "ones": [],
+        "constant": [(0.3,)],
+        "truncated_normal": [(), (0.5, None, -1.0, 3.0)],
+        "variance_scaling": [
+            (scale, mode, distribution, *axes)
+            for scale, mode in ((1.0, "fan_in"), (2.0, "fan_out"), (0.3, "fan_avg"), (3, "fan_geo_avg"))
+            for distribution in ("truncated_normal", "normal", "uniform")
+            for axes in ((), (0, (1, 2)), (-1, -2, 0))
+        ],
+    }
+    made = [(mine(*given), theirs(*given)) for given in arguments.get(name, [()])] or [(mine, theirs)]
+    for initializer, expected in made:
+        for shape in ((3, 7, 13), (5, 3, 4, 6)):
+            got = initializer(key, shape)
+            if "orthogonal" in name:
+                np.testing.assert_allclose(got.numpy(), np.asarray(expected(as_jax(key), shape)), atol=2e-6)
+            else:
+                same(got, expected(as_jax(key), shape))
+
+
+def test_every_draw_of_jax_is_here_or_named_as_left_out() -> None:
+    left_out = {"PRNGKey", "binomial", "clone", "key_data", "key_dtype", "key_impl", "multinomial", "wrap_key_data"}
+    public = {name for name in dir(jax.random) if callable(getattr(jax.random, name)) and not name.startswith("_")}
+    assert public - set(random.__all__) == left_out
+    public = {name for name in dir(jax.nn.initializers) if not name.startswith("_")}
+    assert set(initializers.__all__) == public
+
+
+GRADIENTS: dict[str, tuple[Any, ...]] = {
+    "truncated_normal": (-0.5, 1.5),
+    "uniform": (-1.0, 2.0),
+    "pareto": (2.5,),
+    "rayleigh": (1.5,),
+    "weibull_min": (1.5, 2.5),
+    "lognormal": (0.7,),
+    "triangular": (0.0, 0.7, 2.0),
+    "double_sided_maxwell": (1.0, 2.0),
+    "wald": (1.3,),
+    "gamma": (2.5,),
+    "loggamma": (0.4,),
+    "beta": (1.5, 2.5),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_with_respect_to_parameters(name: str) -> None:
+    key = random.key(17)
+    values = GRADIENTS[name]
+
+    def draws(module: Any, key: Any, *parameters: Any) -> Any:
+        if name == "uniform":
+            return module.uniform(key, (20,), minval=parameters[0], maxval=parameters[1]).sum()
+        return getattr(module, name)(key, *parameters, (20,)).sum()
+
+    positions = tuple(range(len(values)))
+    expected = jax.grad(lambda *given: draws(jax.random, as_jax(key), *given), positions)(*map(jnp.float32, values))
+    got = torch.func.grad(lambda *given: draws(random, key, *given), positions)(*map(torch.tensor, values))
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine.numpy(), np.asarray(theirs), rtol=2e-3, atol=1e-5)
+
+
+def test_gradients_of_gamma_numbers_in_jax_are_nan() -> None:
+    """Rather than silently those of the accepted candidate alone."""
+    drawn = to_jax_function(lambda key, a: random.gamma(key, a))
+    assert jnp.isnan(jax.grad(drawn, 1)(jax.random.key(0), jnp.float32(2.5)))
+
+
+def test_rounds_that_do_not_suffice_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = random.key(0)
+    gammas, counts = (random.gamma(key, 1.0, (1000,)), random.poisson(key, 5.0, (1000,)))
+    monkeypatch.setattr("popart_func.random.gammas.ROUNDS", 1)
+    monkeypatch.setattr("popart_func.random.counts.ROUNDS", 6)
+    few_gammas, few_counts = (random.gamma(key, 1.0, (1000,)), random.poisson(key, 5.0, (1000,)))
+    assert 0 < few_gammas.isnan().sum() < 200
+    assert torch.equal(few_gammas[~few_gammas.isnan()], gammas[~few_gammas.isnan()])
+    assert 0 < (few_counts < 0).sum() < 800
+    assert torch.equal(few_counts[few_counts >= 0], counts[few_counts >= 0])
+    assert (random.poisson(key, torch.tensor([10.0, -1.0, math.nan])) == -1).all()
+
+
+@needs_fused
+def test_the_functions_of_xla() -> None:
+    """Exponential, logarithms, error function and neighbours, over all magnitudes."""
+    unit = torch.rand(1 << 14)
+    special = torch.tensor([0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 3.8325069, -3.8325064, 1e-30, 100.0, -100.0, 88.7, -87.33])
+    wide = torch.cat([special, 200 * unit - 100, 8 * unit - 4])
+    above = jnp.nextafter
+    for mine, theirs, x in (
+        (_xla.exp, jnp.exp, wide),
+        (_xla.erf, jax.lax.erf, wide),
+        (_xla.log1p, jnp.log1p, torch.cat([-unit, 100 * unit, torch.tensor([-1.0, 0.0])])),
+        (_xla.log, jnp.log, torch.cat([torch.zeros(1), 1e30 * unit])),
+        (_xla.sqrt, jnp.sqrt, unit),
+        (lambda x: _xla.step_inside(x, x)[0], lambda x: above(x, jnp.inf), wide),
+        (lambda x: _xla.step_inside(x, x)[1], lambda x: above(x, -jnp.inf), wide),
+    ):
+        same(mine(x), jax.jit(theirs)(jnp.asarray(x.numpy())))
+
+
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "split": lambda key: random.split(key, 3),
     "fold_in": lambda key: random.fold_in(key, key[1] + 1),
@@ -157,15 +379,43 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "bernoulli": lambda key: random.bernoulli(key, LIMITS, (2, 3)),
     "categorical": lambda key: random.categorical(key, LOGITS, shape=(5, 3)),
     "permutation": lambda key: random.permutation(key, 9),
+    "truncated_normal": lambda key: random.truncated_normal(key, -1.0, LIMITS, (2, 3)),
+    "exponential": lambda key: random.exponential(key, (5,)),
+    "gumbel": lambda key: random.gumbel(key, (5,)),
+    "laplace": lambda key: random.laplace(key, (5,)),
+    "logistic": lambda key: random.logistic(key, (5,)),
+    "cauchy": lambda key: random.cauchy(key, (5,)),
+    "pareto": lambda key: random.pareto(key, LIMITS),
+    "rayleigh": lambda key: random.rayleigh(key, LIMITS),
+    "weibull_min": lambda key: random.weibull_min(key, 2.0, LIMITS, (3,)),
+    "lognormal": lambda key: random.lognormal(key, LIMITS),
+    "triangular": lambda key: random.triangular(key, 0.0, LIMITS, 1.0),
+    "maxwell": lambda key: random.maxwell(key, (5,)),
+    "double_sided_maxwell": lambda key: random.double_sided_maxwell(key, 0.1, LIMITS),
+    "wald": lambda key: random.wald(key, LIMITS),
+    "rademacher": lambda key: random.rademacher(key, (5,)),
+    "geometric": lambda key: random.geometric(key, LIMITS),
+    "choice": lambda key: random.choice(key, LOGITS, (2,), axis=1),
+    "choice by weight": lambda key: random.choice(key, LOGITS, (4,), p=LIMITS),
+    "choice of different ones": lambda key: random.choice(key, 3, (2,), False, LIMITS),
+}
+
+# Many operations each: candidates of all rounds are drawn at once.
+IN_ROUNDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gamma": lambda key: random.gamma(key, LIMITS),
+    "beta": lambda key: random.beta(key, 2.0, LIMITS),
+    "poisson": lambda key: random.poisson(key, 3.0, (2,)),
 }
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", [*DRAWS, *IN_ROUNDS])
 def test_a_lane_is_what_its_seed_gives_alone(name: str) -> None:
     seeds = torch.arange(7) * 1000
-    lanes = vmap(lambda seed: DRAWS[name](random.key(seed)))(seeds)
+    draw = (DRAWS | IN_ROUNDS)[name]
+    lanes = vmap(lambda seed: draw(random.key(seed)))(seeds)
     for lane, seed in enumerate(seeds.tolist()):
-        assert torch.equal(lanes[lane], DRAWS[name](random.key(seed))), lane
+        assert torch.equal(lanes[lane], draw(random.key(seed))), lane
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -210,6 +460,8 @@ DRAWS = {
     "fold_in": lambda key: random.fold_in(key, key[1] + 1),
     "uniform": lambda key: random.uniform(key, (5,), -1.0, 2.0),
     "normal": lambda key: random.normal(key, (5,)),
+    "truncated_normal": lambda key: random.truncated_normal(key, -2, 2, (5,)),
+    "choice": lambda key: random.choice(key, 7, (3,), p=torch.ones(7)),
     "randint": lambda key: random.randint(key, (2, 3), -3, 7),
     "bernoulli": lambda key: random.bernoulli(key, 0.3, (2, 3)),
     "categorical": lambda key: random.categorical(key, torch.tensor([0.0, 1.0, -1.0]), shape=(5,)),
@@ -230,6 +482,28 @@ def test_a_compiled_function_draws_what_it_draws_uncompiled() -> None:
     """Equal to the bit, in lanes."""
     result = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_draws_inside_jax() -> None:
+    """XLA computes them: equal to what JAX draws in a function that it compiles."""
+    drawn = jax.jit(to_jax_function(lambda key: {name: draw(key) for name, draw in DRAWS.items()}))
+    for name, value in drawn(jax.random.key(6)).items():
+        expected = DRAWS[name](random.key(6))
+        np.testing.assert_allclose(np.asarray(value), expected.numpy(), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(compiler.why_no_compiler() is not None, reason="no C++ compiler")
+def test_the_inductor_engine_draws_what_eager_draws() -> None:
+    def step(key: Tensor, _: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        key, now = random.split(key)
+        return key, {name: DRAWS[name](now) for name in ("truncated_normal", "pareto", "gumbel")}
+
+    keys = vmap(random.key)(torch.arange(20))
+    expected, got = (scan_lanes(step, keys, torch.zeros(9), engine=engine) for engine in ("eager", "inductor"))
+    for name, value in expected[1].items():
+        assert torch.equal(got[1][name], value), name
 
 
 def test_draws_are_pure_and_differ() -> None:
@@ -257,6 +531,56 @@ def test_draws_are_pure_and_differ() -> None:
         (lambda: random.randint(random.key(0), (), 0, 2**31), ValueError, "`maxval` must lie within int32"),
         (lambda: random.categorical(random.key(0), LOGITS, shape=(2,)), ValueError, r"must end in \(3,\), got \(2,\)"),
         (lambda: random.permutation(random.key(0), torch.tensor(3)), ValueError, "got a 0-d tensor"),
+        (
+            lambda: random.normal(random.key(0), (), torch.float64),
+            TypeError,
+            "normal: `dtype` must be torch.float32 or",
+        ),
+        (
+            lambda: random.randint(random.key(0), (), 0, 2, torch.int64),
+            TypeError,
+            "randint: `dtype` must be torch.int32",
+        ),
+        (lambda: random.uniform(random.key(0), (), torch.float32), TypeError, "uniform: .*`dtype` comes last"),
+        (lambda: random.gumbel(random.key(0), mode="highest"), ValueError, "gumbel: `mode` must be None, 'low' or"),
+        (lambda: random.bernoulli(random.key(0), mode="x"), ValueError, "bernoulli: `mode` must be 'low' or 'high'"),
+        (
+            lambda: random.pareto(random.key(0), LIMITS, (2,)),
+            ValueError,
+            r"pareto: `b` must broadcast to `shape`, got \(3,",
+        ),
+        (lambda: random.pareto(random.key(0), LIMITS.double()), TypeError, "pareto: `b` must be float32 or integers"),
+        (lambda: random.pareto(random.key(0), "x"), TypeError, "pareto: `b` must be a number or a tensor, got str"),
+        (lambda: random.choice(random.key(0), 0, (2,)), ValueError, "choice: `a` must have elements to draw from"),
+        (lambda: random.choice(random.key(0), torch.tensor(3)), ValueError, "choice: `a` must be .*got a 0-d tensor"),
+        (lambda: random.choice(random.key(0), 3, (4,), False), ValueError, "can't draw 4 of 3 elements without"),
+        (lambda: random.choice(random.key(0), 3, p=torch.ones(2)), ValueError, r"choice: `p` must be .*shape \(3,\)"),
+        (lambda: random.categorical(random.key(0), LIMITS, shape=(4,), replace=False), ValueError, "draw 4 of 3 categ"),
+        (lambda: random.poisson(random.key(0), 10.0), ValueError, "poisson: `lam` must be .* below 10, got 10.0"),
+        (lambda: random.dirichlet(random.key(0), torch.tensor(1.0)), ValueError, "dirichlet: `alpha` must be a tensor"),
+        (
+            lambda: random.multivariate_normal(random.key(0), LIMITS, torch.eye(3), method="svd"),
+            ValueError,
+            "multivariate_normal: `method` must be 'cholesky', got 'svd'",
+        ),
+        (
+            lambda: random.multivariate_normal(random.key(0), LIMITS, torch.eye(2)),
+            ValueError,
+            r"multivariate_normal: `cov` must end in \(3, 3\)",
+        ),
+        (lambda: random.multivariate_normal(random.key(0), 1.0, torch.eye(2)), TypeError, "`mean` must be a float32"),
+        (lambda: initializers.lecun_normal()(random.key(0), (3,)), ValueError, "variance_scaling: `shape` must have"),
+        (lambda: initializers.normal(1.0, torch.float16), TypeError, "normal: `dtype` must be torch.float32"),
+        (lambda: initializers.ones(None, (2,), torch.int32), TypeError, "constant: `dtype` must be torch.float32"),
+        (lambda: initializers.variance_scaling(1.0, "x", "normal"), ValueError, "variance_scaling: `mode` must be"),
+        (lambda: initializers.variance_scaling(1.0, "fan_in", "x"), ValueError, "`distribution` must be"),
+        (
+            lambda: initializers.orthogonal()(random.key(0), (3,)),
+            ValueError,
+            "orthogonal: `shape` must have at least two",
+        ),
+        (lambda: initializers.delta_orthogonal()(random.key(0), (3, 4)), ValueError, "three, four or five axes"),
+        (lambda: initializers.delta_orthogonal()(random.key(0), (3, 4, 2)), ValueError, "fewer outputs than inputs"),
     ],
 )
 def test_errors(call: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -144,6 +144,7 @@ class _ByXla(TorchFunctionMode):
 
 _BY_XLA: dict[Any, Callable[..., Any]] = {
     _xla.multiply_add: lambda a, b, c: a * b + c,
-    _xla.log: torch.log,
-    _xla.erfinv: torch.erfinv,
+    _xla.reciprocal_sqrt: torch.rsqrt,
+    _xla.power: torch.pow,
+    **{getattr(_xla, name): getattr(torch, name) for name in ("erf", "erfinv", "exp", "log", "log1p", "sqrt", "tan")},
 }
