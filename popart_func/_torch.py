@@ -54,6 +54,7 @@ __all__ = [
     "scan_operator",
     "schema",
     "set_grad_enabled",
+    "standard_gamma_grad",
     "storage_id",
     "tells_libraries_of_a_trace",
     "torch_pytree",
@@ -101,6 +102,10 @@ def overloads(op: Any) -> list[OpOverload]:
     if isinstance(op, OpOverloadPacket):
         return [getattr(op, overload) for overload in op.overloads()]
     return [op] if isinstance(op, OpOverload) else []
+
+
+standard_gamma_grad = torch._standard_gamma_grad
+"""The derivative of gamma numbers in their parameter, as `torch.distributions` takes it."""
 
 
 def is_composite(op: OpOverload) -> bool:

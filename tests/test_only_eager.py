@@ -131,7 +131,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_auto_gives_the_same_for_any_length(case: Callable[[int, str], Tensor]) -> None:
     """Each case is the number of steps."""
-    for steps in LENGTHS[1:3] if case in (inside_a_step, make_fx_trace) else LENGTHS:
+    unrolled = case in (inside_a_step, inside_to_jax_function, make_fx_trace)  # which takes long
+    for steps in LENGTHS[::2] if unrolled else LENGTHS:
         assert case(steps, "auto") == steps
 
 
@@ -210,7 +211,7 @@ LINE = r"in \S*test_only_eager.py:\d+: `return"
 
 @pytest.mark.parametrize(
     ("step", "reason"),
-    [(branches, LINE), (multiplies_sparse, LINE), (closes_over_sparse, "closes over a tensor: it can't read a tensor")],
+    [(branches, LINE), (multiplies_sparse, LINE), (closes_over_sparse, LINE)],
 )
 def test_what_cannot_be_traced_runs_on_eager(step: Any, reason: str) -> None:
     """However long it is; `auto` says why, once, with the line; a compiled engine refuses by name."""

@@ -97,12 +97,15 @@ def test_does_not_depend_on_what_was_switched_before() -> None:
 
 
 def test_flags_are_put_back_after_an_error() -> None:
+    traced = []
+
     def step(x: Tensor) -> Tensor:
-        assert torch.compiler.is_compiling()
+        traced.append(bool(torch.compiler.is_compiling()))
         raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
         on_native(step, X)
+    assert traced == [True, False], "then on eager, to see whose error it is"
     assert torch.compiler.is_compiling() is False
     assert torch.backends.mha.get_fastpath_enabled() is True
 

@@ -124,6 +124,17 @@ def finds_overloads() -> None:
     assert all(isinstance(op, _torch.OpOverload) for op in _torch.overloads("sin"))
 
 
+def differentiates_gamma_numbers() -> None:
+    """Of the exponential distribution, a = 1, at its median: by the derivative of the incomplete gamma function."""
+    median, step = torch.tensor(2.0, dtype=torch.float64).log(), 1e-6
+    below, above = (
+        torch.special.gammainc(torch.tensor(1 + sign * step, dtype=torch.float64), median) for sign in (-1, 1)
+    )
+    slope = -(above - below) / (2 * step) / torch.exp(-median)
+    found = _torch.standard_gamma_grad(torch.ones((), dtype=torch.float64), median)
+    torch.testing.assert_close(found, slope, rtol=1e-3, atol=0)
+
+
 def knows_composite_ops() -> None:
     assert _torch.is_composite(ATEN.linear.default) or _torch.is_composite(ATEN.matmul.default)
     assert not _torch.is_composite(ATEN.sin.default)
@@ -296,6 +307,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "function_modes": finds_function_modes,
     "get_unwrapped": sees_wrapped_tensors,
     "is_composite": knows_composite_ops,
+    "standard_gamma_grad": differentiates_gamma_numbers,
     "is_forward_derivative_on": sees_forward_derivatives,
     "is_functorch_wrapped_tensor": sees_wrapped_tensors,
     "is_jit_tracing": sees_jit_traces,

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from popart_func._torch import standard_gamma_grad
 from popart_func._typing import Float, Integer, Num
 from popart_func._xla import exp, float32, log, log1p, multiply_add, power, reciprocal_sqrt, sqrt
 from popart_func.random import keys
@@ -221,7 +222,7 @@ def _gamma(key: Tensor, a: Tensor, in_logarithms: bool) -> Tensor:
     if not a.requires_grad:
         return drawn + (a - fixed).sqrt() * 0.0  # adds 0, whose derivative is NaN
     sample = exp(drawn).clamp(min=2.0**-126) if in_logarithms else drawn
-    slope = torch._standard_gamma_grad(fixed, sample)
+    slope = standard_gamma_grad(fixed, sample)
     return drawn + (a - fixed) * (slope / sample if in_logarithms else slope)
 
 
