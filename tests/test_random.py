@@ -493,6 +493,7 @@ def test_draws_inside_jax() -> None:
         np.testing.assert_allclose(np.asarray(value), expected.numpy(), rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.skipif(compiler.why_no_compiler() is not None, reason="no C++ compiler")
 def test_the_inductor_engine_draws_what_eager_draws() -> None:
