@@ -11,6 +11,7 @@ import synthetic
 import xarray
 
 import popart_func
+from popart_func import cli
 from popart_func.cli import main
 from popart_func.experiments import competitors, regression
 from popart_func.experiments.names import ALGORITHMS, COMPETITORS, LABELS, STYLES
@@ -208,6 +209,14 @@ class TestMain:
         out, err = capsys.readouterr()
         assert out.startswith("Usage: popart-func ")
         assert err == ""
+
+    def test_every_module_is_a_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["--help"])
+        listed = capsys.readouterr().out
+        names = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+        assert names >= {"bench", "reproduce", "sweep", "verify"}
+        for name in names:
+            assert f"│ {name} " in listed
 
     def test_help_names_every_option(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["reproduce", "--help"])

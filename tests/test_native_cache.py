@@ -144,13 +144,19 @@ def test_kernels_used_longest_ago_are_removed(cache: Path, monkeypatch: pytest.M
     keep_source(kernels[0].with_suffix(".cpp"), "used just now")
     (cache / f"{kernels[1].stem}a1b2.part").touch()  # left by a process that was killed
     os.utime(cache / f"{kernels[1].stem}a1b2.part", (1, 1))
+    left = cache / f"{9:032x}abcd"  # by a compilation that was killed
+    left.mkdir()
+    (left / "kernel.cpp").write_bytes(bytes(250_000))
+    os.utime(left, (2, 2))
     monkeypatch.setenv("POPART_FUNC_CACHE_MB", "1")
-    assert [kernel.files[-1] for kernel in kept_kernels(cache)] == [*kernels[1:], kernels[0]]
+    assert [kernel.files[-1] for kernel in kept_kernels(cache)] == [left, *kernels[1:], kernels[0]]
+    assert kept_kernels(cache)[0].size > 250_000
     scan_lanes(step_of(5.5), torch.zeros(2), length=1, engine="native")
     assert [kernel.exists() for kernel in kernels] == [True, False, False, True, True]
     assert sum(kernel.size for kernel in kept_kernels(cache)) <= 10**6
     assert len(kept_kernels(cache)) == 4, "the new one, too"
     assert not list(cache.glob("*.part"))
+    assert not left.exists()
     assert (cache / "notes.txt").exists()
 
 
@@ -267,6 +273,22 @@ def test_an_odd_compiler_is_named_with_what_is_odd(
         assert scan_lanes(step_of(4.5), torch.zeros(1), length=600)[0].isinf().all(), "auto goes on with eager"
 
 
+@pytest.mark.parametrize(
+    ("content", "why"), [("hello", r"can't be run \(Exec format"), ("#!/bin/sh", "wrote no kernel")]
+)
+def test_an_executable_file_that_is_no_compiler_is_named(
+    content: str, why: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / "odd").write_text(content)
+    (cache / "odd").chmod(0o700)
+    monkeypatch.setenv("CXX", str(cache / "odd"))
+    message = (
+        rf"native: .*/odd is taken for the C\+\+ compiler, but {why}.*: set CXX to a C\+\+ compiler, or unset it\."
+    )
+    with pytest.raises(native.BuildError, match=message):
+        scan_lanes(step_of(4.75), torch.zeros(2), length=1, engine="native")
+
+
 def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
@@ -276,7 +298,7 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_cache_that_can_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(dir: Path) -> None:
+    def refuse(dir: Path, prefix: str) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
 
     monkeypatch.setenv("POPART_FUNC_CACHE", str(tmp_path))

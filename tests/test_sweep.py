@@ -33,6 +33,17 @@ def full() -> np.ndarray:
     return sweeps.run(**small_sweep.arguments(record={"curve": every()}))["curve"].values
 
 
+@torch.library.custom_op("test_sweep::untraceable", mutates_args=())
+def untraceable(x: torch.Tensor) -> torch.Tensor:
+    """Has no fake implementation, so that its shape is unknown before it has run."""
+    return x.sum(-1)
+
+
+@untraceable.register_vmap
+def _(info, in_dims, x):
+    return untraceable(x), in_dims[0]
+
+
 _STREAM = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)), torch.arange(12.0)
 
 
@@ -268,17 +279,19 @@ class TestRun:
         difference = abs(double["final"].sel(kept) - result["final"].sel(kept)).max()
         assert 0 < difference < 10 * 1000 * 2**-22
 
-    def test_auto_goes_on_where_native_lacks_an_operation(self):
+    @pytest.mark.parametrize("lacks", ["qr", "untraceable"])
+    def test_auto_goes_on_where_compiled_engines_lack_an_operation(self, lacks):
         arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1]), engine="auto", record={"final": last(5)})
         learner = arguments["make_learner"]["sgd"](0.01)
+        operation = {"qr": lambda x: torch.linalg.qr(x[None]).R[0, 0], "untraceable": untraceable}[lacks]
 
         def update(state, batch):
             x, y = batch
-            return learner.update(state, (torch.linalg.qr(x[None]).R[0, 0] * x, y))
+            return learner.update(state, (operation(x) * x, y))
 
         long = tuple(leaf.repeat(50, *[1] * (leaf.ndim - 1)) for leaf in arguments["data"](0))
         arguments |= {"make_learner": lambda: pf.Learner(learner.init, update), "data": long}
-        with pytest.warns(UserWarning, match="engine 'auto': .*qr.* Going on with eager"):
+        with pytest.warns(UserWarning, match=f"engine 'auto': .*{lacks}.* Going on with eager"):
             found = sweeps.run(**arguments)
         assert found.attrs["engine"] == "eager"
 

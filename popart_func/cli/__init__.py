@@ -1,11 +1,17 @@
 """The command ``popart-func``: parse, call, print; nothing else.
 
+**To add a command**, write one module in this folder: ``name.py`` with a function ``name``, whose docstring and
+parameters are the command's help and options, and which may return an exit status. A module whose name begins with an
+underscore is no command.
+
 Exit status: 0 if everything was written and every check passed, 1 for a failure, 2 for a bad value on the command line,
 130 when interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,11 +24,6 @@ except ModuleNotFoundError as error:
 from cyclopts import App, CycloptsError
 
 from popart_func._version import __version__
-from popart_func.cli.bench import bench
-from popart_func.cli.cache import cache
-from popart_func.cli.reproduce import reproduce
-from popart_func.cli.sweep import sweep
-from popart_func.cli.verify import verify
 from popart_func.engines import EngineUnavailableError
 from popart_func.engines.native.target import BuildError
 
@@ -35,8 +36,9 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for command in (reproduce, sweep, bench, verify, cache):
-    app.command(command)
+for _, name, _ in pkgutil.iter_modules(__path__):
+    if not name.startswith("_"):
+        app.command(getattr(importlib.import_module(f"{__name__}.{name}"), name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from popart_func.cli.parameters import Device, File, Picture, check_among, whole_number, words
+from popart_func.cli._parameters import Device, File, Picture, check_among, whole_number, words
 from popart_func.display.table import make_table, print_table
 from popart_func.engines import ENGINES
 from popart_func.experiments.names import COMPETITORS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from popart_func.cli.parameters import Algorithms, Device, Directory, Engine, whole_number
+from popart_func.cli._parameters import Algorithms, Device, Directory, Engine, whole_number
 from popart_func.display.progress import show_progress
 from popart_func.display.table import make_table, print_table
 from popart_func.experiments.names import LABELS, Algorithm

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from popart_func.cli.parameters import Algorithms, Device, Directory, Engine, check_float32, whole_number, words
+from popart_func.cli._parameters import Algorithms, Device, Directory, Engine, check_float32, whole_number, words
 from popart_func.display.table import print_table
 from popart_func.experiments.names import HALF_DECADES, Algorithm
 

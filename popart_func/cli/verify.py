@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
 
-from popart_func.cli.parameters import (
+from popart_func.cli._parameters import (
     ENGINE_NAMES,
     Device,
     File,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from popart_func.display.progress import show_progress
 from popart_func.engines import ENGINES, UnsupportedError, load_engine, resolve_engine
+from popart_func.engines.tracing.source_lines import TraceError
 from popart_func.sweeps._checks import as_count, as_device, check_function
 from popart_func.sweeps.configuration import CONFIGURATION, attributes, provenance, read_configuration
 from popart_func.sweeps.files import as_directory
@@ -182,11 +183,21 @@ def _with_engine(job: Job, store: Path | None) -> Job:
         there = read_configuration(store)["configuration"]["engine"]
         return replace(job, engine=resolve_engine(there, job.device, steps, caller="run"))
     job = replace(job, engine=resolve_engine("auto", job.device, steps, caller="run"))
-    if job.engine == "native":
+    while job.engine != "eager":
         try:
             job.try_engine()
-        except UnsupportedError as error:
-            other = next(name for name in ENGINES if name != "native" and steps >= load_engine(name).pays_off_after)
+        except (TraceError, UnsupportedError) as error:
+            # What can't be traced runs on no compiled engine.
+            after = ENGINES[-1:] if isinstance(error, TraceError) else ENGINES[ENGINES.index(job.engine) + 1 :]
+            other = next(name for name in after if _pays_off(name, job.device, steps))
             warnings.warn(f"engine 'auto': {error} Going on with {other}.", stacklevel=3)
-            job = replace(job, engine=resolve_engine(other, job.device, steps, caller="run"))
+            job = replace(job, engine=other)
+        else:
+            break
     return job
+
+
+def _pays_off(engine: str, device: torch.device, steps: int) -> bool:
+    """Whether an engine can run on a device and runs fast enough to earn back its compilation."""
+    found = load_engine(engine)
+    return steps >= found.pays_off_after and found.why_not(device) is None

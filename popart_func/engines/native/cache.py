@@ -17,6 +17,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -48,7 +49,7 @@ class KeptKernel(NamedTuple):
 
     Attributes:
         files: its files, the compiled one last: a process that is ended while it removes them leaves no kernel that
-            looks whole.
+            looks whole. A compilation that was killed has left a folder.
         size: of all files, in bytes.
         used: when it was last used, in seconds since 1970.
     """
@@ -126,17 +127,20 @@ def cache_limit() -> int:
 
 def kept_kernels(directory: Path) -> list[KeptKernel]:
     """The kernels in a cache, those used longest ago first."""
-    found: dict[str, list[tuple[Path, os.stat_result]]] = {}
+    found: dict[str, list[tuple[Path, int, float]]] = {}
     for entry in os.scandir(directory):
         name = _NAME.match(entry.name)
         if name:
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                found.setdefault(name.group(), []).append((Path(entry.path), entry.stat(follow_symlinks=False)))
+                parts = os.scandir(entry) if entry.is_dir(follow_symlinks=False) else ()
+                sizes = [part.stat(follow_symlinks=False).st_size for part in (entry, *parts)]
+                used = entry.stat(follow_symlinks=False).st_mtime
+                found.setdefault(name.group(), []).append((Path(entry.path), sum(sizes), used))
     kernels = [
         KeptKernel(
-            sorted((path for path, _ in files), key=lambda path: path.suffix in (".so", ".cubin")),
-            sum(status.st_size for _, status in files),
-            max(status.st_mtime for _, status in files),
+            sorted((path for path, _, _ in files), key=lambda path: path.suffix in (".so", ".cubin")),
+            sum(size for _, size, _ in files),
+            max(used for _, _, used in files),
         )
         for files in found.values()
     ]
@@ -160,7 +164,10 @@ def clear_cache(directory: Path, limit: int = 0) -> list[KeptKernel]:
             if size <= limit:
                 break
             for file in kernel.files:
-                file.unlink(missing_ok=True)
+                if file.is_dir():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink(missing_ok=True)
             removed.append(kernel)
             size -= kernel.size
     return removed

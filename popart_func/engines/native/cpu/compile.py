@@ -67,7 +67,7 @@ def _is_whole(library: Path) -> bool:
 
 def _compile(command: list[str], source: str, library: Path) -> None:
     try:
-        with tempfile.TemporaryDirectory(dir=library.parent) as directory:
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=library.stem) as directory:
             _compile_in(Path(directory), command, source, library)
     except OSError as error:
         raise BuildError(
@@ -81,6 +81,8 @@ def _compile_in(directory: Path, command: list[str], source: str, library: Path)
     result = subprocess.run([*command, "-o", str(made), str(source_file)], capture_output=True, text=True, check=False)
     if result.returncode:
         raise BuildError(f"native: {' '.join(command)} failed:\n{result.stderr[-4000:]}")
+    if not made.exists():
+        raise BuildError(_no_compiler(command[0], "wrote no kernel"))
     digest.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
     os.replace(made, library)
     os.replace(digest, library.with_suffix(".sha256"))
@@ -93,6 +95,10 @@ def _command() -> tuple[str, ...]:
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     wide = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
     return (*found, native, *wide)
+
+
+def _no_compiler(program: str, why: str) -> str:
+    return f"native: {program} is taken for the C++ compiler, but {why}: set CXX to a C++ compiler, or unset it."
 
 
 def ask_compiler() -> Callable[[], str]:
@@ -108,7 +114,10 @@ def ask_compiler() -> Callable[[], str]:
 def _asked(command: tuple[str, ...], process: int) -> Callable[[], str]:
     """Asks once in each process: a fork shares the pipe with the process that it comes from."""
     query = [*command, "-E", "-dM", "-x", "c++", os.devnull]
-    asked = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        asked = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError as error:  # an executable file that is no program
+        raise BuildError(_no_compiler(command[0], f"can't be run ({error.strerror})")) from error
     lock = threading.Lock()  # only one thread may read the answer
 
     @functools.cache
