@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +12,6 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
-from filelock import FileLock
 
 # The same examples in every run; a failure prints its own.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 
+import new_process
 import pytest
 import ranks
 import torch
@@ -21,8 +21,7 @@ CASES = ranks.cases()
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, list[Tensor]]]]:
     """The results of each rank, in worlds of two and of three gloo processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    # One process imports the library, and the three are copies of it.
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["ranks"])
+    new_process.context()  # one process imports the library, and the three are copies of it
     torch.multiprocessing.start_processes(ranks.run, args=(str(folder),), nprocs=3, start_method="forkserver")
     return {size: [torch.load(folder / f"{size}.{rank}.pt") for rank in range(size)] for size in (2, 3)}
 

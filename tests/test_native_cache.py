@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import new_process
 import pytest
 import torch
 
@@ -31,11 +32,10 @@ if sys.argv[1] == "no compiler":
 scan = make_lane_scan("scan_lanes", lambda c, x: (c + x, c), torch.zeros(3), torch.arange(4.0))
 print(native.run(scan)[0].tolist())
 """
-    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache")}
+    environment = {"POPART_FUNC_CACHE": str(tmp_path / "cache")}
     for argument in ("a compiler", "no compiler"):
-        command = [sys.executable, "-c", program, argument]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert result.stdout == "[6.0, 6.0, 6.0]\n"
+        result = new_process.run(program, arguments=[argument], environment=environment)
+        assert result.stdout == "[6.0, 6.0, 6.0]\n", result.stderr
     (library,) = (tmp_path / "cache").glob("*.so")
     assert library.suffix == ".so"
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
@@ -73,9 +73,7 @@ for name, damaged in (("truncated", content[:4096]), ("empty", b""), ("zeros", c
 def test_a_damaged_kernel_is_built_anew(tmp_path: Path) -> None:
     """In a process of its own: loading a damaged kernel would be the end of this one. The output says at which."""
     (tmp_path / "whole").mkdir(mode=0o700)
-    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "whole")}
-    command = [sys.executable, "-c", DAMAGES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = new_process.run(DAMAGES, environment={"POPART_FUNC_CACHE": str(tmp_path / "whole")})
     assert result.stdout == "3.0\ntruncated 3.0\nempty 3.0\nzeros 3.0\n", result.stderr
     assert result.returncode == 0, result.stderr
 
@@ -199,13 +197,10 @@ for number in range(4):
     found = scan(step, torch.tensor(1.0), length=2, engine="native")[0].item()
     assert found == (factor + 0.25) ** 2, found
 """
-    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache"), "POPART_FUNC_CACHE_MB": "0"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    errors = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], errors
+    environment = {"POPART_FUNC_CACHE": str(tmp_path / "cache"), "POPART_FUNC_CACHE_MB": "0"}
+    started = [new_process.start(program, environment=environment) for _ in range(3)]
+    ended = [process.wait(120) for process in started]
+    assert [process.returncode for process in ended] == [0, 0, 0], ended
 
 
 def test_a_limit_that_is_no_number_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

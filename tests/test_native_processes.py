@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import new_process
 import pytest
 import torch
 
@@ -45,11 +46,6 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 total()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
-""",
-    "spawned processes": """
-if __name__ == "__main__":
-    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        assert list(pool.map(total, range(4))) == [3.0, 4.0, 5.0, 6.0]
 """,
     "a fork beside a thread that asks the compiler": """
 from popart_func.engines.native.cpu.compile import ask_compiler
@@ -103,13 +99,15 @@ thread.join()
 }
 
 
-def start(tmp_path: Path, program: str) -> subprocess.Popen[str]:
-    file = tmp_path / "program.py"
-    file.write_text(BEGINNING + program)
-    environment = {**os.environ, "POPART_FUNC_CACHE": str(tmp_path / "cache"), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        [sys.executable, str(file)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+SPAWNED = """
+if __name__ == "__main__":
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(total, range(4))) == [3.0, 4.0, 5.0, 6.0]
+"""
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {"POPART_FUNC_CACHE": str(tmp_path / "cache"), "PYTHONWARNINGS": "ignore"}
 
 
 LONG = """
@@ -121,27 +119,33 @@ long = scan_lanes(lambda c, x: ((c * 0.5).sin(), ()), torch.zeros(1000), length=
 
 def test_an_interrupt_ends_a_long_run_within_a_second(tmp_path: Path) -> None:
     """After the kernel has been built; the run would take minutes."""
-    process = start(tmp_path, LONG)
+    program = new_process.start(BEGINNING + LONG, environment=environment(tmp_path))
+    process = program.process
     try:
         deadline = time.monotonic() + 60
         while len(list((tmp_path / "cache").glob("*.sha256"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1.0)
-        assert process.poll() is None
+        assert process.is_alive()
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        os.kill(process.pid, signal.SIGINT)
+        result = program.wait(60)
         assert time.monotonic() - began < 2, "1 s, and what Python takes to end"
-        assert "KeyboardInterrupt" in errors
+        assert "KeyboardInterrupt" in result.stderr
     finally:
-        process.kill()
+        program.kill()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_first_calls(name: str, tmp_path: Path) -> None:
-    process = start(tmp_path, PROGRAMS[name])
-    try:
-        _, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
+    result = new_process.run(BEGINNING + PROGRAMS[name], environment=environment(tmp_path))
+    assert result.returncode == 0, result.stderr
+
+
+def test_spawned_processes(tmp_path: Path) -> None:
+    """They import the file of the program."""
+    file = tmp_path / "program.py"
+    file.write_text(BEGINNING + SPAWNED)
+    command, variables = [sys.executable, str(file)], {**os.environ, **environment(tmp_path)}
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import new_process
 import pytest
 import torch
 import torch._dynamo
@@ -154,7 +153,7 @@ for steps in (10, 600):
 
 def test_inside_torch_compile() -> None:
     """In a process of its own, whose annotations are not enforced: TorchDynamo can't trace that."""
-    result = subprocess.run([sys.executable, "-c", IN_TORCH_COMPILE], capture_output=True, text=True, check=False)
+    result = new_process.run(IN_TORCH_COMPILE)
     assert result.returncode == 0, result.stderr
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+import new_process
 import pytest
 import torch
 from torch import Tensor
@@ -289,7 +288,7 @@ assert seen == [False], "without_dynamo: what is compiled must run as it was wri
 
 
 def keeps_dynamo_out() -> None:
-    result = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True, check=False)
+    result = new_process.run(IN_A_NEW_PROCESS)
     assert result.returncode == 0, result.stderr
 
 
