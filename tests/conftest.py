@@ -68,7 +68,12 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+LONGEST = ("test_notebooks", "test_verify_mutations", "test_workers")
+"""Modules whose tests take long: they come first, so that at the end no process waits for another's long test."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
