@@ -3,7 +3,7 @@
 Each module holds the checks on one subject and lists them in its own ``CHECKS``: `networks` (split and unified
 networks), `heads` (Proposition 1), `running_statistics` (Proposition 2 and the running moments), `algorithms`
 (Algorithms 1 and 2, Proposition 3), `optimizers`, `gradients` (of learners, and the moments of optimizers), `lanes`
-(and engines), `other_libraries` (JAX and rlax).
+(and engines), `random_numbers`, `other_libraries` (JAX and rlax).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from popart_func.verify.checks import (
     networks,
     optimizers,
     other_libraries,
+    random_numbers,
     running_statistics,
 )
 
@@ -24,6 +25,16 @@ __all__ = ["CHECKS"]
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (networks, heads, running_statistics, algorithms, optimizers, gradients, lanes, other_libraries)
+    for module in (
+        networks,
+        heads,
+        running_statistics,
+        algorithms,
+        optimizers,
+        gradients,
+        random_numbers,
+        lanes,
+        other_libraries,
+    )
     for check in module.CHECKS
 }
