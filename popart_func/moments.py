@@ -88,7 +88,7 @@ def _pooled(
     close ones exact, whatever their magnitude.
     """
     if not means.shape[0]:
-        nothing = means.sum(0)
+        nothing = weights.sum(0)
         return nothing, nothing, nothing
     reference = torch.where(some, means, -math.inf).amax(0)
     reference = torch.where(some.any(0), reference, 0)

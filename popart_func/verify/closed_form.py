@@ -22,6 +22,7 @@ from popart_func.verify.discrepancy import Discrepancy, compare, unit_roundoff, 
 
 __all__ = [
     "CORRECTED_STEP_ROUNDINGS",
+    "JOINED_ROUNDINGS",
     "Bounds",
     "TrackedStatistics",
     "Updates",
@@ -34,6 +35,11 @@ __all__ = [
 CORRECTED_STEP_ROUNDINGS = 6
 """Roundings of a bias-corrected step: 2 each for log1p and for expm1 (an error of one unit in the last place), one for
 a product and one for a quotient. None is amplified: ``x ↦ 1 − exp(−x)`` damps relative errors."""
+
+JOINED_ROUNDINGS = 6
+"""Roundings where ranks' moments are joined, besides one a rank in a sum: two in a deviation, two in its square and in
+the sum with a variance, one in a weight and one in a product. A rank's mean lies between its targets, so that its
+deviation is no larger than theirs."""
 
 Bounds = dict[str, Any]
 """``scale_lb`` and ``scale_ub``, 0-d tensors, as keyword arguments of `pop_art`'s functions."""
@@ -119,7 +125,13 @@ def track(state: PopArtState) -> TrackedStatistics:
 
 
 def track_update(
-    before: TrackedStatistics, targets: Tensor, mask: Tensor, step: Tensor, step_roundings: Tensor, dtype: torch.dtype
+    before: TrackedStatistics,
+    targets: Tensor,
+    mask: Tensor,
+    step: Tensor,
+    step_roundings: Tensor,
+    dtype: torch.dtype,
+    ranks: int = 0,
 ) -> TrackedStatistics:
     """One update of the statistics, with a bound on the errors of its roundings.
 
@@ -132,6 +144,8 @@ def track_update(
     - ``s e``: one, and none in the two-sums that add it to μ.
     - ``square``, which is ``(1 − s) e²`` (three) plus the batch's variance (one).
     - ``v + s (square − v)``: two in the smaller part and one in the result.
+    - Where ranks have a part of the batch each: the deviations of their means, two, and likewise a mean of these and
+      their variance with the square of a deviation; see `JOINED_ROUNDINGS`.
 
     The error of the mean before also enters e.
 
@@ -142,10 +156,12 @@ def track_update(
         step: s, ``[tasks]``.
         step_roundings: the number of roundings in s, ``[tasks]``.
         dtype: the dtype that rounds.
+        ranks: among how many ranks the batch is divided; 0 for one process.
     """
     u = unit_roundoff(dtype)
     count = mask.sum(0)
     several = (count > 1).double()
+    summed = count + 1 + (ranks + JOINED_ROUNDINGS if ranks else 0)
     share = mask / count.clamp(min=1)
     deviations = mask * (targets - before.mean)
     mean = (share * deviations).sum(0)
@@ -155,11 +171,11 @@ def track_update(
 
     largest = torch.where(mask > 0, deviations, -torch.inf).amax(0)
     of_each = torch.where(mask > 0, largest - deviations, 0)
-    of_batch = (share * of_each).sum(0) * (1 + several * (count + 1))
+    of_batch = (share * of_each).sum(0) * (1 + several * summed)
     apart = mask * (deviations - mean).abs()
     # An error that all deviations share enters their variance as its square.
     of_spread = (share * (2 * apart * (of_each + apart) + apart.square())).sum(0) + several * (
-        (count + 1) * spread + u * of_batch.square()
+        summed * spread + u * of_batch.square()
     )
     of_mean = of_batch + mean.abs() + 2 * residue + before.mean_error
     of_mean_square = 2 * mean.abs() * of_mean + u * of_mean.square()
@@ -186,15 +202,18 @@ def track_update(
 
 
 def compare_statistics(
-    got: PopArtState, first: PopArtState, updates: Updates, bounds: Bounds, dtype: torch.dtype
+    got: PopArtState, first: PopArtState, updates: Updates, bounds: Bounds, dtype: torch.dtype, ranks: int = 0
 ) -> Discrepancy:
-    """The discrepancy of the library's statistics after updates and the closed form: mean, variance, clamped scale."""
+    """The discrepancy of the library's statistics after updates and the closed form: mean, variance, clamped scale.
+
+    Each batch is divided among ``ranks``, or is that of one process (0).
+    """
     tracked = track(first)
     targets = (updates.targets.double() - first.shift.double()) - first.residue.double()
     for batch, mask, step, roundings in zip(
         targets.unbind(), updates.mask.unbind(), updates.steps.unbind(), updates.step_roundings.unbind(), strict=True
     ):
-        tracked = track_update(tracked, batch, mask, step, roundings, dtype)
+        tracked = track_update(tracked, batch, mask, step, roundings, dtype, ranks)
     mean, variance, mean_error, variance_error = _closed_form(targets, first, updates, dtype)
     mean_error, variance_error = tracked.mean_error + mean_error, tracked.variance_error + variance_error
 

@@ -50,6 +50,7 @@ def cases() -> dict[str, Case]:
         "task indices": Case(start(4), draw(12), indices, (5, 3), mean),
         "float64": Case(start(4, torch.float64), draw(12, dtype=torch.float64), indices, (5, 3), mean),
         "a rank without targets": Case(start(2), draw(12, 2), None, (0, 7), mean),
+        "a rank without targets and indices": Case(start(4), draw(12), indices, (0, 7), mean),
         "no targets at all": Case(start(2), draw(0, 2), None, (0, 0), mean),
         "far from zero": Case(start(1, shift=1e7), draw(12, mean=1e7), None, (5, 3), mean),
         "bias correction": Case(start(4), draw(12), indices, (5, 3), {**mean, "bias_correction": True}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from popart_func import pop_art
-from popart_func.pop_art import PopArtState, Reduction
+from popart_func.pop_art import Gather, PopArtState, Reduction
 from popart_func.verify import draw
 from popart_func.verify.check import Settings, check
 from popart_func.verify.closed_form import Bounds, Updates, compare_statistics, task_mask, track, track_update
@@ -19,6 +20,11 @@ __all__ = ["CHECKS"]
 STEPS = 10
 BATCHES, BATCH = 3, 6
 LONG = 64
+
+RANKS = ((0, 2), (2, 2), (2, BATCH))
+"""The targets of each rank, from and up to."""
+
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "sum", "sequential")
 
 TASKS = (0, 1, 3)
 """The indices of architectures with 1, 3 and 4 tasks; these checks use nothing else of an architecture."""
@@ -103,6 +109,76 @@ def _against_closed_form(stream: _Stream, settings: Settings, reduction: Reducti
         )
         parts.append(compare_statistics(state, stream.start, updates, stream.bounds, settings.dtype))
     return worst(*parts)
+
+
+@check("ranks with a part of a batch each = one process, the same bits on all", "README", architectures=TASKS)
+def joined_ranks(key: Tensor, settings: Settings) -> Discrepancy:
+    """Statistics of three ranks, one of them without targets, equal those of one process on all their targets.
+
+    In sequence they do to the bit, else up to rounding (`closed_form.JOINED_ROUNDINGS`). All ranks have the same bits.
+    """
+    stream, tasks = _draw(key, settings, 1, BATCH), settings.architecture.tasks
+    targets, indices = stream.targets[0], stream.indices[0]
+    smaller = stream.step_size / BATCH
+    parts = []
+    for reduction in REDUCTIONS:
+        for bias_correction in (False, True):
+            rules: dict[str, Any] = {"reduction": reduction, "bias_correction": bias_correction, "step_size": smaller}
+
+            def of_rank(rank: int, gather: Gather | None, rules: dict[str, Any] = rules) -> PopArtState:
+                own = slice(*RANKS[rank])
+                return pop_art.art(stream.start, targets[own], indices[own], gather=gather, **rules, **stream.bounds)
+
+            first, *others = _on_all_ranks(of_rank)
+            parts += [compare(other, first, first, 0, settings.dtype) for other in others]
+            if reduction == "sequential":
+                alone = pop_art.art(stream.start, targets, indices, **rules, **stream.bounds)
+                parts.append(compare(first, alone, alone, 0, settings.dtype))
+                continue
+            mask = task_mask(indices, tasks)[None]
+            summed = reduction == "sum"
+            updates = Updates.from_rules(
+                targets[None, :, None], mask, smaller, settings.dtype, summed=summed, bias_correction=bias_correction
+            )
+            parts.append(
+                compare_statistics(first, stream.start, updates, stream.bounds, settings.dtype, ranks=len(RANKS))
+            )
+    return worst(*parts)
+
+
+def _on_all_ranks(of_rank: Callable[[int, Gather], PopArtState]) -> list[PopArtState]:
+    """The result of each rank, without processes: all run again and again, each time up to one more collective."""
+    known: list[Tensor] = []
+    while True:
+        own: list[Tensor] = []
+        results = []
+        for rank in range(len(RANKS)):
+            gather = _Gathered(known)
+            try:
+                results.append(of_rank(rank, gather))
+            except _Waiting as waiting:
+                own.append(waiting.tensor)
+        if not own:
+            return results
+        known.append(torch.stack(own))
+
+
+class _Waiting(Exception):  # noqa: N818  # no error: a rank waits for the others
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class _Gathered:
+    """A rank's collectives: the first have the results ``known``; the next one raises `_Waiting`."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        self.known, self.calls = known, 0
+
+    def __call__(self, own: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > len(self.known):
+            raise _Waiting(own)
+        return self.known[self.calls - 1]
 
 
 @check("β = 1/t gives the sample's mean and variance", "2016, sec. 2", architectures=TASKS)
@@ -212,9 +288,8 @@ def popart_update(key: Tensor, settings: Settings) -> Discrepancy:
     weight = stream.targets.reshape(-1, 1)[:tasks].expand(tasks, 2)
     head = {"head.weight": weight, "head.bias": weight[:, 0]}
     step_size = stream.step_size / BATCH
-    reductions: tuple[Reduction, ...] = ("mean", "sum", "sequential")
     parts = []
-    for reduction in reductions:
+    for reduction in REDUCTIONS:
         for bias_correction in (False, True):
             rules: dict[str, Any] = {"reduction": reduction, "bias_correction": bias_correction}
             _, update = pop_art.popart(tasks, step_size, *stream.bounds.values(), **rules)
@@ -257,6 +332,7 @@ CHECKS = (
     weighted_moments,
     batches,
     sequential_batch,
+    joined_ranks,
     popart_update,
     sample_moments,
     offsets,
