@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
 from popart_func import optim
 from popart_func.optim import GradientTransformation
+from popart_func.tree import PyTree
 from popart_func.verify import draw
 from popart_func.verify.check import Settings, check
 from popart_func.verify.discrepancy import Discrepancy, compare, rounding_sides, worst
@@ -32,11 +34,13 @@ class OptimizerCase(NamedTuple):
         make: makes the library's optimizer from rates.
         rule: the formula: ``(all gradients of one parameter so far, rates) -> update``.
         roundings: the roundings in the library's update after some steps, relative to the rule of absolute values.
+        moments: ``(all gradients of one parameter so far, rates) -> moments``, those that the optimizer's state keeps.
     """
 
     make: Callable[[Rates], GradientTransformation]
     rule: Callable[[list[Tensor], Rates], Tensor]
     roundings: Callable[[int], int]
+    moments: Callable[[list[Tensor], Rates], list[Tensor]] = lambda history, rates: []
 
 
 def _sgd_rule(history: list[Tensor], rates: Rates) -> Tensor:
@@ -62,9 +66,15 @@ def _adam_rule(history: list[Tensor], rates: Rates) -> Tensor:
     return -rates["learning_rate"] * first / (second.sqrt() + rates["eps"])
 
 
-def _adam_rule_of_numbers(history: list[Tensor], rates: Rates) -> Tensor:
-    decays = {name: torch.full_like(rates[name], decay) for name, decay in NUMBERS.items()}
-    return _adam_rule(history, {**rates, **decays})
+def _adam_moments(history: list[Tensor], rates: Rates) -> list[Tensor]:
+    squares = [gradient.square() for gradient in history]
+    return [
+        (1 - decay) * _weighted_sum(decay, values) for decay, values in ((rates["b1"], history), (rates["b2"], squares))
+    ]
+
+
+def _with_numbers(rates: Rates) -> Rates:
+    return {**rates, **{name: torch.full_like(rates[name], decay) for name, decay in NUMBERS.items()}}
 
 
 def _weighted_sum(decay: Tensor, values: list[Tensor]) -> Tensor:
@@ -98,27 +108,34 @@ MOMENTUM = OptimizerCase(
     lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]),
     _momentum_rule,
     lambda steps: 2 * steps + 1,  # a product and a sum at each step, then the learning rate
+    lambda history, rates: [_weighted_sum(rates["momentum"], history)],
 )
 NESTEROV = OptimizerCase(
     lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"], nesterov=True),
     _nesterov_rule,
     lambda steps: 2 * (steps + 1) + 1,
+    MOMENTUM.moments,
 )
 ADAM = OptimizerCase(
     lambda rates: optim.adam(rates["learning_rate"], rates["b1"], rates["b2"], rates["eps"]),
     _adam_rule,
     _adam_roundings,
+    _adam_moments,
 )
 ADAM_OF_NUMBERS = OptimizerCase(
     lambda rates: optim.adam(rates["learning_rate"], **NUMBERS, eps=rates["eps"]),
-    _adam_rule_of_numbers,
+    lambda history, rates: _adam_rule(history, _with_numbers(rates)),
     _adam_roundings,
+    lambda history, rates: _adam_moments(history, _with_numbers(rates)),
 )
 
 
-@check("SGD, a schedule, momentum, Nesterov and Adam = their formulas", "README", architectures=(0,))
+@check("SGD, a schedule, momentum, Nesterov, Adam, and their states = formulas", "README", architectures=(0,))
 def optimizers(key: Tensor, settings: Settings) -> Discrepancy:
-    """The first and the last update equal the formulas, for gradients of any magnitude, decays near 1 and a tiny ε."""
+    """The first and the last update equal the formulas, for gradients of any magnitude, decays near 1 and a tiny ε.
+
+    So do the moments in the state, and each count is the number of updates.
+    """
     dtype = settings.dtype
     numbers = draw.uniforms(key, dtype, weight=(STEPS, 3, 2), bias=(STEPS, 3), magnitude=(), rates=(5,))
     magnitude, rates = draw.magnitude(numbers["magnitude"]), numbers["rates"].unbind()
@@ -144,7 +161,28 @@ def optimizers(key: Tensor, settings: Settings) -> Discrepancy:
             terms = {name: optimizer.rule([g.abs() for g in past], wide).abs() for name, past in history.items()}
             count = rounding_sides(dtype) * optimizer.roundings(time + 1)
             parts.append(compare(got, expected, terms, count, dtype))
+            parts += _compare_states(optimizer, state, history, wide, dtype)
     return worst(*parts)
+
+
+def _compare_states(
+    optimizer: OptimizerCase, state: PyTree, history: dict[str, list[Tensor]], rates: Rates, dtype: torch.dtype
+) -> list[Discrepancy]:
+    """The discrepancies of the moments and of the counts in an optimizer's state."""
+    leaves: list[Tensor] = optree.tree_leaves(state)
+    steps = len(history["weight"])
+    counts = [leaf for leaf in leaves if not leaf.is_floating_point()]
+    expected, terms = (
+        [
+            moment
+            for moments in zip(*(optimizer.moments(past[name], rates) for name in sorted(past)), strict=True)
+            for moment in moments
+        ]
+        for past in (history, {name: [g.abs() for g in past] for name, past in history.items()})
+    )
+    got = [leaf for leaf in leaves if leaf.is_floating_point()]
+    found = [compare(got, expected, terms, rounding_sides(dtype) * (2 * steps + 3), dtype)] if got else []
+    return [*found, compare(counts, [torch.full_like(one, steps) for one in counts], counts, 0, dtype)]
 
 
 CHECKS = (optimizers,)
