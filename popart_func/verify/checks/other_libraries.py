@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, vmap
+from torch.func import vjp
 
-from popart_func import pop_art
+from popart_func import models, pop_art
 from popart_func.pop_art import PopArtState
-from popart_func.verify import draw
+from popart_func.verify import by_hand, draw
 from popart_func.verify.check import Check, Settings
 from popart_func.verify.checks.lanes import (
     compare_lanes,
@@ -24,9 +25,10 @@ from popart_func.verify.checks.lanes import (
 )
 from popart_func.verify.closed_form import Bounds, Updates, task_mask, track, track_update
 from popart_func.verify.discrepancy import Discrepancy, compare, worst
-from popart_func.verify.problems import train
+from popart_func.verify.noise import Noise, compare_measured
+from popart_func.verify.problems import Problem, draw_problem, train
 
-__all__ = ["CHECKS", "lanes_in_jax"]
+__all__ = ["CHECKS", "bridged_gradients", "lanes_in_jax"]
 
 
 def jax_is_torch(keys: Tensor, settings: Settings) -> Discrepancy:
@@ -59,6 +61,59 @@ def lanes_in_jax(settings: Settings) -> Any:
         return jax.lax.scan(lambda state, x: step(state, x, hparams), state, xs)
 
     return jax.jit(jax.vmap(run_lane))
+
+
+def jax_bridge(keys: Tensor, settings: Settings) -> Discrepancy:
+    """Gradients through the bridge, both ways, equal back-propagation by hand; trees go there and back unchanged.
+
+    The network's gradient is taken by JAX of a PyTorch function (`to_jax_function`), and by PyTorch of the network
+    written in JAX (`from_jax`).
+    """
+    import jax
+
+    from popart_func.interop.jax import to_jax, to_torch
+
+    problems = vmap(lambda key: draw_problem(key, settings, steps=1))(keys.cpu())
+    cotangents = problems.y[:, 0] / problems.magnitude[:, None]
+    arguments = problems.params, problems.x[:, 0], cotangents
+    with jax.enable_x64(settings.dtype == torch.float64):
+        of_torch, of_jax = bridged_gradients(settings)
+        there = to_jax(arguments)
+        back = to_torch(there)
+        found = to_torch(of_torch(*there)), vmap(of_jax)(*arguments)
+
+    def one(problem: Problem, cotangent: Tensor, found: Any) -> Discrepancy:
+        def by_back_propagation(noise: Noise) -> Any:
+            layers = by_hand.layers_of(problem.params)
+            hidden, _ = by_hand.forward(layers, problem.x[0].double(), noise)
+            gradients = by_hand.named(problem.params, by_hand.backward(layers, hidden, cotangent.double(), noise))
+            return gradients, gradients
+
+        return compare_measured(found, by_back_propagation, problem.x, settings)
+
+    same = vmap(lambda one, other: compare(one, other, other, 0, settings.dtype))(back, arguments)
+    return _on_device_of(keys, worst(vmap(one)(problems, cotangents, found), same))
+
+
+@functools.cache
+def bridged_gradients(settings: Settings) -> tuple[Any, Any]:
+    """The gradient of all lanes by JAX of a PyTorch function, and that of a lane by PyTorch of a JAX function."""
+    import jax
+    import jax.numpy as jnp
+
+    from popart_func.interop.jax import from_jax, to_jax_function
+
+    def network_in_jax(params: Any, x: Any) -> Any:
+        *below, head = (name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+        for name in below:
+            x = jnp.tanh(x @ params[f"{name}.weight"].T + params[f"{name}.bias"])
+        return x @ params[f"{head}.weight"].T + params[f"{head}.bias"]
+
+    unified = draw.modules(settings.architecture).unified
+    names = [name for name, _ in unified.named_parameters()]
+    in_jax, in_torch = to_jax_function(models.stateless(unified)), from_jax(network_in_jax)
+    of_torch = jax.jit(jax.vmap(lambda params, x, cotangent: jax.vjp(lambda p: in_jax(p, x), params)[1](cotangent)[0]))
+    return of_torch, lambda params, x, cotangent: vjp(lambda p: in_torch(p, x), params)[1](cotangent)[0]
 
 
 def rlax_is_popart(keys: Tensor, settings: Settings) -> Discrepancy:
@@ -201,6 +256,15 @@ CHECKS = (
         jax_is_torch,
         over_lanes=True,
         architectures=(0, 3),
+        why_not=_needs("jax", extra="jax"),
+    ),
+    Check(
+        "jax_bridge",
+        "gradients across the bridge, both ways = back-propagation by hand",
+        "README",
+        jax_bridge,
+        over_lanes=True,
+        architectures=(1,),
         why_not=_needs("jax", extra="jax"),
     ),
     Check(
