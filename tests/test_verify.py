@@ -233,7 +233,7 @@ class TestRun:
         keys = torch.zeros(6, 2, dtype=torch.int32, device="meta")
         settings = Settings(architecture=draw.ARCHITECTURES[1])
         for name, check in CHECKS.items():
-            if name not in ("engine", "jax", "rlax"):
+            if name not in ("engine", "jax", "jax_bridge", "joined_ranks", "rlax"):  # they read numbers
                 assert {field.device.type for field in check(keys, settings)} == {"meta"}, name
 
     @pytest.mark.parametrize("package", ["jax", "rlax"])

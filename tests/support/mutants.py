@@ -14,6 +14,8 @@ import torch
 from mutation import Mutant, mutate, replace
 
 from popart_func import learners, models, moments, optim, pop_art, target_statistics, verify
+from popart_func.interop import from_jax, trees
+from popart_func.random import basic, choices, keys
 
 SPLIT = {"split_sgd", "split_momentum", "split_adam"}
 HEADS = {"pop_preserves_outputs", "fold_is_invariant"}
@@ -25,8 +27,8 @@ NORMALIZED = {"algorithm_1", "algorithm_1_gradient", "art_alone", "art_gradient"
 # The checks of training whose statistics come from batches of targets.
 TRAINED = {*NORMALIZED, "algorithm_2"}
 FUNCTIONAL = {"grad_is_backward", "vjp_is_grad_tensors", "jacobian_rows"}
-CORRECTED = {"bound_holds", "weighted_moments", "batches", "sequential_batch"}
-SCALED = {"weighted_moments", "batches", "sequential_batch", "sample_moments"}
+CORRECTED = {"bound_holds", "weighted_moments", "batches", "joined_ranks", "sequential_batch"}
+SCALED = {"weighted_moments", "batches", "joined_ranks", "sequential_batch", "sample_moments"}
 RUNNING = {*SCALED, "offsets"}
 """Checks that notice the same mutants."""
 
@@ -138,7 +140,7 @@ MUTANTS = {
         target_statistics._bias_corrected,
         "-torch.expm1(count.to(dtype) * torch.log1p(-step))",
         "1 - (1 - step) ** count.to(dtype)",
-        CORRECTED,
+        CORRECTED - {"joined_ranks"},  # whose update is the first
     ),
     "the variance is ν − μ²": Mutant(
         target_statistics._move,
@@ -157,7 +159,7 @@ MUTANTS = {
         target_statistics._move,
         "batch.spread + (1 - step) * distance.square().clamp(max=largest)",
         "(1 - step) * distance.square().clamp(max=largest)",
-        {*BOUND, "batches", *TRAINED},
+        {*BOUND, "batches", "joined_ranks", *TRAINED},
     ),
     "the mean's rounding is lost": Mutant(
         moments.two_sum,
@@ -203,7 +205,7 @@ MUTANTS = {
         target_statistics._move,
         'step_size * batch.samples if options.reduction == "sum" else step_size',
         "step_size",
-        {"batches"},
+        {"batches", "joined_ranks"},
     ),
     "a sequential batch runs backwards": Mutant(
         target_statistics.art_with,
@@ -305,22 +307,25 @@ MUTANTS = {
         target_statistics._move,
         "state.count + (state.count < torch.iinfo(torch.int32).max)",
         "state.count + batch.samples.int()",
-        {"bound_holds", "batches"},
+        {"bound_holds", "batches", "joined_ranks"},
     ),
     "the residue is subtracted": Mutant(
-        target_statistics._move, "step * low + state.residue", "step * low - state.residue", RUNNING
+        target_statistics._move,
+        "step * low + state.residue",
+        "step * low - state.residue",
+        RUNNING - {"joined_ranks"},  # which starts without a residue
     ),
     "a batch's variance is the unbiased one": Mutant(
         moments._pooled,
         "(weights * squares).sum(0)",
         "(weights * squares).sum(0) * some.sum(0) / (some.sum(0) - 1).clamp(min=1)",
-        {"bound_is_reached", "batches", *TRAINED},
+        {"bound_is_reached", "batches", "joined_ranks", *TRAINED},
     ),
     "a batch's mean is over all tasks' targets": Mutant(
         moments.moments,
         "belongs / samples.clamp(min=1)",
         "belongs / targets.shape[0]",
-        {"bound_holds", "batches", *TRAINED},
+        {"bound_holds", "batches", "joined_ranks", *TRAINED},
     ),
     "an ε in normalize": Mutant(
         target_statistics.normalize,
@@ -401,6 +406,75 @@ MUTANTS = {
         "(unnormalize(state.statistics, normalized_prediction, tasks) - example.y).abs()",
         {"info"},
     ),
+    "ranks' means are joined without their weights": Mutant(
+        moments.join,
+        "batches.samples / samples.clamp(min=1)",
+        "batches.samples.clamp(max=1) / batches.samples.clamp(max=1).sum(0).clamp(min=1)",
+        {"joined_ranks"},
+    ),
+    "ranks' variances are joined without that of their means": Mutant(
+        moments._pooled,
+        "spreads + (deviations - correction).square()",
+        "torch.where(spreads > 0, spreads, (deviations - correction).square())",
+        {"joined_ranks"},
+    ),
+    "ranks' targets lie behind zeros": Mutant(
+        target_statistics._gathered_rows,
+        "torch.cat([rows, rows.new_zeros(_, *rows.shape[1:])])",
+        "torch.cat([rows.new_zeros(max(sizes) - rows.shape[0], *rows.shape[1:]), rows])",
+        {"joined_ranks"},
+    ),
+    "Threefry injects its keys without the counter": Mutant(
+        keys.threefry,
+        "second + words[(group + 2) % 3] + (group + 1)",
+        "second + words[(group + 2) % 3]",
+        {"random_bits"},
+    ),
+    "keys are split by pairs of counters": Mutant(
+        keys.counters, "torch.zeros_like(low), low", "low, torch.zeros_like(low)", {"random_bits"}
+    ),
+    "fold_in takes the data for the upper word": Mutant(
+        keys.fold_in,
+        "threefry(key, torch.zeros_like(low), low)",
+        "threefry(key, low, torch.zeros_like(low))",
+        {"random_bits"},
+    ),
+    "integers leave their range": Mutant(
+        basic._modulo_small, "torch.where(_below(rest, span), rest, rest - span)", "rest", {"random_bits"}
+    ),
+    "integers forget the upper words": Mutant(
+        basic.randint, "_modulo(bits(first, shape), span) * power", "0 * power", {"random_bits"}
+    ),
+    "a uniform number takes a bit too many": Mutant(
+        basic.to_unit, "keys.shift_right(words, 9)", "(keys.shift_right(words, 8) / 2)", {"random_numbers"}
+    ),
+    "an empty interval has numbers below it": Mutant(
+        basic.uniform,
+        "torch.maximum(multiply_add(units, high_end - low_end, low_end), low_end)",
+        "multiply_add(units, high_end - low_end, low_end)",
+        {"random_numbers"},
+    ),
+    "normal numbers are centred on another one": Mutant(
+        basic._quantile, "_between(unit, -_BELOW_ONE, 1.0)", "_between(unit, -1.0, 1.0)", {"random_numbers"}
+    ),
+    "coins count the limit in": Mutant(
+        basic.bernoulli, "uniform(key, shape) < limit", "uniform(key, shape) <= 1 - limit", {"random_numbers"}
+    ),
+    "Gumbel numbers are made from 0 on": Mutant(
+        choices._negative_gumbel,
+        "uniform(key, shape, minval=_TINY, maxval=1.0)",
+        "uniform(key, shape)",
+        {"random_numbers"},
+    ),
+    "permutations sort signed words": Mutant(
+        choices._shuffle, "bits(now, x.shape) ^ _LEAST", "bits(now, x.shape)", {"random_bits"}
+    ),
+    "momentum keeps what Nesterov sees ahead": Mutant(
+        optim.trace,
+        "MomentumState(moments)",
+        "MomentumState(optree.tree_map(accumulate, grads, moments) if nesterov else moments)",
+        {"optimizers"},
+    ),
     "Algorithm 2 reports with the old statistics": Mutant(
         learners.normalized_sgd_learner,
         "normalize(statistics, prediction, tasks)",
@@ -468,6 +542,22 @@ def jax_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOWERINGS, "tanh", LOWERINGS["atan"])
 
 
+def doubled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `from_jax` double its gradients."""
+    pulled_back = from_jax._Flat.pulled_back
+
+    def twice(flat: from_jax._Flat, outs: tuple[int, ...]) -> Callable[..., tuple[torch.Tensor, ...]]:
+        return lambda *tensors: tuple(2 * tensor for tensor in pulled_back(flat, outs)(*tensors))
+
+    monkeypatch.setattr(from_jax._Flat, "pulled_back", twice)
+
+
+def reversed_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reverses the last axis of what goes to JAX."""
+    to_array = trees.tensor_to_array
+    monkeypatch.setattr(trees, "tensor_to_array", lambda tensor, copy: to_array(tensor.flip(-1), copy=copy))
+
+
 def broken(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Makes one of `MUTANTS`."""
     return lambda monkeypatch: mutate(monkeypatch, MUTANTS[name])
@@ -485,7 +575,9 @@ SURROUNDINGS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], s
         {"lane_alone"},
     ),
     "the native engine has another tanh": (native_tanh, ["engine", "algorithm_1"], {"engine"}),
-    "JAX has another tanh": (jax_tanh, ["jax", "algorithm_1"], {"jax"}),
+    "JAX has another tanh": (jax_tanh, ["jax", "jax_bridge", "algorithm_1"], {"jax", "jax_bridge"}),
+    "gradients of JAX functions are doubled": (doubled_gradients, ["jax_bridge"], {"jax_bridge"}),
+    "arrays in JAX are reversed": (reversed_arrays, ["jax_bridge"], {"jax_bridge"}),
     "a sum counts as a mean": (broken("a sum counts as a mean"), ["rlax", "offsets"], {"rlax"}),
     "POP's shift against rlax": (broken("the sign of POP's shift"), ["rlax", "offsets"], {"rlax"}),
 }
