@@ -36,9 +36,9 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for _, name, _ in pkgutil.iter_modules(__path__):
-    if not name.startswith("_"):
-        app.command(getattr(importlib.import_module(f"{__name__}.{name}"), name))
+for module in pkgutil.iter_modules(__path__):
+    if not module.name.startswith("_"):
+        app.command(getattr(importlib.import_module(f"{__name__}.{module.name}"), module.name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ def random_numbers(key: Tensor, settings: Settings) -> Discrepancy:
             "gumbel": (random.gumbel(one, (DRAWS,)), gumbel, 1 + gumbel.abs()),
             "bernoulli": (random.bernoulli(one, 0.3, (DRAWS,)), (unit < 0.3).double(), 0 * unit),
         }
-        parts += [compare(*of_one, 8, torch.float32) for of_one in expected.values()]
+        parts += [compare(got, value, terms, 8, torch.float32) for got, value, terms in expected.values()]
         # Where the number is 0, the score is still finite, and a category that is ahead is drawn.
         ahead = 40.0 * (torch.arange(DRAWS, device=key.device) == unit.argmin()).float()
         for weights in (logits, ahead):
