@@ -43,18 +43,6 @@ class OptimizerCase(NamedTuple):
     moments: Callable[[list[Tensor], Rates], list[Tensor]] = lambda history, rates: []
 
 
-def _sgd_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    return -rates["learning_rate"] * history[-1]
-
-
-def _scheduled_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    return -rates["learning_rate"] / len(history) * history[-1]
-
-
-def _momentum_rule(history: list[Tensor], rates: Rates) -> Tensor:
-    return -rates["learning_rate"] * _weighted_sum(rates["momentum"], history)
-
-
 def _nesterov_rule(history: list[Tensor], rates: Rates) -> Tensor:
     look_ahead = history[-1] + rates["momentum"] * _weighted_sum(rates["momentum"], history)
     return -rates["learning_rate"] * look_ahead
@@ -100,13 +88,19 @@ def _adam_roundings(steps: int) -> int:
     return moment + bias + second + 1
 
 
-SGD = OptimizerCase(lambda rates: optim.sgd(rates["learning_rate"]), _sgd_rule, lambda steps: 1)
+SGD = OptimizerCase(
+    lambda rates: optim.sgd(rates["learning_rate"]),
+    lambda history, rates: -rates["learning_rate"] * history[-1],
+    lambda steps: 1,
+)
 SCHEDULED = OptimizerCase(
-    lambda rates: optim.sgd(lambda count: rates["learning_rate"] / (1 + count)), _scheduled_rule, lambda steps: 2
+    lambda rates: optim.sgd(lambda count: rates["learning_rate"] / (1 + count)),
+    lambda history, rates: -rates["learning_rate"] / len(history) * history[-1],
+    lambda steps: 2,
 )
 MOMENTUM = OptimizerCase(
     lambda rates: optim.sgd(rates["learning_rate"], momentum=rates["momentum"]),
-    _momentum_rule,
+    lambda history, rates: -rates["learning_rate"] * _weighted_sum(rates["momentum"], history),
     lambda steps: 2 * steps + 1,  # a product and a sum at each step, then the learning rate
     lambda history, rates: [_weighted_sum(rates["momentum"], history)],
 )
