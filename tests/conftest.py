@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ import hypothesis
 import jaxtyping
 import pytest
 import torch
+from filelock import FileLock
 
 # The same examples in every run; a failure prints its own.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
@@ -33,6 +37,27 @@ def checked_stages() -> None:
     from popart_func.engines.native import validation  # not before the hook is installed
 
     validation.ENABLED = True
+
+
+@pytest.fixture(autouse=True, scope="session")
+def precompiled_headers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The C++ headers of the kernels are compiled once, not for each kernel: they take half of its time.
+
+    GCC reads what it made of them in place of the headers, where the flags are the same; the kernels stay the same.
+    """
+    from popart_func.engines.compiler import compiler
+    from popart_func.engines.native import c_code
+    from popart_func.engines.native.cpu import compile
+
+    if not any(Path(word).name.startswith("g++") for word in compiler() or ()):
+        return
+    folder = tmp_path_factory.getbasetemp()
+    header = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "headers.hpp"
+    with FileLock(f"{header}.lock"):
+        if not header.exists():
+            header.write_text("".join(re.findall(r"#include <.*>\n", c_code.header("cpu/kernel.hpp"))))
+            subprocess.run([*compile._command(), *compile.FLAGS, "-x", "c++-header", str(header)], check=False)
+    compile.FLAGS = (*compile.FLAGS, "-include", str(header))
 
 
 @pytest.fixture(autouse=True)
