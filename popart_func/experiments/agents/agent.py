@@ -30,7 +30,14 @@ class Experience(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """A pair of pure functions: ``init(key) -> state``, ``step(state) -> (state, Experience)``."""
+    """A pair of pure functions: ``init(key) -> state``, ``step(state) -> (state, Experience)``.
+
+    Attributes:
+        init: the first state.
+        step: acts and learns.
+        actions: how many actions a step takes.
+    """
 
     init: Callable[[Tensor], Any]
     step: Callable[[Any], tuple[Any, Experience]]
+    actions: int

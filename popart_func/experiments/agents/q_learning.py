@@ -95,7 +95,7 @@ def q_learning(
         ended = transition.terminated | transition.truncated
         return QLearningState(learner, now, observation, key), Experience(transition.reward[None], ended[None])
 
-    return Agent(init, step)
+    return Agent(init, step, actions=1)
 
 
 def dqn(
@@ -168,7 +168,7 @@ def dqn(
             experiences.append(experience)
         return learn(state), optree.tree_map(lambda *leaves: torch.stack(leaves), *experiences)
 
-    return Agent(init, step)
+    return Agent(init, step, actions=steps_per_update)
 
 
 def _sizes(environment: Environment, hidden: tuple[int, ...]) -> list[int]:
