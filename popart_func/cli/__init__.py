@@ -21,6 +21,7 @@ from popart_func._version import __version__
 from popart_func.cli.bench import bench
 from popart_func.cli.cache import cache
 from popart_func.cli.reproduce import reproduce
+from popart_func.cli.rl import rl
 from popart_func.cli.sweep import sweep
 from popart_func.cli.verify import verify
 from popart_func.engines import EngineUnavailableError
@@ -35,7 +36,7 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for command in (reproduce, sweep, bench, verify, cache):
+for command in (reproduce, sweep, rl, bench, verify, cache):
     app.command(command)
 
 

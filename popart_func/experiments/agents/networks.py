@@ -3,8 +3,8 @@
 Names and layouts are those of `torch.nn.Linear`, ``hidden0.weight``, ``hidden0.bias``, ..., ``head.weight``. Weights
 are drawn as haiku draws those of ``hk.nets.MLP``: a normal truncated at two deviations, with deviation 1/√inputs.
 Biases are 0, and so is the head: else the first values would be of the order of 1, whatever the rewards are, and
-bootstrapped targets would be made of them. With a head of zeros the first targets are the rewards, and all that an agent
-with Pop-Art does is the same at every scale of the rewards.
+bootstrapped targets would be made of them. With a head of zeros the first targets are the rewards, and all that an
+agent with Pop-Art does is the same at every scale of the rewards.
 """
 
 from __future__ import annotations

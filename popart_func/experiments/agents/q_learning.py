@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class Replay(NamedTuple):
     reward: Tensor
     following: Tensor
     discount: Tensor
-    count: Tensor
+    inserted: Tensor
 
 
 class DQNState(NamedTuple):
@@ -149,7 +148,7 @@ def dqn(
     def learn(state: DQNState) -> DQNState:
         key, for_batch = random.split(state.key)
         replay, learner, target = state.replay, state.learner, state.target
-        filled = replay.count.clamp(max=capacity)
+        filled = replay.inserted.clamp(max=capacity)
         at = (random.uniform(for_batch, (batch_size,)) * filled).long().clamp(max=capacity - 1)
         seen, action, reward, following, goes_on = (part[at] for part in replay[:5])
 
@@ -162,11 +161,12 @@ def dqn(
         return state._replace(learner=new, target=target, key=key)
 
     def step(state: DQNState) -> tuple[DQNState, Experience]:
-        experiences = []
+        rewards, ends = [], []
         for _ in range(steps_per_update):
             state, experience = act(state)
-            experiences.append(experience)
-        return learn(state), optree.tree_map(lambda *leaves: torch.stack(leaves), *experiences)
+            rewards.append(experience.reward)
+            ends.append(experience.ended)
+        return learn(state), Experience(torch.stack(rewards), torch.stack(ends))
 
     return Agent(init, step, actions=steps_per_update)
 
@@ -183,9 +183,9 @@ def _act(key: Tensor, values: Tensor, epsilon: Scalar) -> Tensor:
 
 
 def _insert(replay: Replay, row: tuple[Tensor, ...]) -> Replay:
-    at = (replay.count % replay.reward.shape[0]).long()[None]
-    parts = [part.index_copy(0, at, new.to(part.dtype)[None]) for part, new in zip(replay[:5], row, strict=True)]
-    return Replay(*parts, replay.count + 1)
+    at = (replay.inserted % replay.reward.shape[0]).long()[None]
+    parts = (part.index_copy(0, at, new.to(part.dtype)[None]) for part, new in zip(replay[:5], row, strict=True))
+    return Replay._make((*parts, replay.inserted + 1))
 
 
 def _popped_head(params: dict[str, Tensor], old: LearnerState, new: LearnerState) -> dict[str, Tensor]:

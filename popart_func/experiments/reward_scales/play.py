@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
@@ -17,7 +17,8 @@ from popart_func.experiments.agents import Agent, dqn, make_critic, q_learning
 from popart_func.experiments.agents.critics import CRITICS, CriticName
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.environments import Environment, scale_rewards
-from popart_func.experiments.reward_scales.tasks import REWARD_SCALES, TASKS, Task
+from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
+from popart_func.experiments.reward_scales.tasks import TASKS, Task
 from popart_func.learners import Learner
 from popart_func.optim import adam
 from popart_func.pop_art import popart
@@ -25,7 +26,7 @@ from popart_func.sweeps._checks import as_names
 from popart_func.sweeps.records import Record
 from popart_func.sweeps.workers import Workers
 
-__all__ = ["AGENTS", "SETTINGS", "Tally", "play", "tally_of"]
+__all__ = ["SETTINGS", "Tally", "play", "tally_of"]
 
 _DESCRIPTION = "episodes, the sum of their returns and the best of them, at the points of a curve"
 
@@ -48,9 +49,6 @@ SETTINGS: dict[str, Setting] = {"q": Setting(0.005, 0.001), "dqn": Setting(0.003
 
 ACTIONS = 4
 """How many actions a sample of the sweep has: those of a step of DQN."""
-
-AGENTS = tuple(f"{algorithm}_{critic}" for algorithm in SETTINGS for critic in CRITICS)
-"""The agents' names: *algorithm* and *critic*."""
 
 
 class Tally(NamedTuple):
@@ -92,7 +90,7 @@ def play(
     reward_scales: Iterable[SupportsFloat] = REWARD_SCALES,
     seeds: Iterable[SupportsIndex] = range(100),
     *,
-    settings: Mapping[str, Setting | Sequence[Setting]] | None = None,
+    settings: Mapping[str, Setting] | None = None,
     steps: int | None = None,
     chunk_size: int = 128,
     engine: str = "auto",
@@ -104,10 +102,10 @@ def play(
 
     Args:
         task: one of `TASKS`.
-        agents: one or more of `AGENTS`.
+        agents: one or more of `names.AGENT_NAMES`.
         reward_scales: what rewards are multiplied by.
         seeds: distinct integers: of the environment, the network and the actions.
-        settings: hyper-parameters by agent; by default those of `SETTINGS`.
+        settings: hyper-parameters by the agent's name; by default those of `SETTINGS`.
         steps: how many actions; by default the experiment's.
         chunk_size: as in `sweeps.run`.
         engine: as in `sweeps.run`.
@@ -116,17 +114,16 @@ def play(
         quiet: as in `sweeps.run`.
 
     Returns:
-        ``episodes``, ``total_return`` and ``best_episode`` over learner, reward_scale, seed and ``point``: learning
-        curves of at most 200 points, whose last one is what bsuite scores. Their coordinate ``step`` says after how many
-        actions a point lies.
+        ``episodes``, ``total_return`` and ``best_episode`` over learner, reward_scale, seed and ``step``: learning
+        curves of at most 200 points, the last of which bsuite scores. ``step`` is the number of actions before a point.
     """
-    as_names("play", "task", [task], TASKS)
-    names = as_names("play", "agents", agents, AGENTS)
+    as_names("play", "task", [task], list(TASKS))
+    names = [name.replace("-", "_") for name in as_names("play", "agents", agents, AGENT_NAMES)]
     chosen = TASKS[task]
     steps = chosen.steps if steps is None else steps
     learners = {}
     for name in names:
-        setting = (settings or {}).get(name, SETTINGS[name.split("_")[0]])
+        setting = (settings or {}).get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
         learners[name] = functools.partial(_counted, chosen, name, setting)
     samples = steps // ACTIONS
     found = sweeps.run(

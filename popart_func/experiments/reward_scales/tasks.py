@@ -14,14 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from popart_func import random
 from popart_func.experiments.environments import Environment
 from popart_func.experiments.environments.bsuite import Bandit, CartPole, Catch, MountainCar
 
-__all__ = ["REWARD_SCALES", "TASKS", "Task", "score_of_scales"]
-
-REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
-"""bsuite's scales of the rewards."""
+__all__ = ["TASKS", "Task", "score_of_scales"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Task:
 
 
 TASKS = {
-    "bandit_scale": Task(lambda key: Bandit.shuffled(key), 10_000, 10_000, 1.0, 0.5),
+    "bandit_scale": Task(Bandit.shuffled, 10_000, 10_000, 1.0, 0.5),
     "catch_scale": Task(lambda key: Catch(), 10_000, 90_000, 1.0, 1.6),
     "cartpole_scale": Task(lambda key: CartPole(), 1000, 100_000, 1000.0, 1000.0, good_return=500.0),
     "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 100_000, -100.0, 1000.0),
@@ -70,9 +66,10 @@ TASKS = {
 """The experiments by name."""
 
 
-def score_of_scales(scores: np.ndarray) -> np.ndarray:
-    """bsuite's score of an experiment, from the scores of its scales ``[..., scales]``: half the mean, half the mean
-    minus the standard deviation, each clipped to [0, 1].
+def score_of_scales(scores: np.ndarray) -> np.ndarray | np.floating:
+    """The score of an experiment by bsuite's rule, from the scores of its scales ``[..., scales]``.
+
+    It is the mean of two numbers, each clipped to [0, 1]: the mean, and the mean minus the standard deviation.
 
     >>> score_of_scales(np.array([1.0, 1.0, 0.0, 0.0]))
     np.float64(0.25)
