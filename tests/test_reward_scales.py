@@ -56,12 +56,13 @@ def test_scores_are_bsuite_s(name):
 
 
 def agent_of(algorithm, environment, scale, learning_rate):
-    statistics = pf.popart(1, 0.001, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
+    statistics = pf.popart(1, 0.01, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
     made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
     environment = scale_rewards(environment, scale)
     if algorithm == "q":
         return q_learning(environment, made, epsilon=1.0), made
-    return dqn(environment, made, (50,), batch_size=16, epsilon=1.0), made
+    agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, target_rate=0.05, steps_per_update=2)
+    return agent, made
 
 
 def catch_values(discount=0.99):
@@ -93,7 +94,7 @@ def catch_values(discount=0.99):
 @pytest.mark.parametrize("algorithm", ["q", "dqn"])
 def test_known_values(algorithm):
     """Learned from random actions: the bandit's rewards, and Catch's best values by dynamic programming."""
-    scales = torch.tensor([1e-3, 1e3])
+    scales = torch.tensor([1e-3, 1e3]).repeat_interleave(4)
 
     def run(environment, steps, observations, learning_rate):
         def made(scale):
@@ -105,17 +106,17 @@ def test_known_values(algorithm):
         def values(state, scale):
             return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
 
-        start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 2), scales)
+        start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
         last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
-        return torch.vmap(values)(last, scales)
+        return torch.vmap(values)(last, scales).unflatten(0, (2, 4)).mean(1)  # over seeds
 
     rewards = torch.arange(11) / 10
-    arms = run(Bandit(rewards), 4000, torch.ones(1), 0.002)
+    arms = run(Bandit(rewards), 3000, torch.ones(1), 0.002)
     torch.testing.assert_close(arms, rewards.expand(2, 11), atol=0.1, rtol=0)
 
     boards, best = catch_values()
-    errors = (run(Catch(), 30_000 if algorithm == "q" else 8000, boards, 0.001) - best).abs()
-    middle, most = (0.25, 0.6) if algorithm == "q" else (0.1, 0.4)  # one transition at a time is noisy
+    errors = (run(Catch(), 40_000 if algorithm == "q" else 8000, boards, 0.003) - best).abs()
+    middle, most = (0.2, 0.45) if algorithm == "q" else (0.08, 0.2)  # one transition at a time is noisy
     assert errors.median() < middle
     assert errors.quantile(0.9) < most
 
