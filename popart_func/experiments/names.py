@@ -5,7 +5,18 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-__all__ = ["ALGORITHMS", "COMPETITORS", "HALF_DECADES", "JAX_COMPETITORS", "LABELS", "STYLES", "Algorithm"]
+__all__ = [
+    "AGENT_NAMES",
+    "ALGORITHMS",
+    "COMPETITORS",
+    "HALF_DECADES",
+    "JAX_COMPETITORS",
+    "LABELS",
+    "REWARD_SCALES",
+    "SCALE_EXPERIMENTS",
+    "STYLES",
+    "Algorithm",
+]
 
 
 class Algorithm(enum.Enum):
@@ -41,3 +52,14 @@ JAX_COMPETITORS = ("jax", "jax_traced", "jax_lanes_last")
 
 COMPETITORS = (*JAX_COMPETITORS, "reference")
 """What the benchmark measures the engines against, see `competitors`."""
+
+SCALE_EXPERIMENTS = ("bandit_scale", "catch_scale", "cartpole_scale", "mountain_car_scale")
+"""bsuite's experiments with the scale of rewards, see `reward_scales.tasks`."""
+
+REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
+"""bsuite's scales of the rewards."""
+
+AGENT_NAMES = tuple(
+    f"{algorithm}-{critic}" for algorithm in ("q", "dqn") for critic in ("plain", "art", "popart", "normalized")
+)
+"""The agents, an algorithm and what learns its values."""

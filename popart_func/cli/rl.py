@@ -1,0 +1,91 @@
+"""``popart-func rl``: agents on bsuite's scale experiments."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from popart_func.cli._parameters import Directory, Engine, check_among, check_float32, whole_number, words
+from popart_func.display.table import print_table
+from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES, SCALE_EXPERIMENTS
+
+__all__ = ["rl"]
+
+
+def _check_experiments(_: object, names: tuple[str, ...]) -> None:
+    check_among(names, SCALE_EXPERIMENTS)
+
+
+def _check_agents(_: object, names: tuple[str, ...]) -> None:
+    check_among(names, AGENT_NAMES)
+
+
+def rl(
+    *,
+    experiments: Annotated[tuple[str, ...], words(validator=_check_experiments)] = ("catch_scale",),
+    agents: Annotated[tuple[str, ...], words(validator=_check_agents)] = ("q-plain", "q-art", "q-popart"),
+    seeds: Annotated[int, whole_number(2, 2**32)] = 100,
+    reward_scales: Annotated[
+        tuple[Annotated[float, Parameter(validator=(Number(gt=0, lt=math.inf), check_float32))], ...], words()
+    ] = REWARD_SCALES,
+    steps: Annotated[int | None, whole_number(4)] = None,
+    chunk: Annotated[int, whole_number(1)] = 128,
+    engine: Engine = "auto",
+    out: Directory = Path("rl"),
+) -> None:
+    """Run agents on bsuite's scale experiments, where rewards are multiplied by 0.001 to 1000.
+
+    Every agent, scale and seed is a lane. Prints bsuite's score at each scale and over all of them. After it was
+    killed, the same command goes on from where it was. Writes:
+
+    * **summary.json**: the scores, with 95 % intervals.
+    * **scores.png**: scores against the scale of the rewards.
+    * **curves_<experiment>.png**: learning curves by scale.
+    * **<experiment>/lanes.zarr**: every lane's episodes and returns, for xarray.open_zarr.
+
+    For a quick look: popart-func rl --seeds 10 --steps 20000 --out quick
+
+    Parameters
+    ----------
+    experiments
+        Which experiments: bandit_scale, catch_scale, cartpole_scale, mountain_car_scale.
+    agents
+        Which agents, an algorithm and a critic: q-popart is Q-learning with Pop-Art.
+    seeds
+        How many seeds, from 2 on, since intervals are over seeds. They are numbered from 0.
+    reward_scales
+        What rewards are multiplied by.
+    steps
+        How many actions; by default bsuite's 10,000 episodes of the bandit and of Catch, and 100,000 actions of the
+        others.
+    chunk
+        How many lanes run together, and are written together.
+    out
+        The directory of the results.
+    """
+    from popart_func.experiments.reward_scales import report
+    from popart_func.experiments.reward_scales.play import play
+
+    datasets = {}
+    for task in dict.fromkeys(experiments):
+        try:
+            datasets[task] = play(
+                task,
+                list(dict.fromkeys(agents)),
+                list(dict.fromkeys(reward_scales)),
+                range(seeds),
+                steps=steps,
+                chunk_size=chunk,
+                engine=engine,
+                store=out / task,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
+    summary, written = report.write(datasets, out)
+    print_table(report.table(summary))
+    for path in written:
+        print(f"wrote {path}")

@@ -1,0 +1,1 @@
+"""bsuite's scale experiments: agents at every scale of the rewards. `play` runs them."""

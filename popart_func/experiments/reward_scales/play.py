@@ -1,0 +1,199 @@
+"""Runs agents on an experiment at every scale and seed: lanes of one sweep, one learner for each agent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
+import xarray
+from torch import Tensor
+
+from popart_func import random, sweeps
+from popart_func.experiments.agents import Agent, dqn, make_critic, q_learning
+from popart_func.experiments.agents.critics import CRITICS, CriticName
+from popart_func.experiments.agents.networks import apply_mlp
+from popart_func.experiments.environments import Environment, scale_rewards
+from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
+from popart_func.experiments.reward_scales.tasks import TASKS, Task
+from popart_func.learners import Learner
+from popart_func.optim import adam
+from popart_func.pop_art import popart
+from popart_func.sweeps._checks import as_names
+from popart_func.sweeps.records import Record
+from popart_func.sweeps.workers import Workers
+
+__all__ = ["SETTINGS", "Tally", "play", "tally_of"]
+
+_DESCRIPTION = "episodes, the sum of their returns and the best of them, at the points of a curve"
+
+_NO_EPISODE = -1e9
+"""The best return before an episode has ended: finite, since infinity says that a lane diverged."""
+
+POINTS = 200
+"""How many points a learning curve has."""
+
+
+class Setting(NamedTuple):
+    """An agent's hyper-parameters: Adam's learning rate, and the step size of the statistics."""
+
+    learning_rate: float
+    step_size: float
+
+
+SETTINGS: dict[str, Setting] = {"q": Setting(0.005, 0.001), "dqn": Setting(0.003, 0.001)}
+"""What each algorithm runs with by default, whichever critic it has."""
+
+ACTIONS = 4
+"""How many actions a sample of the sweep has: those of a step of DQN."""
+
+
+class Tally(NamedTuple):
+    """What bsuite scores, of the first episodes: 0-d tensors.
+
+    Attributes:
+        episodes: how many have ended.
+        total_return: the sum of their returns.
+        best_episode: the largest of them.
+        running: the return of the episode that has not ended.
+    """
+
+    episodes: Tensor
+    total_return: Tensor
+    best_episode: Tensor
+    running: Tensor
+
+
+def make_agent(name: str, environment: Environment, learning_rate: Any, step_size: Any) -> Agent:
+    """The agent of a name."""
+    algorithm, critic_name = name.split("_")
+    # The lower bound lies far below bsuite's smallest rewards. With bias correction the scale is that of the first
+    # targets, instead of 1 for as long as statistics with a small step size remember it.
+    statistics = popart(1, step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
+    critic = make_critic(_critic(critic_name), apply_mlp, adam(learning_rate), statistics)
+    if algorithm == "q":
+        return q_learning(environment, critic)
+    return dqn(environment, critic, batch_size=16, steps_per_update=4)
+
+
+def tally_of(state: tuple[Any, Tally, Tensor], info: Any) -> Tensor:
+    """What is recorded of a step: episodes, their returns' sum, the best of them, and the reward of the step."""
+    return info
+
+
+def play(
+    task: str,
+    agents: Iterable[str],
+    reward_scales: Iterable[SupportsFloat] = REWARD_SCALES,
+    seeds: Iterable[SupportsIndex] = range(100),
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    steps: int | None = None,
+    chunk_size: int = 128,
+    engine: str = "auto",
+    store: str | Path | None = None,
+    workers: Workers = None,
+    quiet: bool = False,
+) -> xarray.Dataset:
+    """Runs agents on an experiment, every reward scale and seed a lane.
+
+    Args:
+        task: one of `TASKS`.
+        agents: one or more of `names.AGENT_NAMES`.
+        reward_scales: what rewards are multiplied by.
+        seeds: distinct integers: of the environment, the network and the actions.
+        settings: hyper-parameters by the agent's name; by default those of `SETTINGS`.
+        steps: how many actions; by default the experiment's.
+        chunk_size: as in `sweeps.run`.
+        engine: as in `sweeps.run`.
+        store: as in `sweeps.run`.
+        workers: as in `sweeps.run`.
+        quiet: as in `sweeps.run`.
+
+    Returns:
+        ``episodes``, ``total_return`` and ``best_episode`` over learner, reward_scale, seed and ``step``: learning
+        curves of at most 200 points, the last of which bsuite scores. ``step`` is the number of actions before a point.
+    """
+    as_names("play", "task", [task], list(TASKS))
+    names = [name.replace("-", "_") for name in as_names("play", "agents", agents, AGENT_NAMES)]
+    chosen = TASKS[task]
+    steps = chosen.steps if steps is None else steps
+    learners = {}
+    for name in names:
+        setting = (settings or {}).get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
+        learners[name] = functools.partial(_counted, chosen, name, setting)
+    samples = steps // ACTIONS
+    found = sweeps.run(
+        learners,
+        torch.zeros(samples, dtype=torch.int8),
+        _start,
+        sweeps.lanes(seeds, reward_scale=reward_scales),
+        record={"tally": Record(tally_of, _points, None, _DESCRIPTION)},
+        chunk_size=chunk_size,
+        engine=engine,
+        store=store,
+        workers=workers,
+        quiet=quiet,
+    )
+    tally = found["tally"]
+    point, quantity = tally.dims[-2:]
+    parts = {name: tally.isel({quantity: i}) for i, name in enumerate(Tally._fields[:3])}
+    at = ACTIONS * (_kept(samples) + 1)
+    return xarray.Dataset(parts, attrs=found.attrs).rename({point: "step"}).assign_coords(step=at)
+
+
+def _critic(name: str) -> CriticName:
+    return next(known for known in CRITICS if known == name)
+
+
+def _start(seed: int) -> dict[str, Tensor]:
+    return {"key": random.key(seed)}
+
+
+def _counted(task: Task, name: str, setting: Setting, reward_scale: Tensor) -> Learner:
+    """An agent as a learner of a sweep: its parameters are a key, its samples say nothing, its info is the tally."""
+
+    def agent_of(key: Tensor) -> Agent:
+        environment = scale_rewards(task.make(key), reward_scale)
+        return make_agent(name, environment, *setting)
+
+    def init(params: Any) -> Any:
+        for_task, for_agent = random.split(params["key"], 2)
+        zero = torch.zeros(())
+        tally = Tally(zero, zero.clone(), torch.full((), _NO_EPISODE), zero.clone())
+        return agent_of(for_task).init(for_agent), tally, for_task
+
+    def update(state: Any, _: Any) -> Any:
+        agent_state, tally, for_task = state
+        agent = agent_of(for_task)
+        for _ in range(ACTIONS // agent.actions):
+            agent_state, experience = agent.step(agent_state)
+            rewards = experience.reward / reward_scale
+            for reward, ended in zip(rewards.unbind(), experience.ended.unbind(), strict=True):
+                tally = _count(task, tally, reward, ended)
+        return (agent_state, tally, for_task), torch.stack(tally[:3])
+
+    return Learner(init, update)
+
+
+def _count(task: Task, tally: Tally, reward: Tensor, ended: Tensor) -> Tally:
+    running = tally.running + reward
+    counts = ended & (tally.episodes < task.episodes)
+    return Tally(
+        tally.episodes + counts.to(torch.float32),
+        tally.total_return + torch.where(counts, running, 0.0),
+        torch.where(counts, torch.maximum(tally.best_episode, running), tally.best_episode),
+        torch.where(ended, 0.0, running),
+    )
+
+
+def _points(series: Tensor) -> Tensor:
+    """The series at `POINTS` points, the last one among them."""
+    return series[_kept(series.shape[0])]
+
+
+def _kept(samples: int) -> np.ndarray:
+    return np.unique(np.linspace(0, samples, min(POINTS, samples) + 1).round().astype(int)[1:] - 1)

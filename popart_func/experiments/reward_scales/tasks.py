@@ -1,0 +1,78 @@
+"""bsuite's scale experiments: an environment whose rewards are multiplied, and how a run is scored.
+
+Regret and scores are bsuite's: the mean regret of an episode, 1 for none and 0 for that of a random or idle agent,
+clipped in between. Returns are counted in the environment's own units, whatever the scale.
+
+Source: Osband et al., *Behaviour Suite for Reinforcement Learning* (2020), version 0.3.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from popart_func.experiments.environments import Environment
+from popart_func.experiments.environments.bsuite import Bandit, CartPole, Catch, MountainCar
+
+__all__ = ["TASKS", "Task", "score_of_scales"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the experiments.
+
+    Attributes:
+        make: ``make(key)`` -> the environment of a seed.
+        episodes: how many episodes are counted, as in bsuite.
+        steps: how many actions a run has. Episodes of Catch have nine; those of the last two as many as the agent makes
+            them have, so that a run is cut at a number of actions, and counts the episodes that it finished.
+        best_return: of an episode: what regret is counted from.
+        base_regret: of an episode: what scores 0.
+        good_return: half of the score is whether an episode had more than this return; None where all is regret.
+    """
+
+    make: Callable[[Tensor], Environment]
+    episodes: int
+    steps: int
+    best_return: float
+    base_regret: float
+    good_return: float | None = None
+
+    def score(self, episodes: np.ndarray, total_return: np.ndarray, best_episode: np.ndarray) -> np.ndarray:
+        """The score of runs, bsuite's for each run by itself.
+
+        Args:
+            episodes: how many episodes were counted, ``[...]``.
+            total_return: the sum of their returns.
+            best_episode: the largest of their returns.
+        """
+        # A run without a finished episode has the regret of its return so far.
+        regret = self.best_return - total_return / np.maximum(episodes, 1)
+        score = np.clip(1 - regret / self.base_regret, 0, 1)
+        if self.good_return is None:
+            return score
+        return 0.5 * (score + (best_episode > self.good_return))
+
+
+TASKS = {
+    "bandit_scale": Task(Bandit.shuffled, 10_000, 10_000, 1.0, 0.5),
+    "catch_scale": Task(lambda key: Catch(), 10_000, 90_000, 1.0, 1.6),
+    "cartpole_scale": Task(lambda key: CartPole(), 1000, 100_000, 1000.0, 1000.0, good_return=500.0),
+    "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 100_000, -100.0, 1000.0),
+}
+"""The experiments by name."""
+
+
+def score_of_scales(scores: np.ndarray) -> np.ndarray | np.floating:
+    """The score of an experiment by bsuite's rule, from the scores of its scales ``[..., scales]``.
+
+    It is the mean of two numbers, each clipped to [0, 1]: the mean, and the mean minus the standard deviation.
+
+    >>> score_of_scales(np.array([1.0, 1.0, 0.0, 0.0]))
+    np.float64(0.25)
+    """
+    mean, deviation = scores.mean(-1), scores.std(-1)
+    return 0.5 * (np.clip(mean, 0, 1) + np.clip(mean - deviation, 0, 1))

@@ -1,0 +1,142 @@
+"""Agents on bsuite's scale experiments: bsuite's scores, known values, and the same curves at every scale."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bsuite.experiments.bandit import analysis as bandit
+from bsuite.experiments.cartpole import analysis as cartpole
+from bsuite.experiments.catch import analysis as catch
+from bsuite.experiments.mountain_car import analysis as mountain_car
+from bsuite.utils import plotting
+
+import popart_func as pf
+from popart_func import random
+from popart_func.cli import main
+from popart_func.experiments.agents import dqn, make_critic, q_learning
+from popart_func.experiments.agents.networks import apply_mlp
+from popart_func.experiments.environments import scale_rewards
+from popart_func.experiments.environments.bsuite import Bandit, Catch, CatchState
+from popart_func.experiments.reward_scales.play import play
+from popart_func.experiments.reward_scales.tasks import TASKS, score_of_scales
+
+THEIRS = {"bandit_scale": bandit, "catch_scale": catch, "cartpole_scale": cartpole, "mountain_car_scale": mountain_car}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_scores_are_bsuite_s(name):
+    """The score of a run, and that of an experiment, against bsuite's functions of its data frame."""
+    task, analysis = TASKS[name], THEIRS[name]
+    assert (task.episodes, task.base_regret) == (analysis.NUM_EPISODES, analysis.BASE_REGRET)
+    generator = np.random.default_rng(0)
+    scores, by_scale = [], {}
+    for run in range(20):
+        mean = task.best_return - task.base_regret * generator.uniform(0, 1.3)
+        best = generator.uniform(0, 1000)
+        frame = pd.DataFrame(
+            {
+                "episode": [task.episodes],
+                "total_regret": [(task.best_return - mean) * task.episodes],
+                "raw_return": [mean * task.episodes],
+                "best_episode": [best],
+                "bsuite_id": [f"{run}"],
+                "scale": [run],
+            }
+        )
+        by_scale[run] = frame
+        scores.append(analysis.score(frame))
+        ours = task.score(np.array([task.episodes]), np.array([mean * task.episodes]), np.array([best]))
+        np.testing.assert_allclose(ours, [scores[-1]], atol=1e-6)
+    together = plotting.score_by_scaling(pd.concat(by_scale.values()), analysis.score, "scale")
+    np.testing.assert_allclose(score_of_scales(np.array(scores)), together)
+
+
+def agent_of(algorithm, environment, scale, learning_rate):
+    statistics = pf.popart(1, 0.01, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
+    made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
+    environment = scale_rewards(environment, scale)
+    if algorithm == "q":
+        return q_learning(environment, made, epsilon=1.0), made
+    agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, target_rate=0.05, steps_per_update=2)
+    return agent, made
+
+
+def catch_values(discount=0.99):
+    """Every state's observation and the best actions' values by dynamic programming, from the last row up."""
+    env = Catch()
+
+    def state_of(*places):
+        return CatchState(*(torch.tensor(place, dtype=torch.int32) for place in places))
+
+    following = torch.zeros(5, 5)
+    boards, values = [], []
+    for row in range(8, -1, -1):
+        best = torch.zeros(5, 5)
+        for ball in range(5):
+            for paddle in range(5):
+                state, of_actions = state_of(ball, row, paddle), []
+                for action in range(3):
+                    step = env.step(state, torch.tensor(action), random.key(0))
+                    after = following[ball, step.state.paddle_x.item()]
+                    of_actions.append(step.reward + torch.where(step.terminated, 0.0, discount * after))
+                best[ball, paddle] = max(of_actions)
+                if abs(paddle - 2) <= row:  # else no game gets there
+                    boards.append(env.observe(state))
+                    values.append(torch.stack(of_actions))
+        following = best
+    return torch.stack(boards), torch.stack(values)
+
+
+@pytest.mark.parametrize("algorithm", ["q", "dqn"])
+def test_known_values(algorithm):
+    """Learned from random actions: the bandit's rewards, and Catch's best values by dynamic programming."""
+    scales = torch.tensor([1e-3, 1e3]).repeat_interleave(4)
+
+    def run(environment, steps, observations, learning_rate):
+        def made(scale):
+            return agent_of(algorithm, environment, scale, learning_rate)
+
+        def step(state, _, hparams):
+            return made(hparams["scale"])[0].step(state)
+
+        def values(state, scale):
+            return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
+
+        start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
+        last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
+        return torch.vmap(values)(last, scales).unflatten(0, (2, 4)).mean(1)  # over seeds
+
+    rewards = torch.arange(11) / 10
+    arms = run(Bandit(rewards), 3000, torch.ones(1), 0.002)
+    torch.testing.assert_close(arms, rewards.expand(2, 11), atol=0.1, rtol=0)
+
+    boards, best = catch_values()
+    errors = (run(Catch(), 40_000 if algorithm == "q" else 8000, boards, 0.003) - best).abs()
+    middle, most = (0.2, 0.45) if algorithm == "q" else (0.08, 0.2)  # one transition at a time is noisy
+    assert errors.median() < middle
+    assert errors.quantile(0.9) < most
+
+
+def test_play_and_report(tmp_path, capsys):
+    """With Pop-Art the runs of powers of two are the same to the bit; plain ones are not. The command's files."""
+    powers = (2.0**-10, 1.0, 2.0**10)
+    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1800, engine="native", quiet=True)
+    popart, plain = (found["total_return"].sel(learner=f"q_{critic}") for critic in ("popart", "plain"))
+    for scale in (powers[0], powers[2]):
+        np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
+        assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
+    assert (found["episodes"].isel(step=-1) == 200).all()
+
+    words = ["rl", "--seeds=2", "--steps=360", "--agents", "q-popart", "q-plain", "--reward-scales", "1", "1000"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert "catch_scale" in capsys.readouterr().out
+    agents = json.loads((tmp_path / "summary.json").read_text())["experiments"]["catch_scale"]["agents"]
+    assert agents.keys() == {"q-popart", "q-plain"}
+    for agent in agents.values():
+        assert agent["low"] <= agent["score"] <= agent["high"]
+        assert agent["by_scale"].keys() == {"1", "1000"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scores.png", "curves_catch_scale.png"))
