@@ -53,7 +53,9 @@ __all__ = [
     "overloads",
     "scan_operator",
     "schema",
+    "sample_dirichlet",
     "set_grad_enabled",
+    "standard_gamma",
     "standard_gamma_grad",
     "storage_id",
     "tells_libraries_of_a_trace",
@@ -103,6 +105,9 @@ def overloads(op: Any) -> list[OpOverload]:
         return [getattr(op, overload) for overload in op.overloads()]
     return [op] if isinstance(op, OpOverload) else []
 
+
+standard_gamma, sample_dirichlet = torch._standard_gamma, torch._sample_dirichlet
+"""What `torch.distributions` draws gamma and Dirichlet numbers with, for a mode to replace."""
 
 standard_gamma_grad = torch._standard_gamma_grad
 """The derivative of gamma numbers in their parameter, as `torch.distributions` takes it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -17,6 +18,7 @@ from torch.func import functional_call
 
 from popart_func import tree
 from popart_func._checks import check_head_name, is_known
+from popart_func.random.keyed import keyed
 
 __all__ = [
     "LowerLayers",
@@ -103,16 +105,19 @@ class Stateless:
         # The other names of tied parameters and buffers, which a state_dict has too.
         self._aliases = _aliases(module)
 
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, params: Params, *args: Any, rngs: Tensor | None = None, **kwargs: Any) -> Any:
         """What the module returns. What it changes in its buffers is dropped: `with_buffers` returns it."""
-        return self.with_buffers(params, *args, **kwargs)[0]
+        return self.with_buffers(params, *args, rngs=rngs, **kwargs)[0]
 
-    def with_buffers(self, params: Params, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+    def with_buffers(
+        self, params: Params, *args: Any, rngs: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Tensor]]:
         """What the module returns, and its buffers afterwards, such as the running statistics of batch normalization.
 
         Args:
             params: parameters and buffers by name, as `init_params` gives them.
             *args: the module's arguments.
+            rngs: a key of `popart_func.random` for dropout and other random layers; see `random.keyed`.
             **kwargs: the module's arguments by name.
 
         Raises:
@@ -121,7 +126,8 @@ class Stateless:
         given = self._canonical(params)
         # A module changes its buffers in place: it gets copies.
         given |= {name: given[name].clone() for name in self.buffers}
-        return _call(self._reader, given, args, kwargs)
+        with nullcontext() if rngs is None else keyed(rngs):
+            return _call(self._reader, given, args, kwargs)
 
     def _canonical(self, params: Params) -> dict[str, Tensor]:
         expected = self.trainable | self.frozen | self.buffers
@@ -178,7 +184,9 @@ def stateless(module: nn.Module) -> Stateless:
     """A module as a pure function: ``apply(params, *args, **kwargs) == module(*args, **kwargs)`` with these parameters.
 
     The module is a blueprint: its own parameters and buffers are neither read nor changed. Learners train the
-    parameters with ``requires_grad``, leave the others where they are, and carry the buffers from step to step.
+    parameters with ``requires_grad``, leave the others where they are, and carry the buffers from step to step. Random
+    layers such as dropout draw from a key, ``apply(params, x, rngs=key)``; a learner's update takes one by
+    ``with random.keyed(key):``.
 
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}

@@ -47,8 +47,8 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
     - Numbers and the mode of a module that the function closes over are read once, while it is traced; a module that
       is ``torch_fn`` itself may switch its mode.
-    - Dropout and other random calls are refused where their values are used: call ``module.eval()``, or draw with
-      `popart_func.random`.
+    - Dropout and other random calls are refused where their values are used: call ``module.eval()``, enter
+      `popart_func.random.keyed`, or draw with `popart_func.random`.
     - `torch.compiler.is_compiling` is true while it is traced, and `torch.distributions` does not check its arguments.
     - Tensors that the function closes over, and what is computed of them alone, may decide shapes and branches: when
       their values change, the function is traced anew.

@@ -49,6 +49,7 @@ from popart_func.random.continuous import (
 )
 from popart_func.random.counts import geometric, poisson
 from popart_func.random.gammas import ball, beta, chisquare, dirichlet, f, gamma, generalized_normal, loggamma, t
+from popart_func.random.keyed import keyed
 from popart_func.random.keys import fold_in, key, split
 from popart_func.random.vectors import multivariate_normal, orthogonal
 
@@ -71,6 +72,7 @@ __all__ = [
     "geometric",
     "gumbel",
     "key",
+    "keyed",
     "laplace",
     "loggamma",
     "logistic",
