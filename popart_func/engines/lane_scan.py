@@ -7,7 +7,7 @@ import re
 import textwrap
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
@@ -73,6 +73,7 @@ class LaneScan:
     lanes: int
     steps: int
     device: torch.device
+    _graphs: list[StepGraph] = field(default_factory=list, init=False, repr=False, compare=False)  # one, once traced
 
     def one_lane(self) -> tuple[Tensor, ...]:
         """One lane's arguments of the step, flat: lane 0 at time 0."""
@@ -87,10 +88,11 @@ class LaneScan:
             UnsupportedError: it uses something of PyTorch that can't be traced, or a tensor that only eager can read.
             TypeError: it does not return a carry of the structure, shapes and dtypes that it takes.
         """
-        return self._graph
+        if not self._graphs:
+            self._graphs.append(self._traced())
+        return self._graphs[0]
 
-    @functools.cached_property
-    def _graph(self) -> StepGraph:
+    def _traced(self) -> StepGraph:
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
         check = functools.partial(check_carry, self)
         try:

@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
+from popart_func.engines.tracing.ambient import module_modes
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
@@ -85,7 +86,7 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
         paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(mark_static(args, kwargs))
         leaves = [argument_to_array("to_jax_function", *pair) for pair in paths_and_leaves if not is_static(pair[1])]
         statics = tuple(Static(leaf) if is_static(leaf) else None for _, leaf in paths_and_leaves)
-        key = structure, statics, getattr(torch_fn, "training", None)  # a module's mode
+        key = structure, statics, module_modes(torch_fn)
         if key not in flat_functions:
             flat_functions[key] = _flat(torch_fn, structure, statics)
         flat, out_structures = flat_functions[key]

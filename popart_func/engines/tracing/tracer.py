@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func._torch import without_dynamo
+from popart_func._torch import DynamoNeeded, dispatch_modes, function_modes, import_dynamo, without_dynamo
+from popart_func.engines.tracing.ambient import ambient_settings, module_modes
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.tracing.plain_paths import plain_paths
@@ -60,14 +61,18 @@ def trace_step(
         TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
-    # What a function means also depends on the default dtype, on autocast, and a module's on its mode.
-    modes = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), getattr(function, "training", None)
-    key = (structure, tuple(inputs), *modes)
+    key = structure, tuple(inputs), ambient_settings(), module_modes(function)
+    trace = functools.partial(_trace, function, structure, tuple(inputs), caller, check)
     with _lock:
-        graphs = _graphs_of(function)
+        # A mode that sees every function may change what they do, as `random.keyed` does: its graph is for once.
+        graphs = {} if function_modes() or dispatch_modes() else _graphs_of(function)
         if key not in graphs or not graphs[key].holds():
             with without_collector():
-                graphs[key] = _trace(function, structure, tuple(inputs), caller, check)
+                try:
+                    graphs[key] = trace()
+                except DynamoNeeded:
+                    import_dynamo()
+                    graphs[key] = trace()
         return graphs[key]
 
 
