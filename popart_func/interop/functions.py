@@ -143,9 +143,10 @@ class _ByXla(TorchFunctionMode):
         return _BY_XLA.get(func, func)(*args, **(kwargs or {}))
 
 
+_SAME_NAMES = ("erf", "erfinv", "exp", "lgamma", "log", "log1p", "sqrt", "tan")
 _BY_XLA: dict[Any, Callable[..., Any]] = {
     _xla.multiply_add: lambda a, b, c: a * b + c,
     _xla.reciprocal_sqrt: torch.rsqrt,
     _xla.power: torch.pow,
-    **{getattr(_xla, name): getattr(torch, name) for name in ("erf", "erfinv", "exp", "log", "log1p", "sqrt", "tan")},
+    **{getattr(_xla, name): getattr(torch, name) for name in _SAME_NAMES},
 }

@@ -19,7 +19,7 @@ from popart_func._torch import sample_dirichlet, standard_gamma
 from popart_func.random.basic import bernoulli, normal, randint, uniform
 from popart_func.random.choices import categorical, permutation
 from popart_func.random.continuous import cauchy, exponential
-from popart_func.random.counts import geometric, poisson
+from popart_func.random.counts import binomial, geometric, poisson
 from popart_func.random.gammas import dirichlet, gamma
 from popart_func.random.keys import fold_in
 
@@ -102,7 +102,7 @@ def _rrelu(
     training: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    slope = uniform(key, input.shape, lower, upper).to(input.dtype) if training else (lower + upper) / 2
+    slope = uniform(key, input.shape, None, lower, upper).to(input.dtype) if training else (lower + upper) / 2
     result = torch.where(input > 0, input, input * slope)
     return input.copy_(result) if inplace else result
 
@@ -265,6 +265,11 @@ def _poisson(key: Tensor, input: Tensor, generator: Any = None) -> Tensor:
     return poisson(key, input.to(torch.float32), input.shape).to(input.dtype)
 
 
+def _binomial(key: Tensor, count: Tensor, prob: Tensor, generator: Any = None) -> Tensor:
+    _check_others({"generator": generator})
+    return binomial(key, count.to(torch.float32), prob.to(torch.float32)).to(count.dtype)
+
+
 def _standard_gamma(key: Tensor, input: Tensor, generator: Any = None) -> Tensor:
     _check_others({"generator": generator})
     return gamma(key, input.to(torch.float32), input.shape).to(input.dtype)
@@ -289,7 +294,7 @@ def _filling(sample: Callable[..., Tensor]) -> Draw:
 
 
 def _uniform(key: Tensor, shape: Any, from_: int | float = 0.0, to: int | float = 1.0, **named: int | float) -> Tensor:
-    return uniform(key, tuple(shape), named.get("from", from_), to)
+    return uniform(key, tuple(shape), None, named.get("from", from_), to)
 
 
 def _any_integers(key: Tensor, shape: Any, low: int = 0, high: int | None = None, **named: int) -> Tensor:
@@ -313,6 +318,7 @@ _BY_NAME: dict[str, Draw] = {
     "bernoulli": _bernoulli,
     "multinomial": _multinomial,
     "poisson": _poisson,
+    "binomial": _binomial,
     "dropout": _dropout,
     "feature_dropout": lambda key, *args: _dropout(key, *args, features=True),
     "alpha_dropout": _alpha_dropout,
