@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -320,16 +321,16 @@ _BY_NAME: dict[str, Draw] = {
     "poisson": _poisson,
     "binomial": _binomial,
     "dropout": _dropout,
-    "feature_dropout": lambda key, *args: _dropout(key, *args, features=True),
+    "feature_dropout": partial(_dropout, features=True),
     "alpha_dropout": _alpha_dropout,
-    "feature_alpha_dropout": lambda key, *args: _alpha_dropout(key, *args, features=True),
-    "dropout_": lambda key, *args: _dropout(key, *args, inplace=True),
-    "feature_dropout_": lambda key, *args: _dropout(key, *args, inplace=True, features=True),
-    "alpha_dropout_": lambda key, *args: _alpha_dropout(key, *args, inplace=True),
-    "feature_alpha_dropout_": lambda key, *args: _alpha_dropout(key, *args, inplace=True, features=True),
+    "feature_alpha_dropout": partial(_alpha_dropout, features=True),
+    "dropout_": partial(_dropout, inplace=True),
+    "feature_dropout_": partial(_dropout, inplace=True, features=True),
+    "alpha_dropout_": partial(_alpha_dropout, inplace=True),
+    "feature_alpha_dropout_": partial(_alpha_dropout, inplace=True, features=True),
     "native_dropout": _native_dropout,
-    "rrelu": lambda key, *args, **named: _rrelu(key, *args, **named),
-    "rrelu_": lambda key, *args, **named: _rrelu(key, *args, **named, inplace=True),
+    "rrelu": _rrelu,
+    "rrelu_": partial(_rrelu, inplace=True),
     **{name: _recurrent(getattr(torch, name)) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 

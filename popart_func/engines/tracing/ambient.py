@@ -22,13 +22,14 @@ def ambient_settings() -> Hashable:
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None for device in _DEVICES
     )
     einsum: Any = torch.backends.opt_einsum
+    memory: Any = torch.utils.deterministic
     return (
         torch.get_default_dtype(),
         torch.get_default_device(),
         autocast,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        memory.fill_uninitialized_memory,
         torch.get_float32_matmul_precision(),
         (einsum.enabled, einsum.strategy),
     )
