@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -44,6 +44,7 @@ __all__ = [
     "function_modes",
     "get_unwrapped",
     "import_dynamo",
+    "is_batched",
     "is_composite",
     "is_forward_derivative_on",
     "is_functorch_wrapped_tensor",
@@ -159,6 +160,15 @@ def function_modes() -> list[Any]:
 
         modes = [mode for mode in modes if not isinstance(mode, DeviceContext)]
     return modes
+
+
+def is_batched(value: Any) -> bool:
+    """Whether a value is a tensor that `torch.vmap` wraps, under whatever other transforms."""
+    while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+        if is_batchedtensor(value):
+            return True
+        value = get_unwrapped(value)
+    return False
 
 
 def is_transforming() -> bool:

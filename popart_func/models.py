@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, SupportsIndex
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from popart_func import tree
 from popart_func._checks import check_head_name, is_known
+from popart_func._torch import is_batched
 from popart_func.random.keyed import keyed
 
 __all__ = [
@@ -124,8 +127,11 @@ class Stateless:
             ValueError: ``params`` lacks a name, has another, or gives tied names different values.
         """
         given = self._canonical(params)
-        # A module changes its buffers in place: it gets copies.
-        given |= {name: given[name].clone() for name in self.buffers}
+        # A module changes its buffers in place: it gets copies, one for each lane where anything else differs by lane.
+        others: Any = (args, kwargs)
+        wrapped = [leaf for leaf in (*given.values(), *optree.tree_leaves(others)) if is_batched(leaf)]
+        true = wrapped[0].new_ones((), dtype=torch.bool) if wrapped else None
+        given |= {name: _copied(given[name], true) for name in self.buffers}
         with nullcontext() if rngs is None else keyed(rngs):
             return _call(self._reader, given, args, kwargs)
 
@@ -146,6 +152,16 @@ class Stateless:
                     f"{type(self._reader.module).__name__}, and must have the same values: leave {name!r} out."
                 )
         return given
+
+
+def _copied(buffer: Tensor, true: Tensor | None) -> Tensor:
+    """A copy; for each lane of ``true``, since `torch.vmap` writes nothing of a lane to what all lanes share.
+
+    Integers stay shared: a module may read its counters.
+    """
+    if true is None or is_batched(buffer) or not buffer.is_floating_point():
+        return buffer.clone()
+    return torch.where(true, buffer, buffer)
 
 
 class _BufferReader(nn.Module):
@@ -195,7 +211,17 @@ def stateless(module: nn.Module) -> Stateless:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"stateless: `module` must be a torch.nn.Module, got {type(module).__name__}.")
+    _refuse_lazy("stateless", module)
     return Stateless(module)
+
+
+def _refuse_lazy(caller: str, module: nn.Module) -> None:
+    lazy = [name for name, leaf in (*module.named_parameters(), *module.named_buffers()) if is_lazy(leaf)]
+    if lazy:
+        raise ValueError(
+            f"{caller}: every parameter must have a shape, but {lazy} wait for a first input: call the module once on "
+            f"an example before, as in `make_module`."
+        )
 
 
 def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> dict[str, Tensor]:
@@ -221,6 +247,7 @@ def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> di
         if devices:
             torch.cuda.manual_seed_all(number)
         module = make_module()
+    _refuse_lazy("init_params", module)
     return {name: leaf.detach() for name, leaf in (*module.named_parameters(), *module.named_buffers())}
 
 

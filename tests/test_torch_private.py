@@ -305,6 +305,14 @@ def imports_dynamo() -> None:
     assert "torch._dynamo" in sys.modules
 
 
+def knows_lanes() -> None:
+    answers: list[bool] = []
+    vmap(lambda x: grad(lambda y: (answers.append(_torch.is_batched(y)) or y * X).sum())(x))(X)
+    grad(lambda x: (answers.append(_torch.is_batched(x)) or x).sum())(X)
+    assert answers == [True, False]
+    assert not _torch.is_batched(X)
+
+
 def draws_numbers() -> None:
     drawn: list[Any] = []
 
@@ -351,6 +359,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "torch_pytree": has_trees,
     "DynamoNeeded": keeps_dynamo_out,
     "import_dynamo": imports_dynamo,
+    "is_batched": knows_lanes,
     "sample_dirichlet": draws_numbers,
     "standard_gamma": draws_numbers,
     "without_dynamo": keeps_dynamo_out,

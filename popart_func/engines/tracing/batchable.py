@@ -1,7 +1,8 @@
-"""Functions that `torch.vmap` or a trace can't run, replaced by equal ones that they can: `one_hot`, recurrent layers.
+"""Functions that `torch.vmap` or a trace can't run, replaced by equal ones that they can.
 
 PyTorch reads the values of `one_hot` to check that they are in range. It can't in a traced step, nor of tensors that
-`torch.func.grad` or `torch.vmap` wraps. Recurrent layers have no rule for `torch.vmap`, but consist of ops that have.
+`torch.func.grad` or `torch.vmap` wraps. Recurrent layers, and ``x[mask] = value``, have no rule for `torch.vmap`, but
+consist of ops that have.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class Batchable(TorchFunctionMode):
         if func is torch.nn.functional.one_hot:
             self.used = True
             return _compared(*args, **kwargs)
+        if func is Tensor.__setitem__ and _is_filled_by_mask(*args):
+            self.used = True
+            x, mask, value = args
+            mask = mask.reshape(*mask.shape, *(1 for _ in x.shape[mask.ndim :]))
+            return x.copy_(torch.where(mask, value, x))  # `masked_fill_` runs lane by lane where the value is a tensor
         if func in _RECURRENT:
             self.used = True
             is_packed = not isinstance(args[3], bool)
@@ -40,6 +46,13 @@ class Batchable(TorchFunctionMode):
             with without_mkldnn():
                 return op.decompose(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _is_filled_by_mask(x: Tensor, index: Any, value: Any) -> bool:
+    """Whether one value is written where a mask is true, as in ``x[x < 0] = 0``."""
+    is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and 0 < index.ndim <= x.ndim
+    is_one = isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+    return is_mask and is_one and x.shape[: index.ndim] == index.shape
 
 
 def _compared(input: Tensor, num_classes: int = -1) -> Tensor:

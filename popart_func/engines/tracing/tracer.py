@@ -27,7 +27,13 @@ from popart_func.engines.tracing.mutations import is_mutable, origin, without_mu
 from popart_func.engines.tracing.plain_paths import plain_paths
 from popart_func.engines.tracing.recorder import Recorder
 from popart_func.engines.tracing.shapes import TensorSpec
-from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
+from popart_func.engines.tracing.source_lines import (
+    TraceError,
+    depends_on_values,
+    describe_line,
+    reads_values,
+    user_line,
+)
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.walk import Values, substitute, walk
@@ -202,6 +208,11 @@ def _explained(caller: str, error: RuntimeError) -> TraceError | None:
     """The error that says what PyTorch's means for a step, with the user's line; None for one of the user's own."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     line = next(filter(None, map(user_line, reversed(frames))), None)
+    if "'lengths' argument should be" in str(error):
+        return TraceError(
+            f"{caller}: packed sequences can't be traced, in {describe_line(line)}: their layout depends on the "
+            f"lengths. Run the layer on padded sequences, and mask what lies behind their ends."
+        )
     if "dynamic shape" in str(error):
         return depends_on_values(caller, line)
     if any(sign in str(error) for sign in _READS):
