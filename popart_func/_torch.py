@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 __all__ = [
     "DisableTorchDispatch",
+    "DynamoNeeded",
     "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
@@ -42,6 +43,8 @@ __all__ = [
     "dispatch_modes",
     "function_modes",
     "get_unwrapped",
+    "import_dynamo",
+    "is_batched",
     "is_composite",
     "is_forward_derivative_on",
     "is_functorch_wrapped_tensor",
@@ -51,9 +54,11 @@ __all__ = [
     "make_wrapper_tensor",
     "mutation_count",
     "overloads",
+    "sample_dirichlet",
     "scan_operator",
     "schema",
     "set_grad_enabled",
+    "standard_gamma",
     "standard_gamma_grad",
     "storage_id",
     "tells_libraries_of_a_trace",
@@ -104,6 +109,9 @@ def overloads(op: Any) -> list[OpOverload]:
     return [op] if isinstance(op, OpOverload) else []
 
 
+standard_gamma, sample_dirichlet = torch._standard_gamma, torch._sample_dirichlet
+"""What `torch.distributions` draws gamma and Dirichlet numbers with, for a mode to replace."""
+
 standard_gamma_grad = torch._standard_gamma_grad
 """The derivative of gamma numbers in their parameter, as `torch.distributions` takes it."""
 
@@ -152,6 +160,15 @@ def function_modes() -> list[Any]:
 
         modes = [mode for mode in modes if not isinstance(mode, DeviceContext)]
     return modes
+
+
+def is_batched(value: Any) -> bool:
+    """Whether a value is a tensor that `torch.vmap` wraps, under whatever other transforms."""
+    while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+        if is_batchedtensor(value):
+            return True
+        value = get_unwrapped(value)
+    return False
 
 
 def is_transforming() -> bool:
@@ -218,7 +235,10 @@ def without_mkldnn() -> Iterator[None]:
 
 
 class _InOneThread:
-    """A flag with a value of its own in one thread, until it is switched off; elsewhere it is what it was before."""
+    """A flag with a value of its own in one thread, until it is switched off; elsewhere it is what it was before.
+
+    It can't be a bool, but takes part in what libraries do with one.
+    """
 
     def __init__(self, value: bool, before: Any) -> None:
         self.value, self.before, self.thread, self.is_on = value, before, threading.get_ident(), True
@@ -231,6 +251,23 @@ class _InOneThread:
 
     def __hash__(self) -> int:
         return hash(bool(self))
+
+    def __or__(self, other: Any) -> Any:
+        return bool(self) | other
+
+    def __and__(self, other: Any) -> Any:
+        return bool(self) & other
+
+    def __xor__(self, other: Any) -> Any:
+        return bool(self) ^ other
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+    def __index__(self) -> int:
+        return int(bool(self))
+
+    def __repr__(self) -> str:
+        return repr(bool(self))
 
 
 @contextlib.contextmanager
@@ -259,6 +296,10 @@ def tells_libraries_of_a_trace() -> Iterator[None]:
                 setattr(owner, name, flag.before)
 
 
+class DynamoNeeded(BaseException):  # no error: a step that catches exceptions must not catch it
+    """Something needs TorchDynamo, which must not be imported here."""
+
+
 class _NotImported(ModuleType):
     """Stands for a module: a name that it does not have is looked up in the real one, which is imported for that."""
 
@@ -266,13 +307,31 @@ class _NotImported(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+class _RefusesDynamo:
+    """An importer, asked before all others, that refuses TorchDynamo in one thread."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Leaves the import to other importers, or raises."""
+        if name == "torch._dynamo" and threading.get_ident() == self.thread:
+            raise DynamoNeeded
+
+
+def import_dynamo() -> None:
+    """Imports TorchDynamo."""
+    importlib.import_module("torch._dynamo")
+
+
 @contextlib.contextmanager
 def without_dynamo() -> Iterator[None]:
-    """Within it, gradients of `torch.func` don't import TorchDynamo; anything else that needs it still does.
+    """Within it, gradients of `torch.func` don't import TorchDynamo; anything else that needs it raises DynamoNeeded.
 
     PyTorch switches compiled autograd off around each gradient of `torch.func`, and imports TorchDynamo for that, which
-    takes a second. Where nothing has imported it yet, compiled autograd can't be on. Where it has been imported, a
-    function that it has compiled runs as it was written, so that it can be traced.
+    takes a second. Where nothing has imported it yet, compiled autograd can't be on. What really needs it can't have it
+    within a trace: TorchDynamo would keep what it finds there, and fail in this process ever after. Where it has been
+    imported, a function that it has compiled runs as it was written, so that it can be traced.
     """
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
@@ -281,10 +340,12 @@ def without_dynamo() -> Iterator[None]:
     dynamo, autograd = _NotImported("torch._dynamo"), _NotImported("torch._dynamo.compiled_autograd")
     autograd._disable = contextlib.nullcontext  # type: ignore[attr-defined]
     dynamo.compiled_autograd = autograd  # type: ignore[attr-defined]
-    names = vars(torch)
+    names, importer = vars(torch), _RefusesDynamo()
     names["_dynamo"] = dynamo
+    sys.meta_path.insert(0, importer)
     try:
         yield
     finally:
-        if names.get("_dynamo") is dynamo:  # else it has been imported after all
+        sys.meta_path.remove(importer)
+        if names.get("_dynamo") is dynamo:  # else another thread has imported it
             del names["_dynamo"]

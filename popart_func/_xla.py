@@ -25,6 +25,7 @@ __all__ = [
     "erfinv",
     "exp",
     "float32",
+    "lgamma",
     "log",
     "log1p",
     "multiply_add",
@@ -88,6 +89,13 @@ _ERF_DENOMINATOR = _rounded(
 )
 _ERF_BOUND = float32(3.8325069)
 
+# Lanczos' series for the gamma function.
+_LANCZOS_BASE, *_LANCZOS = _rounded(
+    *(0.99999999999980993, 676.5203681218851, -1259.1392167224028, 771.3234287776531, -176.6150291621406),
+    *(12.507343278686905, -0.13857109526572012, 9.984369578019571e-6, 1.5056327351493116e-7),
+)
+_LOG_7_5, _LOG_ROOT_2_PI = _rounded(math.log(7.5), math.log(2 * math.pi) / 2)
+
 _LARGEST = (2 - 2.0**-23) * 2.0**127
 
 
@@ -141,6 +149,21 @@ def erf(x: Tensor) -> Tensor:
     square = _round(wide * wide)
     ratio = _round(wide * _polynomial(square, _ERF_NUMERATOR)) / _polynomial(square, _ERF_DENOMINATOR)
     return torch.where(x.abs() < _ERF_BOUND, ratio.float(), x.sign())
+
+
+@_overridable
+def lgamma(x: Tensor) -> Tensor:
+    """The logarithm of the gamma function of float32 numbers from 1 on; XLA's may differ by one unit in the last place.
+
+    Source: Lanczos, "A precision approximation of the gamma function" (1964).
+    """
+    z = x - 1
+    series = torch.full_like(z, _LANCZOS_BASE)
+    for position, coefficient in enumerate(_LANCZOS):
+        series = series + coefficient / (z + (position + 1))
+    shifted = z + 7.5
+    logarithm = log1p(z / 7.5) + _LOG_7_5
+    return multiply_add(z + 0.5 - shifted / logarithm, logarithm, _LOG_ROOT_2_PI) + log(series)
 
 
 @_overridable

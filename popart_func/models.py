@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, SupportsIndex
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from popart_func import tree
 from popart_func._checks import check_head_name, is_known
+from popart_func._torch import is_batched
+from popart_func.random.keyed import keyed
 
 __all__ = [
     "LowerLayers",
@@ -103,25 +108,32 @@ class Stateless:
         # The other names of tied parameters and buffers, which a state_dict has too.
         self._aliases = _aliases(module)
 
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, params: Params, *args: Any, rngs: Tensor | None = None, **kwargs: Any) -> Any:
         """What the module returns. What it changes in its buffers is dropped: `with_buffers` returns it."""
-        return self.with_buffers(params, *args, **kwargs)[0]
+        return self.with_buffers(params, *args, rngs=rngs, **kwargs)[0]
 
-    def with_buffers(self, params: Params, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+    def with_buffers(
+        self, params: Params, *args: Any, rngs: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Tensor]]:
         """What the module returns, and its buffers afterwards, such as the running statistics of batch normalization.
 
         Args:
             params: parameters and buffers by name, as `init_params` gives them.
             *args: the module's arguments.
+            rngs: a key of `popart_func.random` for dropout and other random layers; see `random.keyed`.
             **kwargs: the module's arguments by name.
 
         Raises:
             ValueError: ``params`` lacks a name, has another, or gives tied names different values.
         """
         given = self._canonical(params)
-        # A module changes its buffers in place: it gets copies.
-        given |= {name: given[name].clone() for name in self.buffers}
-        return _call(self._reader, given, args, kwargs)
+        # A module changes its buffers in place: it gets copies, one for each lane where anything else differs by lane.
+        others: Any = (args, kwargs)
+        wrapped = [leaf for leaf in (*given.values(), *optree.tree_leaves(others)) if is_batched(leaf)]
+        true = wrapped[0].new_ones((), dtype=torch.bool) if wrapped else None
+        given |= {name: _copied(given[name], true) for name in self.buffers}
+        with nullcontext() if rngs is None else keyed(rngs):
+            return _call(self._reader, given, args, kwargs)
 
     def _canonical(self, params: Params) -> dict[str, Tensor]:
         expected = self.trainable | self.frozen | self.buffers
@@ -140,6 +152,16 @@ class Stateless:
                     f"{type(self._reader.module).__name__}, and must have the same values: leave {name!r} out."
                 )
         return given
+
+
+def _copied(buffer: Tensor, true: Tensor | None) -> Tensor:
+    """A copy; for each lane of ``true``, since `torch.vmap` writes nothing of a lane to what all lanes share.
+
+    Integers stay shared: a module may read its counters.
+    """
+    if true is None or is_batched(buffer) or not buffer.is_floating_point():
+        return buffer.clone()
+    return torch.where(true, buffer, buffer)
 
 
 class _BufferReader(nn.Module):
@@ -178,7 +200,9 @@ def stateless(module: nn.Module) -> Stateless:
     """A module as a pure function: ``apply(params, *args, **kwargs) == module(*args, **kwargs)`` with these parameters.
 
     The module is a blueprint: its own parameters and buffers are neither read nor changed. Learners train the
-    parameters with ``requires_grad``, leave the others where they are, and carry the buffers from step to step.
+    parameters with ``requires_grad``, leave the others where they are, and carry the buffers from step to step. Random
+    layers such as dropout draw from a key, ``apply(params, x, rngs=key)``; a learner's update takes one by
+    ``with random.keyed(key):``.
 
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
@@ -187,7 +211,17 @@ def stateless(module: nn.Module) -> Stateless:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"stateless: `module` must be a torch.nn.Module, got {type(module).__name__}.")
+    _refuse_lazy("stateless", module)
     return Stateless(module)
+
+
+def _refuse_lazy(caller: str, module: nn.Module) -> None:
+    lazy = [name for name, leaf in (*module.named_parameters(), *module.named_buffers()) if is_lazy(leaf)]
+    if lazy:
+        raise ValueError(
+            f"{caller}: every parameter must have a shape, but {lazy} wait for a first input: call the module once on "
+            f"an example before, as in `make_module`."
+        )
 
 
 def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> dict[str, Tensor]:
@@ -213,6 +247,7 @@ def init_params(make_module: Callable[[], nn.Module], seed: SupportsIndex) -> di
         if devices:
             torch.cuda.manual_seed_all(number)
         module = make_module()
+    _refuse_lazy("init_params", module)
     return {name: leaf.detach() for name, leaf in (*module.named_parameters(), *module.named_buffers())}
 
 

@@ -14,6 +14,7 @@ import popart_func
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(popart_func.__path__, "popart_func."))
 README = Path(__file__).parent.parent / "README.md"
+PAGES = sorted((README.parent / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
@@ -43,3 +44,10 @@ def test_readme(capsys, tmp_path, monkeypatch):
     printed = capsys.readouterr().out.strip().splitlines()
     promised = re.findall(r"^print\(.*\)  # (.*)$", "\n".join(blocks), flags=re.MULTILINE)
     assert printed == promised
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages(page):
+    """Each block of a page runs by itself."""
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+        exec(compile(block, page.name, "exec"), {})

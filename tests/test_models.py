@@ -186,3 +186,20 @@ def test_errors():
         pf.stateless(make_unified())({**params, "w": torch.ones(1)}, torch.ones(16))
     with pytest.raises(TypeError, match="seed"):
         pf.init_params(make_unified, "0")
+
+
+def test_a_lazy_module_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"init_params: .*\['weight', 'bias'\] wait for a first input"):
+        pf.init_params(lambda: torch.nn.LazyLinear(3), 0)
+    with pytest.raises(ValueError, match=r"stateless: .* call the module once"):
+        pf.stateless(torch.nn.LazyLinear(3))
+
+
+def test_lanes_write_to_buffers_that_they_share():
+    """One set of running statistics goes into all lanes, and each lane returns its own."""
+    make = lambda: torch.nn.BatchNorm1d(2)  # noqa: E731
+    apply, params, x = pf.stateless(make()), pf.init_params(make, 0), torch.randn(3, 5, 2)
+    outputs, buffers = torch.vmap(lambda x: apply.with_buffers(params, x))(x)
+    alone = [apply.with_buffers(params, one) for one in x]
+    torch.testing.assert_close(outputs, torch.stack([one for one, _ in alone]))
+    torch.testing.assert_close(buffers["running_var"], torch.stack([after["running_var"] for _, after in alone]))

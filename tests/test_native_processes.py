@@ -38,6 +38,11 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
     steps = [lambda c, x, number=number: (c + x * number, ()) for number in range(8)]
     assert list(pool.map(total, [0] * 8, steps)) == [3.0 * number for number in range(8)]
 """,
+    "a step that needs TorchDynamo, which it can't have within a trace": """
+choose = lambda c, x: (torch.cond(c > 0, lambda c: c + x, lambda c: c - x, (c,)), ())
+assert scan_lanes(choose, torch.ones(1), torch.ones(600))[0] == 601
+assert torch.cond(torch.tensor(True), lambda c: c + 1, lambda c: c - 1, (torch.ones(2),)).eq(2).all()
+""",
     "forks, first calls": """
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]

@@ -53,7 +53,9 @@ def layer(make: Callable[[], nn.Module]) -> Callable[..., Tensor]:
 def as_transformers_do(x: Tensor) -> Tensor:
     """The shortcut of Hugging Face's models with a mask."""
     mask = x > 0
-    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()) and torch.all(mask):
+    is_tracing = torch.jit.is_tracing()
+    is_tracing |= torch.compiler.is_compiling()
+    if not is_tracing and torch.all(mask):
         return torch.zeros(mask.shape)
     return torch.where(mask, 0.0, -1e9)
 

@@ -275,6 +275,13 @@ from torch.func import grad
 from popart_func import _torch
 assert "torch._dynamo" not in sys.modules, "importing it must not import TorchDynamo"
 with _torch.without_dynamo():
+    try:
+        torch.cond(torch.tensor(True), torch.sin, torch.cos, (torch.ones(2),))
+    except _torch.DynamoNeeded:
+        pass
+    else:
+        raise AssertionError("without_dynamo: what needs TorchDynamo must say so")
+    assert "torch._dynamo" not in sys.modules, "DynamoNeeded: nothing may have been imported"
     grad(lambda x: x * x)(torch.tensor(1.0))
     assert "torch._dynamo" not in sys.modules, "without_dynamo: gradients must not import TorchDynamo"
 grad(lambda x: x * x)(torch.tensor(1.0))
@@ -290,6 +297,34 @@ assert seen == [False], "without_dynamo: what is compiled must run as it was wri
 def keeps_dynamo_out() -> None:
     result = new_process.run(IN_A_NEW_PROCESS)
     assert result.returncode == 0, result.stderr
+
+
+def imports_dynamo() -> None:
+    _torch.import_dynamo()
+    assert "torch._dynamo" in sys.modules
+
+
+def knows_lanes() -> None:
+    answers: list[bool] = []
+    vmap(lambda x: grad(lambda y: (answers.append(_torch.is_batched(y)) or y * X).sum())(x))(X)
+    grad(lambda x: (answers.append(_torch.is_batched(x)) or x).sum())(X)
+    assert answers == [True, False]
+    assert not _torch.is_batched(X)
+
+
+def draws_numbers() -> None:
+    drawn: list[Any] = []
+
+    class Sees(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            drawn.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Sees():
+        torch.distributions.Gamma(X, X).sample()
+        torch.distributions.Dirichlet(X).sample()
+    assert _torch.standard_gamma in drawn
+    assert _torch.sample_dirichlet in drawn
 
 
 # Each name of the module, and what must hold of it.
@@ -321,6 +356,11 @@ LAWS: dict[str, Callable[[], None]] = {
     "storage_id": tells_memory_apart,
     "tells_libraries_of_a_trace": tells_libraries,
     "torch_pytree": has_trees,
+    "DynamoNeeded": keeps_dynamo_out,
+    "import_dynamo": imports_dynamo,
+    "is_batched": knows_lanes,
+    "sample_dirichlet": draws_numbers,
+    "standard_gamma": draws_numbers,
     "without_dynamo": keeps_dynamo_out,
     "without_mkldnn": switches_mkldnn,
     "zero_tensor_keys": makes_symbolic_zeros,

@@ -178,8 +178,8 @@ def dropout(x: Tensor) -> Tensor:
         (item, "the value of a tensor is read in .* keep the 0-d tensor"),
         (mask, "a shape depends on values in .* use torch.where"),
         (nonzero, "a shape depends on values in .* use torch.where"),
-        (random, r"random numbers can't be drawn inside, as 'rand' does in .* pass them in xs"),
-        (dropout, "random numbers can't be drawn inside, .* pass them in xs"),
+        (random, r"random numbers can't be drawn inside without a key, as 'rand' does in .* pass numbers in"),
+        (dropout, "random numbers can't be drawn inside without a key, .* pass numbers in"),
     ],
 )
 def test_says_what_cannot_be_a_graph_and_where(function: Callable[[Tensor], Tensor], message: str) -> None:

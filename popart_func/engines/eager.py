@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from popart_func._torch import mutation_count
 from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
-from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.batchable import Batchable
 from popart_func.tree import PyTree
 
 __all__ = ["compiles_once", "pays_off_after", "run", "why_not"]
@@ -41,13 +41,13 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
         return tuple(carry_leaves), tuple(y_leaves)
 
     step = vmap(flat_step, in_dims=scan.lane_axes())
-    one_hot = OneHot()
+    batchable = Batchable()
     carry, ys = scan.carry, []
     given = [leaf for leaf in (*scan.carry, *scan.xs, *scan.hparams) if not leaf.is_inference()]
     before = list(map(mutation_count, given))
     for time in range(scan.steps):
         # The mode makes each operation a quarter slower: it stays on only where the first step needed it.
-        with _named_draws(scan.caller), one_hot if time == 0 or one_hot.used else nullcontext():
+        with _named_draws(scan.caller), batchable if time == 0 or batchable.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
         if time == 0 and list(map(mutation_count, given)) != before:
             raise TypeError(f"{scan.caller}: `step` changes an argument in place: {PURE}")
@@ -67,7 +67,7 @@ def _named_draws(caller: str) -> Iterator[None]:
         if "randomness error mode" not in str(error):
             raise
         raise TypeError(
-            f"{caller}: random numbers can't be drawn inside `step`, as dropout in training does, for lanes would not "
-            f"have their own: draw them with popart_func.random, from a key in the carry or in xs, or draw them before "
-            f"and pass them in xs."
+            f"{caller}: random numbers can't be drawn inside `step` without a key, as dropout in training does, for "
+            f"lanes would not have their own. Give a module one, stateless(module)(params, x, rngs=key), or enter "
+            f"popart_func.random.keyed(key); draw with popart_func.random; or draw before, and pass numbers in xs."
         ) from error

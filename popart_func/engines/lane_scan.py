@@ -7,7 +7,7 @@ import re
 import textwrap
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
-from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.source_lines import describe_line, user_line
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
@@ -73,6 +73,7 @@ class LaneScan:
     lanes: int
     steps: int
     device: torch.device
+    _graphs: list[StepGraph] = field(default_factory=list, init=False, repr=False, compare=False)  # one, once traced
 
     def one_lane(self) -> tuple[Tensor, ...]:
         """One lane's arguments of the step, flat: lane 0 at time 0."""
@@ -87,10 +88,11 @@ class LaneScan:
             UnsupportedError: it uses something of PyTorch that can't be traced, or a tensor that only eager can read.
             TypeError: it does not return a carry of the structure, shapes and dtypes that it takes.
         """
-        return self._graph
+        if not self._graphs:
+            self._graphs.append(self._traced())
+        return self._graphs[0]
 
-    @functools.cached_property
-    def _graph(self) -> StepGraph:
+    def _traced(self) -> StepGraph:
         inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
         check = functools.partial(check_carry, self)
         try:
@@ -117,7 +119,7 @@ class LaneScan:
             result: PyTree = check_carry(self, self.step(*optree.tree_unflatten(self.structure, leaves)))
             return optree.tree_leaves(result)
 
-        with OneHot():
+        with Batchable():
             vmap(step, in_dims=self.lane_axes())(*self.carry, *(leaf[0] for leaf in self.xs), *self.hparams)
 
     def _refuse(self, graph: StepGraph) -> None:

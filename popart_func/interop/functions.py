@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
+from popart_func.engines.tracing.ambient import module_modes
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
@@ -47,8 +48,8 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
     - Numbers and the mode of a module that the function closes over are read once, while it is traced; a module that
       is ``torch_fn`` itself may switch its mode.
-    - Dropout and other random calls are refused where their values are used: call ``module.eval()``, or draw with
-      `popart_func.random`.
+    - Dropout and other random calls are refused where their values are used: call ``module.eval()``, enter
+      `popart_func.random.keyed`, or draw with `popart_func.random`.
     - `torch.compiler.is_compiling` is true while it is traced, and `torch.distributions` does not check its arguments.
     - Tensors that the function closes over, and what is computed of them alone, may decide shapes and branches: when
       their values change, the function is traced anew.
@@ -85,7 +86,7 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
         paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(mark_static(args, kwargs))
         leaves = [argument_to_array("to_jax_function", *pair) for pair in paths_and_leaves if not is_static(pair[1])]
         statics = tuple(Static(leaf) if is_static(leaf) else None for _, leaf in paths_and_leaves)
-        key = structure, statics, getattr(torch_fn, "training", None)  # a module's mode
+        key = structure, statics, module_modes(torch_fn)
         if key not in flat_functions:
             flat_functions[key] = _flat(torch_fn, structure, statics)
         flat, out_structures = flat_functions[key]
@@ -142,9 +143,10 @@ class _ByXla(TorchFunctionMode):
         return _BY_XLA.get(func, func)(*args, **(kwargs or {}))
 
 
+_SAME_NAMES = ("erf", "erfinv", "exp", "lgamma", "log", "log1p", "sqrt", "tan")
 _BY_XLA: dict[Any, Callable[..., Any]] = {
     _xla.multiply_add: lambda a, b, c: a * b + c,
     _xla.reciprocal_sqrt: torch.rsqrt,
     _xla.power: torch.pow,
-    **{getattr(_xla, name): getattr(torch, name) for name in ("erf", "erfinv", "exp", "log", "log1p", "sqrt", "tan")},
+    **{getattr(_xla, name): getattr(torch, name) for name in _SAME_NAMES},
 }

@@ -11,17 +11,19 @@ Numbers have the bits that XLA computes on CPUs. XLA on another device may diffe
 - `maxwell`, `double_sided_maxwell`: the order in which XLA adds depends on the shape;
 - `truncated_normal` where a bound is a tensor: so do the last bits of the bounds;
 - `gamma` and what is made of it: XLA takes a reciprocal root whose last bits are the processor's;
+- `poisson` from a rate of 10 on, `binomial`, `multinomial`: a candidate is accepted by a test of logarithms, whose last
+  bits may differ, so that one number in 10⁴ is another one (one in 500 at a rate of 10⁵);
 - `orthogonal`, `multivariate_normal`: a factorization by LAPACK.
 
-`gamma` and `poisson` draw until a number is accepted in JAX, but a fixed number of rounds here. In the rare case that
-these do not suffice, a gamma number is NaN and a Poisson number −1. Left out: `binomial` and `multinomial`, `poisson`
-from a rate of 10 on, Gumbel numbers of mode ``"highest"``, other dtypes, and keys of other generators.
+`gamma`, `poisson` and `binomial` draw until a number is accepted in JAX, but a fixed number of rounds here. In the rare
+case that these do not suffice, a number is NaN, and a Poisson number −1. Left out: Gumbel numbers of mode
+``"highest"``, other dtypes, and keys of other generators.
 
 Every draw is a pure function of its key. It works under `torch.vmap` (lane *i* gets what seed *i* gets alone), under
 `torch.compile`, in a traced step and on every engine, with two exceptions. `orthogonal` and `multivariate_normal` need
-an engine that has the factorization. `gamma`, what is made of it, and `poisson` are thousands of operations, which take
-minutes to compile and are tested in eager mode and under `torch.vmap` only. `initializers` has JAX's initial parameters
-of networks.
+an engine that has the factorization. `gamma`, what is made of it, `poisson` and `binomial` are thousands of operations,
+which take long to compile. `keyed` makes PyTorch's own random layers and functions draw from a key, and `initializers`
+has JAX's initial parameters of networks.
 
 Use a key once: `split` it, or `fold_in` a counter.
 
@@ -47,8 +49,9 @@ from popart_func.random.continuous import (
     wald,
     weibull_min,
 )
-from popart_func.random.counts import geometric, poisson
+from popart_func.random.counts import binomial, geometric, multinomial, poisson
 from popart_func.random.gammas import ball, beta, chisquare, dirichlet, f, gamma, generalized_normal, loggamma, t
+from popart_func.random.keyed import keyed
 from popart_func.random.keys import fold_in, key, split
 from popart_func.random.vectors import multivariate_normal, orthogonal
 
@@ -56,6 +59,7 @@ __all__ = [
     "ball",
     "bernoulli",
     "beta",
+    "binomial",
     "bits",
     "categorical",
     "cauchy",
@@ -71,11 +75,13 @@ __all__ = [
     "geometric",
     "gumbel",
     "key",
+    "keyed",
     "laplace",
     "loggamma",
     "logistic",
     "lognormal",
     "maxwell",
+    "multinomial",
     "multivariate_normal",
     "normal",
     "orthogonal",

@@ -47,26 +47,24 @@ def bits(
 def uniform(
     key: Integer[Tensor, "2"],
     shape: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
     minval: Scalar | Float[Tensor, "..."] = 0.0,
     maxval: Scalar | Float[Tensor, "..."] = 1.0,
-    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "..."]:
     """Uniform numbers in ``[minval, maxval)``, float32, 2²³ equidistant values: `jax.random.uniform`.
 
     Args:
         key: the key.
         shape: the result's, to which the bounds broadcast.
+        dtype: float32.
         minval: a number or a tensor.
         maxval: likewise.
-        dtype: float32. (In JAX it comes before the bounds.)
 
     >>> uniform(keys.key(0), (2,))
     tensor([0.9477, 0.9786])
     """
     check_key("uniform", key)
     check_dtype("uniform", dtype)
-    if isinstance(minval, torch.dtype):
-        raise TypeError(f"uniform: `minval` must be a number or a tensor, got {minval}: `dtype` comes last.")
     units = to_unit(bits(key, shape))
     if isinstance(minval, int | float) and isinstance(maxval, int | float):
         if (minval, maxval) == (0, 1):

@@ -120,4 +120,4 @@ def amplify(noise: Noise, count: int, architecture: Architecture) -> Noise:
 @functools.cache
 def _pool(device: torch.device) -> Tensor:
     """Numbers in (−1, 1), the same in every process, ``[runs, pool]``; the first run has level 0."""
-    return random.uniform(random.key(0).to(device), (PROBES + 1, _POOL), -1.0, 1.0).double()
+    return random.uniform(random.key(0).to(device), (PROBES + 1, _POOL), None, -1.0, 1.0).double()

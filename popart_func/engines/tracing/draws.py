@@ -38,6 +38,7 @@ def draws_numbers(caller: str, draw: fx.Node) -> TraceError:
     """The error for a draw."""
     name = draw.target.overloadpacket.__name__  # type: ignore[union-attr]
     return TraceError(
-        f"{caller}: random numbers can't be drawn inside, as {name!r} does in {describe_line(draw.meta.get('line'))}: "
-        f"draw them from a key with popart_func.random, or draw them before and pass them in xs."
+        f"{caller}: random numbers can't be drawn inside without a key, as {name!r} does in "
+        f"{describe_line(draw.meta.get('line'))}: give a module one, stateless(module)(params, x, rngs=key), or enter "
+        f"popart_func.random.keyed(key); draw with popart_func.random; or draw before, and pass numbers in."
     )

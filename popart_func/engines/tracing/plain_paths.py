@@ -16,7 +16,7 @@ from torch.nn.functional import embedding, embedding_bag
 from torch.overrides import TorchFunctionMode
 
 from popart_func._torch import tells_libraries_of_a_trace, without_mkldnn
-from popart_func.engines.tracing.one_hot import OneHot
+from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
 
 __all__ = ["plain_paths"]
@@ -36,7 +36,7 @@ def plain_paths() -> Iterator[None]:
         sdpa_kernel(SDPBackend.MATH),
         _EmbeddingBags(),
         ZeroDIndices(),
-        OneHot(),
+        Batchable(),
     ):
         yield
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,16 @@ class CacheKey(Generic[T]):
     """
 
 
+@dataclass(frozen=True)
+class _ModuleKey(CacheKey[fx.GraphModule]):
+    pass
+
+
+@dataclass(frozen=True)
+class _ChangeKey(CacheKey["fx.Node | None"]):
+    pass
+
+
 @dataclass(frozen=True, eq=False)
 class StepGraph:
     """A traced function: flat tensors in, flat tensors out. Its `str` is for people to read.
@@ -54,23 +65,30 @@ class StepGraph:
     read: tuple[tuple[Tensor, Tensor], ...]
     wants_gradient: bool
     _cache: dict[CacheKey[Any], Any] = field(default_factory=dict, init=False, repr=False)
+    _locks: dict[Any, threading.Lock] = field(default_factory=dict, init=False, repr=False)
 
     def cached(self, key: CacheKey[T], make: Callable[[], T]) -> T:
-        """What ``make()`` returned when it was first asked for with this key; it lives as long as the graph does."""
+        """What ``make()`` returned when it was first asked for with this key; it lives as long as the graph does.
+
+        One thread makes it, and others wait. A process that was forked meanwhile has locks of its own: in it, nobody
+        would open those of its parent. (`functools.cached_property` of Python 3.11 has a lock that outlives a fork.)
+        """
         if key not in self._cache:
-            self._cache[key] = make()
+            with self._locks.setdefault((os.getpid(), key), threading.Lock()):
+                if key not in self._cache:
+                    self._cache[key] = make()
         value: T = self._cache[key]
         return value
 
-    @functools.cached_property
+    @property
     def module(self) -> fx.GraphModule:
         """The graph as a function, ``module(*inputs, *constants) -> list of outputs``."""
-        return fx.GraphModule({}, self.graph)
+        return self.cached(_ModuleKey(), lambda: fx.GraphModule({}, self.graph))
 
-    @functools.cached_property
+    @property
     def change(self) -> fx.Node | None:
         """The first node that changes an input or a constant in place; None in the graph of a pure function."""
-        return next(filter(is_mutable, self.graph.nodes), None)
+        return self.cached(_ChangeKey(), lambda: next(filter(is_mutable, self.graph.nodes), None))
 
     @property
     def calls(self) -> list[fx.Node]:

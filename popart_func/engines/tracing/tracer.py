@@ -20,13 +20,20 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func._torch import without_dynamo
+from popart_func._torch import DynamoNeeded, dispatch_modes, function_modes, import_dynamo, without_dynamo
+from popart_func.engines.tracing.ambient import ambient_settings, module_modes
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.tracing.plain_paths import plain_paths
 from popart_func.engines.tracing.recorder import Recorder
 from popart_func.engines.tracing.shapes import TensorSpec
-from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
+from popart_func.engines.tracing.source_lines import (
+    TraceError,
+    depends_on_values,
+    describe_line,
+    reads_values,
+    user_line,
+)
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.walk import Values, substitute, walk
@@ -60,14 +67,18 @@ def trace_step(
         TraceError: the function branches on values, reads them, has shapes that depend on them, or draws at random.
         TypeError: the function returns something that is not a tensor.
     """
-    # What a function means also depends on the default dtype, on autocast, and a module's on its mode.
-    modes = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), getattr(function, "training", None)
-    key = (structure, tuple(inputs), *modes)
+    key = structure, tuple(inputs), ambient_settings(), module_modes(function)
+    trace = functools.partial(_trace, function, structure, tuple(inputs), caller, check)
     with _lock:
-        graphs = _graphs_of(function)
+        # A mode that sees every function may change what they do, as `random.keyed` does: its graph is for once.
+        graphs = {} if function_modes() or dispatch_modes() else _graphs_of(function)
         if key not in graphs or not graphs[key].holds():
             with without_collector():
-                graphs[key] = _trace(function, structure, tuple(inputs), caller, check)
+                try:
+                    graphs[key] = trace()
+                except DynamoNeeded:
+                    import_dynamo()
+                    graphs[key] = trace()
         return graphs[key]
 
 
@@ -197,6 +208,11 @@ def _explained(caller: str, error: RuntimeError) -> TraceError | None:
     """The error that says what PyTorch's means for a step, with the user's line; None for one of the user's own."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     line = next(filter(None, map(user_line, reversed(frames))), None)
+    if "'lengths' argument should be" in str(error):
+        return TraceError(
+            f"{caller}: packed sequences can't be traced, in {describe_line(line)}: their layout depends on the "
+            f"lengths. Run the layer on padded sequences, and mask what lies behind their ends."
+        )
     if "dynamic shape" in str(error):
         return depends_on_values(caller, line)
     if any(sign in str(error) for sign in _READS):

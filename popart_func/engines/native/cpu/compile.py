@@ -37,6 +37,10 @@ FLAGS = (
 """IEEE arithmetic: no re-association, no contraction. Only error codes and flags that nothing reads are given up."""
 
 
+_locks: dict[tuple[int, Path], threading.Lock] = {}
+"""One for each kernel, so that of several threads one compiles it; of each process, since a fork would inherit it."""
+
+
 @shares_cache
 def build(source: str) -> ctypes.CDLL:
     """Compiles and loads a kernel, or loads it from the cache.
@@ -46,8 +50,9 @@ def build(source: str) -> ctypes.CDLL:
     """
     command = [*_command(), *FLAGS]
     library = cache_directory() / f"{cache_key((*command, ask_compiler()(), source))}.so"
-    if not _is_whole(library):
-        _compile(command, source, library)
+    with _locks.setdefault((os.getpid(), library), threading.Lock()):
+        if not _is_whole(library):
+            _compile(command, source, library)
     keep_source(library.with_suffix(".cpp"), source)
     try:
         kernel = ctypes.CDLL(str(library))
