@@ -1,0 +1,273 @@
+"""Compares an entry of PyTorch's `op_db` in eager mode with the same function in JAX, or as a step of an engine.
+
+An op is a pure function of its tensor arguments; all else is closed over. A **sample** gives one of the verdicts, and
+an **entry** the worst of its samples':
+
+- ``right``: the values agree to float32's rounding, and so do shapes and kinds of dtypes.
+- ``refused``: our own error, which names the op or the line.
+- ``wrong``: another value, shape or kind of dtype.
+- ``raw``: an error of anyone else.
+- ``not comparable``: PyTorch itself gives no one answer; the reason says why.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from op_samples import op_entries
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from popart_func._torch import FakeTensorMode
+from popart_func.engines.lane_scan import EngineUnavailableError, UnsupportedError
+from popart_func.engines.tracing.source_lines import TraceError
+
+__all__ = [
+    "STAGES",
+    "Case",
+    "NotComparableError",
+    "Verdict",
+    "cases",
+    "compare_entry",
+    "entries_by_name",
+    "stacked",
+    "two_lanes",
+]
+
+STAGES = ("value", "gradient", "vmap", "jvp")
+_ORDER = ("right", "refused", "raw", "wrong")
+# What is returned is memory that nothing has been written to.
+_UNINITIALIZED = ("empty", "new_empty", "resize_")
+# Factors of a matrix that are unique up to signs or phases: the entry's own function makes them comparable.
+_UP_TO_SIGNS = ("svd", "eig", "pca_lowrank", "geqrf")
+_OURS = (UnsupportedError, TraceError, EngineUnavailableError, TypeError, ValueError)
+
+
+class Verdict(NamedTuple):
+    """What came of a comparison, and why."""
+
+    verdict: str
+    reason: str = ""
+
+
+class NotComparableError(Exception):
+    """PyTorch itself gives no one answer."""
+
+
+class Case(NamedTuple):
+    """A sample as a function of tensors: of ``tensors``, and of others of the same shapes, ``others``."""
+
+    function: Callable[..., list[Tensor]]
+    tensors: list[Tensor]
+    others: list[Tensor]
+    expected: list[Tensor]
+    exact: list[Tensor] | None
+
+
+def entries_by_name() -> dict[str, Any]:
+    """The float32 entries of `op_db`, by name and variant."""
+    return {entry.formatted_name: entry for entry in op_entries()}
+
+
+def cases(entry: Any, most: int) -> Iterator[Case | NotComparableError]:
+    """The samples of an entry; an error in the place of each that is not comparable."""
+    seed = zlib.crc32(entry.formatted_name.encode())
+    try:
+        torch.manual_seed(seed)
+        samples = [sample for _, sample in zip(range(most), _samples(entry), strict=False)]
+        torch.manual_seed(seed + 1)
+        others = [sample for _, sample in zip(range(most), _samples(entry), strict=False)]
+    except Exception as error:
+        yield NotComparableError(f"PyTorch can't make samples: {_first_line(error)}")
+        return
+    if not samples:
+        yield NotComparableError("no samples in float32")
+    for sample, other in zip(samples, others, strict=True):
+        try:
+            yield _case(entry, sample, other)
+        except NotComparableError as error:
+            yield error
+
+
+def _samples(entry: Any) -> Iterator[Any]:
+    return iter(entry.sample_inputs("cpu", torch.float32))
+
+
+def _case(entry: Any, sample: Any, other: Any) -> Case:
+    leaves, structure = tree_flatten((sample.input, tuple(sample.args), sample.kwargs))
+    other_leaves = tree_flatten((other.input, tuple(other.args), other.kwargs))[0]
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    tensors = [leaves[place].detach() for place in places]
+    if any(tensor.layout != torch.strided or tensor.is_nested for tensor in tensors):
+        raise NotComparableError("sparse or nested arguments")
+    if entry.name.startswith(_UNINITIALIZED) or "empty" in entry.name:
+        raise NotComparableError("uninitialized memory")
+    process = sample.output_process_fn_grad if any(part in entry.name for part in _UP_TO_SIGNS) else lambda out: out
+
+    def function(*given: Tensor) -> list[Tensor]:
+        filled = list(leaves)
+        for place, tensor in zip(places, given, strict=True):
+            filled[place] = tensor
+        x, args, kwargs = tree_unflatten(filled, structure)
+        result = process(entry.op(x, *args, **kwargs))
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    kept = [tensor.clone() for tensor in tensors]
+    expected = _in_eager(function, kept, seed=0)
+    if any(not _equal(a, b) for a, b in zip(kept, tensors, strict=True)):
+        raise NotComparableError("works in place")
+    if not expected:
+        raise NotComparableError("returns no tensor")
+    if any(tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized for tensor in expected):
+        raise NotComparableError("sparse, nested or quantized results")
+    again = _in_eager(function, [tensor.clone() for tensor in tensors], seed=1)
+    if any(a.shape != b.shape or not _equal(a, b) for a, b in zip(expected, again, strict=True)):
+        raise NotComparableError("random")
+    if _has_dynamic_shape(function, tensors):
+        raise NotComparableError("a shape that depends on values")
+    same = len(leaves) == len(other_leaves) and all(
+        isinstance(other_leaves[place], Tensor) and _spec(other_leaves[place]) == _spec(leaves[place])
+        for place in places
+    )
+    others = [other_leaves[place].detach() for place in places] if same else tensors
+    return Case(function, tensors, others, expected, _exact(function, tensors))
+
+
+def _in_eager(function: Callable[..., list[Tensor]], tensors: list[Tensor], seed: int) -> list[Tensor]:
+    torch.manual_seed(seed)
+    try:
+        return [value.detach().resolve_conj().resolve_neg().clone() for value in function(*tensors)]
+    except Exception as error:
+        raise NotComparableError(f"PyTorch raises: {_first_line(error)}") from error
+
+
+def _has_dynamic_shape(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> bool:
+    """Whether PyTorch says that the shape of a result depends on values."""
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            function(*map(mode.from_tensor, tensors))
+    except DynamicOutputShapeException:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _exact(function: Callable[..., list[Tensor]], tensors: list[Tensor]) -> list[Tensor] | None:
+    """The results in double precision, by which rounding is judged; None where PyTorch can't compute them."""
+    try:
+        return [value.detach().resolve_conj().resolve_neg() for value in function(*map(_wide, tensors))]
+    except Exception:
+        return None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+    return tensor.to(wider.get(tensor.dtype, tensor.dtype), copy=True)
+
+
+def _spec(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def compare_entry(
+    entry: Any, target: str, *, most: int = 4, stages: tuple[str, ...] = ("value",)
+) -> dict[str, Verdict]:
+    """The verdict on an entry for each stage; the reason is that of its worst sample.
+
+    Args:
+        entry: of `op_db`.
+        target: ``"jax"``, or the name of an engine.
+        most: how many samples.
+        stages: of `STAGES`; all but ``"value"`` for the target ``"jax"`` only.
+    """
+    found: dict[str, list[Verdict]] = {stage: [] for stage in stages}
+    reasons = []
+    for case in cases(entry, most):
+        if isinstance(case, NotComparableError):
+            reasons.append(str(case))
+            continue
+        for stage in stages:
+            found[stage].append(_judge(entry, case, target, stage))
+    verdicts = {}
+    for stage, several in found.items():
+        comparable = [one for one in several if one.verdict != "not comparable"]
+        others = [one.reason for one in several if one.verdict == "not comparable"] or reasons
+        worst = max(comparable, key=lambda one: _ORDER.index(one.verdict), default=None)
+        verdicts[stage] = worst or Verdict("not comparable", others[0] if others else "")
+    return verdicts
+
+
+def _judge(entry: Any, case: Case, target: str, stage: str) -> Verdict:
+    from op_targets import TARGETS  # which imports JAX, if that is the target
+
+    try:
+        pairs = TARGETS[target](entry, case, stage)
+    except NotComparableError as error:
+        return Verdict("not comparable", str(error))
+    except Exception as error:
+        text = str(error)
+        is_ours = isinstance(error, _OURS) and text.startswith(("to_jax_function: ", "scan_lanes: "))
+        return Verdict("refused" if is_ours else "raw", _first_line(error))
+    for position, (got, expected, exact) in enumerate(pairs):
+        difference = _difference(got, expected, exact)
+        if difference:
+            return Verdict("wrong", f"result {position}: {difference}")
+    return Verdict("right")
+
+
+def _difference(got: Tensor, expected: Tensor, exact: Tensor | None) -> str:
+    """How a result differs; empty where it does not."""
+    if got.shape != expected.shape:
+        return f"shape {list(got.shape)} for {list(expected.shape)}"
+    if _kind(got) != _kind(expected):
+        return f"{got.dtype} for {expected.dtype}"
+    if not (got.is_floating_point() or got.is_complex()):
+        wrong = got.to(expected.dtype) != expected
+    else:
+        wide = torch.complex128 if expected.is_complex() else torch.float64
+        got, expected = got.to(wide), expected.to(wide)
+        finite = expected[expected.isfinite()].abs()
+        size = float(finite.max()) if finite.numel() else 1.0
+        close = torch.isclose(got, expected, rtol=1e-3, atol=1e-5 * max(size, 1e-3), equal_nan=True)
+        if exact is not None and exact.shape == expected.shape:
+            off = (expected - exact.to(wide)).abs()
+            close |= (got - exact.to(wide)).abs() <= 10 * off.nan_to_num(0.0, 0.0, 0.0).max() if off.numel() else close
+        wrong = ~close
+    if not wrong.any():
+        return ""
+    where = tuple(wrong.nonzero()[0].tolist())
+    return f"{got[where].item()} for {expected[where].item()} at {list(where)}, {int(wrong.sum())} of {wrong.numel()}"
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "bool"
+    return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
+
+
+def stacked(case: Case) -> list[Tensor]:
+    """The arguments of two lanes: the sample's own, and others of the same shapes."""
+    return [torch.stack([a, b]) for a, b in zip(case.tensors, case.others, strict=True)]
+
+
+def two_lanes(case: Case) -> list[Tensor]:
+    """What eager mode gives for two lanes, one after the other."""
+    lanes = [_in_eager(case.function, [tensor.clone() for tensor in each], 0) for each in (case.tensors, case.others)]
+    if [value.shape for value in lanes[0]] != [value.shape for value in lanes[1]]:
+        raise NotComparableError("a shape that depends on values")
+    return [torch.stack(pair) for pair in zip(*lanes, strict=True)]
