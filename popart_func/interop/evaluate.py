@@ -9,10 +9,10 @@ import jax
 import torch
 from torch import fx
 
-from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.lane_scan import UnsupportedError, summary
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
-from popart_func.interop.lowerings.table import find_lowering
+from popart_func.interop.lowerings.table import find_lowering, is_registered
 from popart_func.interop.stop_gradients import STOP_GRADIENT
 from popart_func.interop.trees import has_64_bits, jax_dtype, tensor_to_array, torch_dtype
 
@@ -20,6 +20,9 @@ __all__ = ["evaluate"]
 
 _STORAGE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that say how a result is stored, which no lowering is given."""
+
+# A check that the user has asked of JAX, and what a machine lacks.
+_NOT_OURS = (FloatingPointError, MemoryError, UnsupportedError, jax.errors.JaxRuntimeError)
 
 
 def evaluate(graph: StepGraph, inputs: Sequence[Any]) -> list[Any]:
@@ -30,7 +33,7 @@ def evaluate(graph: StepGraph, inputs: Sequence[Any]) -> list[Any]:
         inputs: an array for each input; the values of constants are read now.
 
     Raises:
-        UnsupportedError: there is no lowering of an op.
+        UnsupportedError: there is no lowering of an op, or JAX refuses its arguments.
         TypeError: the graph is not pure, or needs float64 with JAX's 64-bit types off.
     """
     return walk(graph.graph, [*inputs, *map(_constant, graph.constants)], _evaluate_node)
@@ -76,8 +79,10 @@ def _evaluate_node(node: fx.Node, values: Values) -> Any:
     except NotImplementedError as error:
         raise _unsupported(node, f"with {error} there is no lowering of") from None
     except Exception as error:
-        error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
-        raise
+        if is_registered(name) or isinstance(error, _NOT_OURS):
+            error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
+            raise
+        raise _unsupported(node, f"JAX refuses the arguments ({summary(error)}) of") from error
     results = result if many else [result]
     finished = [None if out is None else _finished(node, part, out) for part, out in zip(results, outs, strict=False)]
     return finished if many else finished[0]

@@ -38,6 +38,16 @@ def _as_step(entry: Any, case: Case, stage: str, *, engine: str) -> Pairs:
 
 
 def _in_jax(entry: Any, case: Case, stage: str) -> Pairs:
+    """With JAX's 64-bit types off, as they are at first, unless PyTorch gives float64 for arguments of 32 bits."""
+    import jax
+
+    wide = (torch.float64, torch.complex128)
+    is_wide = any(value.dtype in wide for value in (*case.expected, *case.tensors))
+    with jax.enable_x64(is_wide):
+        return list(_compared_in_jax(entry, case, stage))
+
+
+def _compared_in_jax(entry: Any, case: Case, stage: str) -> Pairs:
     import jax
 
     from popart_func.interop.jax import to_jax, to_jax_function, to_torch
@@ -76,7 +86,8 @@ def _loss(case: Case, places: list[int], *reals: Tensor) -> Tensor:
     for place, value in zip(places, reals, strict=True):
         given[place] = value
     total = torch.zeros(())
-    for value in case.function(*given):
+    results = case.function(*given)
+    for value in results[:1] if case.only_first else results:
         if value.is_complex():
             value = torch.view_as_real(value.resolve_conj())
         if value.is_floating_point():
