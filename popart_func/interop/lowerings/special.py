@@ -38,13 +38,11 @@ def _polygamma(out: TensorSpec, order: int, x: Any) -> Any:
 
 def _polygamma_of(order: int, x: Any) -> Any:
     """The derivatives of digamma, each of which is the derivative of the one before."""
-    if order == 0:
-        return _digamma(x)
 
     @jax.custom_jvp
     def value(x: Any) -> Any:
-        if order == 1:
-            return _trigamma(x)
+        if order < 2:
+            return _trigamma(x) if order else _digamma(x)
         return (-1) ** (order + 1) * math.gamma(order + 1) * _zeta_of(jnp.full_like(x, order + 1), x)
 
     @value.defjvp
@@ -238,7 +236,7 @@ def _frexp(outs: Any, x: Any) -> list[Any]:
 
 
 SPECIAL: dict[str, Lowering] = {
-    "digamma": _of_one(_digamma),
+    "digamma": _of_one(lambda x: _polygamma_of(0, x)),
     "polygamma": _polygamma,
     "special_zeta": _zeta,
     "igamma": _incomplete_gamma(jax.scipy.special.gammainc),
