@@ -156,14 +156,15 @@ def _pseudoinverse(out: TensorSpec, x: Any, *bounds: Any) -> Any:
     least = jnp.zeros(1) if atol is None else jnp.asarray(atol)[..., None]
     share = jnp.where(least > 0, 0, max(x.shape[-2:]) * jnp.finfo(x.dtype).eps)
     share = share if rtol is None else jnp.asarray(rtol)[..., None]
-    x = _mirrored(x) if hermitian else x
-    largest = jnp.linalg.svd(jax.lax.stop_gradient(x), compute_uv=False)[..., :1]
-    return _inverted(x, jnp.maximum(least, share * largest))
+    # As in PyTorch, the derivative is that of the whole matrix.
+    x = x + jax.lax.stop_gradient(_mirrored(x) - x) if hermitian else x
+    return _inverted(x, least.astype(x.real.dtype), share.astype(x.real.dtype))
 
 
 @jax.custom_jvp
-def _inverted(x: Any, bound: Any) -> Any:
+def _inverted(x: Any, least: Any, share: Any) -> Any:
     left, values, right = jnp.linalg.svd(x, full_matrices=False)
+    bound = jnp.maximum(least, share * values[..., :1])
     inverse = jnp.where(values > bound, 1 / jnp.where(values > bound, values, 1), 0)
     return jnp.matmul(
         jnp.conj(_transposed(right)) * inverse[..., None, :].astype(x.dtype),

@@ -20,8 +20,10 @@ from popart_func.interop.lowerings.networks import NETWORKS
 from popart_func.interop.lowerings.operands import Lowering
 from popart_func.interop.lowerings.order import ORDER
 from popart_func.interop.lowerings.pointwise import POINTWISE
+from popart_func.interop.lowerings.pools import POOLS
 from popart_func.interop.lowerings.products import PRODUCTS
 from popart_func.interop.lowerings.reductions import REDUCTIONS
+from popart_func.interop.lowerings.resampling import RESAMPLING
 from popart_func.interop.lowerings.special import SPECIAL
 
 __all__ = ["LOWERINGS", "find_lowering", "is_registered", "register_lowering"]
@@ -33,6 +35,8 @@ LOWERINGS: dict[str, Lowering] = {
     **MOVEMENT,
     **INDEXING,
     **NETWORKS,
+    **POOLS,
+    **RESAMPLING,
     **LINALG,
     **ORDER,
     **SPECIAL,
