@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func._torch import core_decompositions, is_composite, overloads, schema
+from popart_func._torch import core_decompositions, is_composite, overloads, schema, torch_pytree
 
 __all__ = ["decomposition", "name_to_register", "taken_apart"]
 
@@ -23,6 +23,8 @@ def decomposition(op: Any) -> Decomposition | None:
     own = _OWN.get(getattr(op, "overloadpacket", None))
     if own is not None and schema(op).overload_name != "out":
         return own
+    if torch.Tag.view_copy in getattr(op, "tags", ()):
+        return _copy_of_view(op)
     wrapped = _table().get(op)
     if wrapped is None or schema(op).is_mutable:
         return wrapped
@@ -34,7 +36,11 @@ def _table() -> dict[Any, Decomposition]:
     """PyTorch's core decompositions, and those of ops that it keeps whole for a speed that no engine here gains."""
     aten = torch.ops.aten
     table, every = core_decompositions()
-    for packet in (aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm):
+    for packet in (
+        *(aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm),
+        *(aten._native_batch_norm_legit_functional, aten._batch_norm_with_update_functional, aten.ldexp, aten.dist),
+        *(aten.narrow_copy, aten.unbind_copy),
+    ):
         ops = (getattr(packet, overload) for overload in packet.overloads())
         table |= {op: every[op] for op in ops if op in every}
     return table
@@ -62,6 +68,30 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
     rate = torch.where(is_near_end, weight - 1, weight)
     nearest = torch.where(is_near_end, end, start)
     return rate * (end - start) + nearest
+
+
+def _copy_of_view(op: Any) -> Decomposition | None:
+    """The view that an op such as `permute_copy` copies, and the copy."""
+    view = getattr(
+        getattr(torch.ops.aten, op.overloadpacket.__name__.removesuffix("_copy"), None), op._overloadname, None
+    )
+    if view is None or schema(op).is_mutable:
+        return None
+    return lambda *args, **kwargs: torch_pytree.tree_map(torch.clone, view(*args, **kwargs))
+
+
+def _addbmm(x: Tensor, left: Tensor, right: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    """`addbmm`: the sum of the products of matrices, added to a matrix; of a beta of 0 the matrix is not read."""
+    product = alpha * torch.bmm(left, right).sum(0)
+    return product if beta == 0 else beta * x + product
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """`special_log_ndtr`, whose derivative is not NaN on the side that is not taken."""
+    is_low = x < -1
+    scaled = x / 2**0.5
+    tail = (torch.special.erfcx(-torch.where(is_low, scaled, -1.0)) / 2).log() - scaled * scaled
+    return torch.where(is_low, tail, (-torch.erfc(torch.where(is_low, 0, scaled)) / 2).log1p())
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -160,6 +190,8 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
+    torch.ops.aten.addbmm: _addbmm,
+    torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,
     torch.ops.aten.rrelu_with_noise: _rrelu,
 }

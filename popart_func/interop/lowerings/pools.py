@@ -62,8 +62,9 @@ def _read(x: Any, windows: Sequence[Window], fill: Any) -> tuple[Any, Any]:
         flat = flat * sizes[axis] + places.clip(0, max(sizes[axis] - 1, 0)).reshape(shape)
         exist = exist & which.reshape(shape)
     flat, exist = (np.broadcast_to(part, np.broadcast_shapes(flat.shape, exist.shape)) for part in (flat, exist))
-    flat, exist = flat.reshape(*outs, -1), exist.reshape(*outs, -1)
-    images = x.reshape(*x.shape[: x.ndim - rank], -1)
+    window = math.prod(flat.shape[rank:])
+    flat, exist = flat.reshape(*outs, window), exist.reshape(*outs, window)
+    images = x.reshape(*x.shape[: x.ndim - rank], math.prod(sizes))
     return jnp.where(exist, images[..., flat], fill), (flat, exist)
 
 
@@ -94,9 +95,10 @@ def _scattered(rank: int) -> Lowering:
 
     def op(out: TensorSpec, cotangent: Any, x: Any, *rest: Any) -> Any:
         images, index = math.prod(out.shape[:-rank]), rest[-1]
+        lengths = images, math.prod(cotangent.shape[-rank:])
         flat = jnp.zeros((images, math.prod(out.shape[-rank:])), x.dtype)
         lines = jnp.arange(images)[:, None]
-        return flat.at[lines, index.reshape(images, -1)].add(cotangent.reshape(images, -1)).reshape(out.shape)
+        return flat.at[lines, index.reshape(lengths)].add(cotangent.reshape(lengths)).reshape(out.shape)
 
     return op
 
@@ -106,9 +108,10 @@ def _unpool(rank: int) -> Lowering:
 
     def op(out: TensorSpec, x: Any, index: Any, *_: Any) -> Any:
         images = math.prod(out.shape[:-rank])
+        lengths = images, math.prod(x.shape[-rank:])
         flat = jnp.zeros((images, math.prod(out.shape[-rank:])), x.dtype)
         lines = jnp.arange(images)[:, None]
-        return flat.at[lines, index.reshape(images, -1)].set(x.reshape(images, -1)).reshape(out.shape)
+        return flat.at[lines, index.reshape(lengths)].set(x.reshape(lengths)).reshape(out.shape)
 
     return op
 
