@@ -23,9 +23,7 @@ def decomposition(op: Any) -> Decomposition | None:
     own = _OWN.get(getattr(op, "overloadpacket", None))
     if own is not None and schema(op).overload_name != "out":
         return own
-    if torch.Tag.view_copy in getattr(op, "tags", ()):
-        return _copy_of_view(op)
-    wrapped = _table().get(op)
+    wrapped = _table().get(op) or _copy_of_view(op)
     if wrapped is None or schema(op).is_mutable:
         return wrapped
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(wrapped), wrapped)
@@ -37,7 +35,7 @@ def _table() -> dict[Any, Decomposition]:
     aten = torch.ops.aten
     table, every = core_decompositions()
     for packet in (
-        *(aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm),
+        *(aten.elu, aten.leaky_relu, aten.native_layer_norm, aten.native_group_norm),
         *(aten._native_batch_norm_legit_functional, aten._batch_norm_with_update_functional, aten.ldexp, aten.dist),
         *(aten.narrow_copy, aten.unbind_copy),
     ):
@@ -71,10 +69,10 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
 
 
 def _copy_of_view(op: Any) -> Decomposition | None:
-    """The view that an op such as `permute_copy` copies, and the copy."""
-    view = getattr(
-        getattr(torch.ops.aten, op.overloadpacket.__name__.removesuffix("_copy"), None), op._overloadname, None
-    )
+    """The view that an op such as `permute_copy` copies, and the copy; None of another op."""
+    name = op.overloadpacket.__name__ if torch.Tag.view_copy in op.tags else ""
+    packet = getattr(torch.ops.aten, name.removesuffix("_copy"), None) if name.endswith("_copy") else None
+    view = getattr(packet, schema(op).overload_name or "default", None)
     if view is None or schema(op).is_mutable:
         return None
     return lambda *args, **kwargs: torch_pytree.tree_map(torch.clone, view(*args, **kwargs))
@@ -92,6 +90,35 @@ def _log_ndtr(x: Tensor) -> Tensor:
     scaled = x / 2**0.5
     tail = (torch.special.erfcx(-torch.where(is_low, scaled, -1.0)) / 2).log() - scaled * scaled
     return torch.where(is_low, tail, (-torch.erfc(torch.where(is_low, 0, scaled)) / 2).log1p())
+
+
+def _root(total: Tensor, power: float = 2.0) -> Tensor:
+    """A root whose derivative at 0 is 0, as PyTorch has it for norms and standard deviations."""
+    is_extreme = total == (0 if power > 0 else torch.inf)
+    inside = torch.where(is_extreme, 1, total)
+    return torch.where(is_extreme, 0, inside.sqrt() if power == 2 else inside ** (1 / power))
+
+
+def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """`linalg_vector_norm`; PyTorch's decomposition serves for the powers whose derivative at 0 is no NaN."""
+    if ord in (0, 1, torch.inf, -torch.inf) or x.numel() == 0 or not x.dtype.is_floating_point or dtype is not None:
+        return core_decompositions()[1][torch.ops.aten.linalg_vector_norm.default](x, ord, dim, keepdim, dtype=dtype)
+    if ord == 2:
+        powers = x * x
+    else:
+        at_zero = x == 0
+        powers = torch.where(at_zero, 0 if ord > 0 else torch.inf, torch.where(at_zero, 1, x).abs() ** ord)
+    return _root(powers.sum(list(range(x.ndim)) if dim is None else dim, keepdim), ord)
+
+
+def _std(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """`std`: the root of the variance."""
+    return _root(torch.var(x, *arguments, **options))
+
+
+def _std_mean(x: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    var, mean = torch.var_mean(x, *arguments, **options)
+    return _root(var), mean
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -190,6 +217,9 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
+    torch.ops.aten.linalg_vector_norm: _vector_norm,
+    torch.ops.aten.std: _std,
+    torch.ops.aten.std_mean: _std_mean,
     torch.ops.aten.addbmm: _addbmm,
     torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,

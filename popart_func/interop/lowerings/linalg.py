@@ -253,7 +253,7 @@ LINALG: dict[str, Lowering] = {
     "linalg_cholesky_ex": _cholesky,
     "_linalg_solve_ex": _solve,
     "linalg_solve_triangular": _solve_triangular,
-    "_linalg_det": lambda outs, x: [jnp.linalg.det(x), *_factored(x)],
+    "_linalg_det": lambda outs, x: [jnp.linalg.det(x) if x.size else jnp.ones(outs[0].shape), *_factored(x)],
     "_linalg_slogdet": lambda outs, x: [*jnp.linalg.slogdet(x), *_factored(x)],
     "_linalg_svd": _svd,
     "_linalg_eigh": _eigh,

@@ -22,10 +22,12 @@ __all__ = ["RESAMPLING"]
 
 def _matrix(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
     """The matrix ``[out, in]`` of an interpolation along an axis, as PyTorch computes it of unit vectors."""
-    others = (1,) * (rank - 1)
-    image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *others)
+    others = (2,) * (rank - 1)  # of length 1, the antialiasing kernels of PyTorch go wrong
+    image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *(1 for _ in others))
+    image = image.expand(1, size, size, *others).contiguous()
     nothing = [None] * (rank - 1)
-    return getattr(torch.ops.aten, kind)(image, [outs, *others], *setting, *nothing).reshape(size, outs).T.numpy()
+    result = getattr(torch.ops.aten, kind)(image, [outs, *others], *setting, *nothing)
+    return result.reshape(size, outs, -1)[..., 0].T.numpy()
 
 
 def _weighted(x: Any, axis: int, matrix: Any) -> Any:
