@@ -35,7 +35,7 @@ def _table() -> dict[Any, Decomposition]:
     aten = torch.ops.aten
     table, every = core_decompositions()
     for packet in (
-        *(aten.elu, aten.leaky_relu, aten.native_layer_norm, aten.native_group_norm),
+        *(aten.leaky_relu, aten.native_layer_norm, aten.native_group_norm),
         *(aten._native_batch_norm_legit_functional, aten._batch_norm_with_update_functional, aten.ldexp, aten.dist),
         *(aten.narrow_copy, aten.unbind_copy),
     ):
@@ -108,7 +108,7 @@ def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False
     else:
         at_zero = x == 0
         powers = torch.where(at_zero, 0 if ord > 0 else torch.inf, torch.where(at_zero, 1, x).abs() ** ord)
-    return _root(powers.sum(list(range(x.ndim)) if dim is None else dim, keepdim), ord)
+    return _root(powers.sum(list(range(x.ndim)) if dim is None else dim, keepdim), float(ord))
 
 
 def _std(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -119,6 +119,22 @@ def _std(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
 def _std_mean(x: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     var, mean = torch.var_mean(x, *arguments, **options)
     return _root(var), mean
+
+
+def _elu(x: Tensor, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Tensor:
+    """`elu`, whose derivative is not NaN where the exponential that is not taken overflows."""
+    below = torch.where(x > 0, 0, x)
+    return torch.where(x > 0, x * scale, torch.expm1(below * input_scale) * (alpha * scale))
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """`hardsigmoid`, whose derivative at both kinks is 0, as in PyTorch."""
+    return torch.where(x <= -3, 0, torch.where(x >= 3, 1, (x + 3) / 6))
+
+
+def _hardswish(x: Tensor) -> Tensor:
+    """`hardswish`, whose derivative is 0 and 1 at the kinks, as in PyTorch."""
+    return torch.where(x <= -3, 0, torch.where(x >= 3, x, x * (x + 3) / 6))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -217,6 +233,9 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
+    torch.ops.aten.elu: _elu,
+    torch.ops.aten.hardsigmoid: _hardsigmoid,
+    torch.ops.aten.hardswish: _hardswish,
     torch.ops.aten.linalg_vector_norm: _vector_norm,
     torch.ops.aten.std: _std,
     torch.ops.aten.std_mean: _std_mean,
