@@ -290,7 +290,7 @@ def test_derivatives_of_equal_numbers(name: str) -> None:
         assert torch.equal(a, b)
 
 
-# Lowerings whose arguments come from PyTorch's own table: `test_jax_op_db` and `benchmarks/op_coverage.py` compare them.
+# Lowerings whose arguments come from PyTorch's own table: `test_jax_op_db` and `op_coverage.py` compare them.
 OF_THE_TABLE = {
     "_adaptive_avg_pool3d",
     "_adaptive_avg_pool3d_backward",
