@@ -40,7 +40,7 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
       JAX traces once, such as the body of `lax.scan`, keeps the values that it has read. Pass what should change
       between calls as an argument.
     - JAX differentiates `torch.func.grad` within `torch.no_grad`, and the ``.grad`` of `Tensor.backward`, as if
-      gradients were on. The derivative of a norm or a standard deviation at 0 is NaN, as in JAX.
+      gradients were on.
     - `torch.func.grad` inside the function uses the backward of a custom `torch.autograd.Function`; JAX differentiates
       its forward.
     - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused. Integers reach ``torch_fn``

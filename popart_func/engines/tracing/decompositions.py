@@ -134,7 +134,7 @@ def _hardsigmoid(x: Tensor) -> Tensor:
 
 def _hardswish(x: Tensor) -> Tensor:
     """`hardswish`, whose derivative is 0 and 1 at the kinks, as in PyTorch."""
-    inside = torch.where(x.abs() < 3, x, 0)  # beyond, the product may overflow
+    inside = torch.where(x.abs() >= 3, 0, x)  # beyond, the product may overflow
     return torch.where(x <= -3, x * 0, torch.where(x >= 3, x, inside * (inside + 3) / 6))
 
 
