@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import torch
 from torch import fx
 
-from popart_func.engines.lane_scan import UnsupportedError
-from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
+from popart_func.engines.lane_scan import UnsupportedError, summary
+from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
-from popart_func.interop.lowerings.table import find_lowering
+from popart_func.interop.lowerings.table import find_lowering, is_registered
 from popart_func.interop.stop_gradients import STOP_GRADIENT
 from popart_func.interop.trees import has_64_bits, jax_dtype, tensor_to_array, torch_dtype
 
@@ -20,6 +21,10 @@ __all__ = ["evaluate"]
 
 _STORAGE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that say how a result is stored, which no lowering is given."""
+
+_WIDE = (torch.float64, torch.complex128)
+# A check that the user has asked of JAX, and what a machine lacks.
+_NOT_OURS = (FloatingPointError, MemoryError, UnsupportedError, jax.errors.JaxRuntimeError)
 
 
 def evaluate(graph: StepGraph, inputs: Sequence[Any]) -> list[Any]:
@@ -30,10 +35,38 @@ def evaluate(graph: StepGraph, inputs: Sequence[Any]) -> list[Any]:
         inputs: an array for each input; the values of constants are read now.
 
     Raises:
-        UnsupportedError: there is no lowering of an op.
+        UnsupportedError: there is no lowering of an op, or JAX refuses its arguments.
         TypeError: the graph is not pure, or needs float64 with JAX's 64-bit types off.
     """
-    return walk(graph.graph, [*inputs, *map(_constant, graph.constants)], _evaluate_node)
+    folded = {} if has_64_bits() else graph.cached(_FoldedKey(), lambda: _folded(graph.graph))
+
+    def call(node: fx.Node, values: Values) -> Any:
+        if node not in folded:
+            return _evaluate_node(node, values)
+        return tensor_to_array(folded[node].to(torch_dtype(jax_dtype(folded[node].dtype))), copy=True)
+
+    return walk(graph.graph, [*inputs, *map(_constant, graph.constants)], call)
+
+
+@dataclass(frozen=True)
+class _FoldedKey(CacheKey[dict[fx.Node, torch.Tensor]]):
+    pass
+
+
+def _folded(graph: fx.Graph) -> dict[fx.Node, torch.Tensor]:
+    """Nodes of 64 bits that depend on no input, by their values: PyTorch computes what JAX would with 32 bits only.
+
+    Those that the function returns are not among them: they are refused.
+    """
+    values: dict[fx.Node, torch.Tensor] = {}
+    returned: Any = graph.output_node().args[0]
+    for node in graph.nodes:
+        is_wide = getattr(node.meta.get("val"), "dtype", None) in _WIDE
+        reads_wide = any(source in values for source in node.all_input_nodes)
+        if node.op == "call_function" and (is_wide or reads_wide) and set(node.all_input_nodes) <= set(values):
+            args, kwargs = substitute((node.args, node.kwargs), values)
+            values[node] = node.target(*args, **kwargs)
+    return {node: value for node, value in values.items() if node not in returned or value.dtype not in _WIDE}
 
 
 def _constant(tensor: torch.Tensor) -> Any:
@@ -76,8 +109,10 @@ def _evaluate_node(node: fx.Node, values: Values) -> Any:
     except NotImplementedError as error:
         raise _unsupported(node, f"with {error} there is no lowering of") from None
     except Exception as error:
-        error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
-        raise
+        if is_registered(name) or isinstance(error, _NOT_OURS):
+            error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
+            raise
+        raise _unsupported(node, f"JAX refuses the arguments ({summary(error)}) of") from error
     results = result if many else [result]
     finished = [None if out is None else _finished(node, part, out) for part, out in zip(results, outs, strict=False)]
     return finished if many else finished[0]

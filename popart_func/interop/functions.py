@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from popart_func import _xla
 from popart_func.engines.tracing.ambient import module_modes
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
-from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
 from popart_func.interop.static_arguments import Static, is_static, static_arguments
 from popart_func.interop.stop_gradients import StopGradientMarks
+from popart_func.interop.traces import Traces
 from popart_func.interop.trees import argument_to_array, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_function"]
@@ -41,10 +41,11 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
       JAX traces once, such as the body of `lax.scan`, keeps the values that it has read. Pass what should change
       between calls as an argument.
     - JAX differentiates `torch.func.grad` within `torch.no_grad`, and the ``.grad`` of `Tensor.backward`, as if
-      gradients were on. The derivative of a norm or a standard deviation at 0 is NaN, as in JAX.
+      gradients were on.
     - `torch.func.grad` inside the function uses the backward of a custom `torch.autograd.Function`; JAX differentiates
       its forward.
-    - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused.
+    - With JAX's 64-bit types off, integers are computed in 32 bits, and float64 is refused. Integers reach ``torch_fn``
+      as int32, but as int64 where PyTorch refuses int32, as some ops do for indices.
     - An index out of range is clamped, as in JAX, and so is a float that an integer dtype can't hold.
     - Numbers and the mode of a module that the function closes over are read once, while it is traced; a module that
       is ``torch_fn`` itself may switch its mode.
@@ -68,7 +69,8 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
         TypeError: an argument is neither an array nor a number nor static, a static one can't be hashed or is traced by
             JAX, or ``torch_fn`` can't be traced.
         ValueError: ``torch_fn`` has no argument of a name in ``static_argnames``.
-        UnsupportedError: an op that has no lowering; the message names it, its shapes and its line.
+        UnsupportedError: an op that has no lowering, or whose arguments JAX refuses; the message names it, its shapes
+            and its line. Also something of PyTorch that can't be traced; the message names the line.
 
     >>> f = to_jax_function(lambda x: torch.sin(x).sum())
     >>> jax.grad(f)(jax.numpy.zeros(2))
@@ -79,6 +81,7 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     mark_static = static_arguments(torch_fn, names)
     flat_functions: dict[Any, tuple[Callable[..., Any], list[Any]]] = {}
+    traces = Traces()
     lock = threading.RLock()  # `out_structures` is of the last trace, which has to be this thread's
 
     @functools.wraps(torch_fn)
@@ -96,7 +99,7 @@ def to_jax_function(torch_fn: Callable[..., Any], *, static_argnames: str | Iter
         specs = [TensorSpec(tuple(leaf.shape), torch_dtype(leaf.dtype), cpu) for leaf in leaves]
         flat_structure = optree.tree_structure(tuple(leaves))  # type: ignore[arg-type]
         with lock:
-            graph = trace_step(flat, flat_structure, specs, caller="to_jax_function")
+            graph = traces.trace(flat, flat_structure, specs)
             out_structure = graph.cached(_OutStructureKey(), lambda: out_structures[0])
         return jax.tree_util.tree_unflatten(out_structure, evaluate(graph, leaves))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func._torch import core_decompositions, is_composite, overloads, schema
+from popart_func._torch import core_decompositions, is_composite, overloads, schema, torch_pytree
 
 __all__ = ["decomposition", "name_to_register", "taken_apart"]
 
@@ -23,7 +23,7 @@ def decomposition(op: Any) -> Decomposition | None:
     own = _OWN.get(getattr(op, "overloadpacket", None))
     if own is not None and schema(op).overload_name != "out":
         return own
-    wrapped = _table().get(op)
+    wrapped = _table().get(op) or _copy_of_view(op)
     if wrapped is None or schema(op).is_mutable:
         return wrapped
     return _light(_lerp if op.overloadpacket is torch.ops.aten.lerp else inspect.unwrap(wrapped), wrapped)
@@ -34,7 +34,11 @@ def _table() -> dict[Any, Decomposition]:
     """PyTorch's core decompositions, and those of ops that it keeps whole for a speed that no engine here gains."""
     aten = torch.ops.aten
     table, every = core_decompositions()
-    for packet in (aten.elu, aten.leaky_relu, aten.linalg_vector_norm, aten.native_layer_norm, aten.native_group_norm):
+    for packet in (
+        *(aten.leaky_relu, aten.native_layer_norm, aten.native_group_norm),
+        *(aten._native_batch_norm_legit_functional, aten._batch_norm_with_update_functional, aten.ldexp, aten.dist),
+        *(aten.narrow_copy, aten.unbind_copy),
+    ):
         ops = (getattr(packet, overload) for overload in packet.overloads())
         table |= {op: every[op] for op in ops if op in every}
     return table
@@ -62,6 +66,76 @@ def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
     rate = torch.where(is_near_end, weight - 1, weight)
     nearest = torch.where(is_near_end, end, start)
     return rate * (end - start) + nearest
+
+
+def _copy_of_view(op: Any) -> Decomposition | None:
+    """The view that an op such as `permute_copy` copies, and the copy; None of another op."""
+    name = op.overloadpacket.__name__ if torch.Tag.view_copy in op.tags else ""
+    packet = getattr(torch.ops.aten, name.removesuffix("_copy"), None) if name.endswith("_copy") else None
+    view = getattr(packet, schema(op).overload_name or "default", None)
+    if view is None or schema(op).is_mutable:
+        return None
+    return lambda *args, **kwargs: torch_pytree.tree_map(torch.clone, view(*args, **kwargs))
+
+
+def _addbmm(x: Tensor, left: Tensor, right: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    """`addbmm`: the sum of the products of matrices, added to a matrix; of a beta of 0 the matrix is not read."""
+    product = alpha * torch.bmm(left, right).sum(0)
+    return product if beta == 0 else beta * x + product
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """`special_log_ndtr`, whose derivative is not NaN on the side that is not taken."""
+    is_low = x < -1
+    scaled = x / 2**0.5
+    tail = (torch.special.erfcx(-torch.where(is_low, scaled, -1.0)) / 2).log() - scaled * scaled
+    return torch.where(is_low, tail, (-torch.erfc(torch.where(is_low, 0, scaled)) / 2).log1p())
+
+
+def _root(total: Tensor, power: float = 2.0) -> Tensor:
+    """A root whose derivative at 0 is 0, as PyTorch has it for norms and standard deviations."""
+    is_extreme = total == (0 if power > 0 else torch.inf)
+    inside = torch.where(is_extreme, 1, total)
+    return torch.where(is_extreme, 0, inside.sqrt() if power == 2 else inside ** (1 / power))
+
+
+def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """`linalg_vector_norm`; PyTorch's decomposition serves for the powers whose derivative at 0 is no NaN."""
+    if ord in (0, 1, torch.inf, -torch.inf) or x.numel() == 0 or not x.dtype.is_floating_point or dtype is not None:
+        return core_decompositions()[1][torch.ops.aten.linalg_vector_norm.default](x, ord, dim, keepdim, dtype=dtype)
+    if ord == 2:
+        powers = x * x
+    else:
+        at_zero = x == 0
+        powers = torch.where(at_zero, 0 if ord > 0 else torch.inf, torch.where(at_zero, 1, x).abs() ** ord)
+    return _root(powers.sum(list(range(x.ndim)) if dim is None else dim, keepdim), float(ord))
+
+
+def _std(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    """`std`: the root of the variance."""
+    return _root(torch.var(x, *arguments, **options))
+
+
+def _std_mean(x: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    var, mean = torch.var_mean(x, *arguments, **options)
+    return _root(var), mean
+
+
+def _elu(x: Tensor, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Tensor:
+    """`elu`, whose derivative is not NaN where the exponential that is not taken overflows."""
+    below = torch.where(x > 0, 0, x)
+    return torch.where(x > 0, x * scale, torch.expm1(below * input_scale) * (alpha * scale))
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    """`hardsigmoid`, whose derivative at both kinks is 0, as in PyTorch."""
+    return torch.where(x <= -3, 0, torch.where(x >= 3, 1, (x + 3) / 6))
+
+
+def _hardswish(x: Tensor) -> Tensor:
+    """`hardswish`, whose derivative is 0 and 1 at the kinks, as in PyTorch."""
+    inside = torch.where(x.abs() >= 3, 0, x)  # beyond, the product may overflow
+    return torch.where(x <= -3, x * 0, torch.where(x >= 3, x, inside * (inside + 3) / 6))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -160,6 +234,14 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
     torch.ops.aten.take: _take,
+    torch.ops.aten.elu: _elu,
+    torch.ops.aten.hardsigmoid: _hardsigmoid,
+    torch.ops.aten.hardswish: _hardswish,
+    torch.ops.aten.linalg_vector_norm: _vector_norm,
+    torch.ops.aten.std: _std,
+    torch.ops.aten.std_mean: _std_mean,
+    torch.ops.aten.addbmm: _addbmm,
+    torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,
     torch.ops.aten.rrelu_with_noise: _rrelu,
 }

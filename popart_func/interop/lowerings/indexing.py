@@ -22,6 +22,8 @@ def _gather(out: TensorSpec, x: Any, axis: int, index: Any, *_: Any) -> Any:
     if not x.ndim:
         return jnp.broadcast_to(x, index.shape)
     axis %= x.ndim
+    if not index.ndim:  # of a vector, as in `q.gather(-1, action)`
+        return x[index]
     # Along other axes the index may be shorter.
     part = x[tuple(slice(None) if other == axis else slice(size) for other, size in enumerate(index.shape))]
     return jnp.take_along_axis(part, index, axis)
@@ -97,6 +99,22 @@ def _neutral(reduce: str, dtype: Any) -> Any:
     return jnp.iinfo(dtype).min if reduce == "amax" else jnp.iinfo(dtype).max
 
 
+def _index_reduce(
+    out: TensorSpec, x: Any, axis: int, index: Any, source: Any, reduce: str, include_self: bool = True
+) -> Any:
+    if x.ndim:
+        shape = [1] * x.ndim
+        shape[axis % x.ndim] = -1
+        index = jnp.broadcast_to(jnp.atleast_1d(index).reshape(shape), source.shape)
+    return _scatter(out, x, axis, index, source, reduce, include_self)
+
+
+def _nonzero(out: TensorSpec, x: Any, size: int = 0, fill: int = -1) -> Any:
+    if not x.ndim:
+        return jnp.zeros(out.shape, jnp.int32)
+    return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill), -1)
+
+
 def _put(out: TensorSpec, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
     place = x.reshape(-1).at[index]
     return (place.add(source) if accumulate else place.set(source)).reshape(out.shape)
@@ -109,6 +127,8 @@ INDEXING: dict[str, Lowering] = {
     "embedding": _embedding,
     "index_put": _index_put,
     "put": _put,
+    "index_reduce": _index_reduce,
+    "nonzero_static": _nonzero,
     **dict.fromkeys(("scatter", "scatter_reduce"), _scatter),
     "scatter_add": lambda out, x, axis, index, source: _scatter(out, x, axis, index, source, "add"),
 }

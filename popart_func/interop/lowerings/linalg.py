@@ -6,6 +6,7 @@ that PyTorch's ops return are always 0.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -27,10 +28,168 @@ def _transposed(x: Any) -> Any:
     return jnp.swapaxes(x, -1, -2)
 
 
+def _mirrored(x: Any, upper: bool = False) -> Any:
+    """The symmetric matrix that one triangle stands for; its derivative is that of the symmetric part, as PyTorch's."""
+    triangle = jnp.triu(x) if upper else jnp.tril(x)
+    strict = jnp.triu(x, 1) if upper else jnp.tril(x, -1)
+    part = (x + jnp.conj(_transposed(x))) / 2
+    return jax.lax.stop_gradient(triangle + jnp.conj(_transposed(strict)) - part) + part
+
+
 def _factored(x: Any) -> list[Any]:
     """The LU decomposition, and the row that each row was exchanged with, counted from 1."""
     lu, pivots, _ = jax.lax.linalg.lu(x)
     return [lu, pivots + 1]
+
+
+def _from_pivots(pivots: Any, rows: int) -> Any:
+    """The order of the rows that PyTorch's exchanges, counted from 1, lead to."""
+    return jax.lax.linalg.lu_pivots_to_permutation(pivots.astype(jnp.int32) - 1, rows)
+
+
+def _lu_factor(outs: Any, x: Any, pivot: bool = True, *_: Any) -> list[Any]:
+    if not pivot:
+        raise NotImplementedError("pivot=False")
+    return [*_factored(x), _success(outs[2])] if len(outs) == 3 else _factored(x)
+
+
+def _lu_parts(lu: Any, pivots: Any) -> list[Any]:
+    rows, columns = lu.shape[-2:]
+    least = min(rows, columns)
+    lower = jnp.tril(lu[..., :least], -1) + jnp.eye(rows, least, dtype=lu.dtype)
+    order = _from_pivots(pivots, rows)
+    exchange = (jnp.arange(rows)[:, None] == order[..., None, :]).astype(lu.dtype)
+    return [exchange, lower, jnp.triu(lu[..., :least, :])]
+
+
+def _lu(outs: Any, x: Any, pivot: bool = True) -> list[Any]:
+    if not pivot:
+        raise NotImplementedError("pivot=False")
+    return _lu_parts(*_factored(x))
+
+
+def _lu_unpack(outs: Any, lu: Any, pivots: Any, data: bool = True, with_pivots: bool = True) -> list[Any]:
+    wanted = (with_pivots, data, data)
+    parts = zip(_lu_parts(lu, pivots), wanted, outs, strict=True)
+    return [part if is_wanted else jnp.zeros(out.shape) for part, is_wanted, out in parts]
+
+
+def _lu_solve(out: TensorSpec, lu: Any, pivots: Any, y: Any, left: bool = True, adjoint: bool = False) -> Any:
+    if left:
+        return _lu_columns(lu, pivots, y, transposed=adjoint, conjugate=adjoint)
+    columns = _transposed(jnp.conj(y) if adjoint else y)  # X A = Y is the transposed system
+    solved = _transposed(_lu_columns(lu, pivots, columns, transposed=not adjoint, conjugate=False))
+    return jnp.conj(solved) if adjoint else solved
+
+
+def _lu_columns(lu: Any, pivots: Any, y: Any, *, transposed: bool, conjugate: bool) -> Any:
+    """Solves for columns, with the factored matrix, its transpose, or its adjoint."""
+    batch = jnp.broadcast_shapes(lu.shape[:-2], y.shape[:-2])
+    lu = jnp.broadcast_to(lu, (*batch, *lu.shape[-2:]))
+    y = jnp.broadcast_to(y, (*batch, *y.shape[-2:]))
+    order = jnp.broadcast_to(_from_pivots(pivots, lu.shape[-1]), (*batch, lu.shape[-1]))[..., None]
+    solve = functools.partial(jax.lax.linalg.triangular_solve, lu, left_side=True)
+    if not transposed:
+        y = jnp.take_along_axis(y, order, -2)
+        return solve(solve(y, lower=True, unit_diagonal=True), lower=False)
+    y = solve(y, lower=False, transpose_a=True, conjugate_a=conjugate)
+    y = solve(y, lower=True, unit_diagonal=True, transpose_a=True, conjugate_a=conjugate)
+    return jnp.take_along_axis(y, jnp.argsort(order, -2), -2)
+
+
+def _cholesky_solve(out: TensorSpec, y: Any, factor: Any, upper: bool = False) -> Any:
+    lower = jnp.conj(_transposed(factor)) if upper else factor
+    batch = jnp.broadcast_shapes(y.shape[:-2], lower.shape[:-2])
+    lower, y = (jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (lower, y))
+    solve = functools.partial(jax.lax.linalg.triangular_solve, lower, left_side=True, lower=True)
+    return solve(solve(y), transpose_a=True, conjugate_a=True)
+
+
+def _cholesky_inverse(out: TensorSpec, factor: Any, upper: bool = False) -> Any:
+    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
+    return _cholesky_solve(out, identity, jnp.triu(factor) if upper else jnp.tril(factor), upper)
+
+
+def _triangular_solve(
+    outs: Any, y: Any, x: Any, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> list[Any]:
+    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = (jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (x, y))
+    solved = jax.lax.linalg.triangular_solve(
+        x, y, left_side=True, lower=not upper, transpose_a=transpose, unit_diagonal=unitriangular
+    )
+    return [solved, x]
+
+
+def _householder(out: TensorSpec, x: Any, scales: Any) -> Any:
+    """The product of the reflections that the columns hold below a diagonal of ones; JAX's has no derivative."""
+    rows, columns, count = x.shape[-2], x.shape[-1], scales.shape[-1]
+    places = jnp.arange(rows)[:, None]
+
+    def reflect(product: Any, position: Any) -> Any:
+        column = jnp.take_along_axis(x, jnp.full((*x.shape[:-1], 1), position), -1)
+        vector = jnp.where(places > position, column, (places == position).astype(x.dtype))
+        scale = jnp.take(scales, position, -1)[..., None, None]
+        row = jnp.matmul(jnp.conj(_transposed(vector)), product, precision=jax.lax.Precision.HIGHEST)
+        return product - scale * vector * row, None
+
+    start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=x.dtype), x.shape)
+    return jax.lax.scan(reflect, start, jnp.arange(count), reverse=True)[0]
+
+
+def _reflect(out: TensorSpec, x: Any, scales: Any, y: Any, left: bool = True, transpose: bool = False) -> Any:
+    """`ormqr`: the product with the orthogonal matrix of `geqrf`, of which all columns count."""
+    rows, count = x.shape[-2], scales.shape[-1]
+    columns = jnp.concatenate([x[..., :count], jnp.zeros((*x.shape[:-1], rows - count), x.dtype)], -1)
+    matrix = _householder(out, columns, scales)
+    matrix = jnp.conj(_transposed(matrix)) if transpose else matrix
+    multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return multiply(matrix, y) if left else multiply(y, matrix)
+
+
+def _pseudoinverse(out: TensorSpec, x: Any, *bounds: Any) -> Any:
+    """The pseudoinverse: singular values of at most ``max(atol, rtol * largest)`` count as 0."""
+    # linalg_pinv(x, rcond, hermitian), and linalg_pinv(x, *, atol, rtol, hermitian)
+    atol, rtol, hermitian = bounds if len(bounds) == 3 else (None, *bounds)
+    if 0 in x.shape:
+        return jnp.zeros(out.shape, x.dtype)
+    least = jnp.zeros(1) if atol is None else jnp.asarray(atol)[..., None]
+    share = jnp.where(least > 0, 0, max(x.shape[-2:]) * jnp.finfo(x.dtype).eps)
+    share = share if rtol is None else jnp.asarray(rtol)[..., None]
+    # As in PyTorch, the derivative is that of the whole matrix.
+    x = x + jax.lax.stop_gradient(_mirrored(x) - x) if hermitian else x
+    return _inverted(x, least.astype(x.real.dtype), share.astype(x.real.dtype))
+
+
+@jax.custom_jvp
+def _inverted(x: Any, least: Any, share: Any) -> Any:
+    left, values, right = jnp.linalg.svd(x, full_matrices=False)
+    bound = jnp.maximum(least, share * values[..., :1])
+    inverse = jnp.where(values > bound, 1 / jnp.where(values > bound, values, 1), 0)
+    return jnp.matmul(
+        jnp.conj(_transposed(right)) * inverse[..., None, :].astype(x.dtype),
+        jnp.conj(_transposed(left)),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+@_inverted.defjvp
+def _inverted_slope(primals: Any, tangents: Any) -> Any:
+    """Golub and Pereyra, 1973, equation 4.12; it does not divide by differences of singular values."""
+    x, change = primals[0], tangents[0]
+    inverse = _inverted(*primals)
+    multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    adjoint = lambda part: jnp.conj(_transposed(part))  # noqa: E731
+    rows, columns = jnp.eye(x.shape[-2], dtype=x.dtype), jnp.eye(x.shape[-1], dtype=x.dtype)
+    slope = -multiply(multiply(inverse, change), inverse)
+    slope += multiply(multiply(multiply(inverse, adjoint(inverse)), adjoint(change)), rows - multiply(x, inverse))
+    slope += multiply(multiply(columns - multiply(inverse, x), adjoint(change)), multiply(adjoint(inverse), inverse))
+    return inverse, slope
+
+
+def _eigen(outs: Any, x: Any) -> list[Any]:
+    values, vectors = jax.lax.linalg.eig(x, compute_left_eigenvectors=False, enable_eigvec_derivs=True)
+    return [values, vectors]
 
 
 def _inverse(outs: Any, x: Any, *_: Any) -> list[Any]:
@@ -38,7 +197,7 @@ def _inverse(outs: Any, x: Any, *_: Any) -> list[Any]:
 
 
 def _cholesky(outs: Any, x: Any, upper: bool = False, *_: Any) -> list[Any]:
-    lower = jnp.linalg.cholesky(x, symmetrize_input=False)
+    lower = jnp.linalg.cholesky(_mirrored(x, upper), symmetrize_input=False)
     return [jnp.conj(_transposed(lower)) if upper else lower, _success(outs[1])]
 
 
@@ -62,7 +221,7 @@ def _svd(outs: Any, x: Any, full: bool = False, with_vectors: bool = True, *_: A
 
 
 def _eigh(outs: Any, x: Any, triangle: str = "L", with_vectors: bool = True) -> list[Any]:
-    values, vectors = jnp.linalg.eigh(x, UPLO=triangle, symmetrize_input=False)
+    values, vectors = jnp.linalg.eigh(_mirrored(x, triangle == "U"), symmetrize_input=False)
     return [values, vectors if with_vectors else jnp.zeros(outs[1].shape)]
 
 
@@ -94,7 +253,7 @@ LINALG: dict[str, Lowering] = {
     "linalg_cholesky_ex": _cholesky,
     "_linalg_solve_ex": _solve,
     "linalg_solve_triangular": _solve_triangular,
-    "_linalg_det": lambda outs, x: [jnp.linalg.det(x), *_factored(x)],
+    "_linalg_det": lambda outs, x: [jnp.linalg.det(x) if x.size else jnp.ones(outs[0].shape), *_factored(x)],
     "_linalg_slogdet": lambda outs, x: [*jnp.linalg.slogdet(x), *_factored(x)],
     "_linalg_svd": _svd,
     "_linalg_eigh": _eigh,
@@ -102,6 +261,19 @@ LINALG: dict[str, Lowering] = {
     "_fft_r2c": _fourier_of_real,
     "_fft_c2c": _fourier_of_complex,
     "_fft_c2r": _fourier_to_real,
+    "cholesky": lambda out, x, upper=False: _cholesky([out, out], x, upper)[0],
+    "cholesky_inverse": _cholesky_inverse,
+    "cholesky_solve": _cholesky_solve,
+    "triangular_solve": _triangular_solve,
+    **dict.fromkeys(("linalg_lu_factor_ex", "linalg_lu_factor"), _lu_factor),
+    "linalg_lu": _lu,
+    "lu_unpack": _lu_unpack,
+    "linalg_lu_solve": _lu_solve,
+    "linalg_householder_product": _householder,
+    "ormqr": _reflect,
+    "linalg_pinv": _pseudoinverse,
+    "linalg_eig": _eigen,
+    "_linalg_eigvals": lambda out, x: jnp.linalg.eigvals(x),
     "linalg_qr": lambda outs, x, mode="reduced": list(jnp.linalg.qr(x, mode)),
 }
 """Every op of linear algebra, by its name in ATen."""

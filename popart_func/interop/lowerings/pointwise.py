@@ -71,7 +71,6 @@ ARITHMETIC: dict[str, Lowering] = {
     "erfc": jax.lax.erfc,
     "erfinv": jax.lax.erf_inv,
     "lgamma": jax.lax.lgamma,
-    "digamma": lambda x: jnp.where(x == 0, -jnp.copysign(jnp.inf, x), jax.lax.digamma(x)),
     "i0": jax.scipy.special.i0,
     "special_i0e": jax.scipy.special.i0e,
     "special_i1": jax.scipy.special.i1,
@@ -200,10 +199,9 @@ def _shrink_backward(out: TensorSpec, cotangent: Any, x: Any, bound: Any) -> Any
 POINTWISE: dict[str, Lowering] = {
     **{name: _arithmetic(function) for name, function in ARITHMETIC.items()},
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
-    "complex": lambda out, x, y: jax.lax.complex(x, y),
+    "complex": lambda out, x, y: jax.lax.complex(*jnp.broadcast_arrays(x, y)),
     "polar": lambda out, x, y: jax.lax.complex(x * jnp.cos(y), x * jnp.sin(y)),
     "angle": lambda out, x: jnp.angle(x),
-    "polygamma": lambda out, order, x: jax.lax.polygamma(jnp.full_like(x, order), x),
     "abs": lambda out, x: jnp.abs(x) if out.dtype != torch_dtype(x.dtype) else _absolute(x),  # of complex numbers real
     "add": _add,
     "sub": _sub,

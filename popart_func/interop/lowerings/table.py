@@ -20,10 +20,13 @@ from popart_func.interop.lowerings.networks import NETWORKS
 from popart_func.interop.lowerings.operands import Lowering
 from popart_func.interop.lowerings.order import ORDER
 from popart_func.interop.lowerings.pointwise import POINTWISE
+from popart_func.interop.lowerings.pools import POOLS
 from popart_func.interop.lowerings.products import PRODUCTS
 from popart_func.interop.lowerings.reductions import REDUCTIONS
+from popart_func.interop.lowerings.resampling import RESAMPLING
+from popart_func.interop.lowerings.special import SPECIAL
 
-__all__ = ["LOWERINGS", "find_lowering", "register_lowering"]
+__all__ = ["LOWERINGS", "find_lowering", "is_registered", "register_lowering"]
 
 LOWERINGS: dict[str, Lowering] = {
     **POINTWISE,
@@ -32,8 +35,11 @@ LOWERINGS: dict[str, Lowering] = {
     **MOVEMENT,
     **INDEXING,
     **NETWORKS,
+    **POOLS,
+    **RESAMPLING,
     **LINALG,
     **ORDER,
+    **SPECIAL,
 }
 """Every op that the package lowers, by its name in ATen."""
 
@@ -43,6 +49,11 @@ _registered: dict[str, Lowering] = {}
 def find_lowering(name: str) -> Lowering | None:
     """The lowering of an op: the one that a user has registered, else the package's, else None."""
     return _registered.get(name) or LOWERINGS.get(name)
+
+
+def is_registered(name: str) -> bool:
+    """Whether a user has registered the lowering of an op."""
+    return name in _registered
 
 
 def register_lowering(op: Any, lowering: Lowering, *, replace: bool = False) -> None:
