@@ -12,13 +12,21 @@ from typing import Any
 
 from popart_func._torch import OpOverload, core_decompositions, schema
 from popart_func.engines.native.ops.composed.convolution import CONVOLUTIONS
+from popart_func.engines.native.ops.composed.indexing import SCATTERS
+from popart_func.engines.native.ops.composed.linalg import LINEAR_ALGEBRA
+from popart_func.engines.native.ops.composed.order import ORDER
 from popart_func.engines.native.ops.composed.pooling import POOLS
+from popart_func.engines.native.ops.composed.products import PRODUCTS
 
 __all__ = ["COMPOSED", "composition"]
 
 COMPOSED: dict[str, Callable[..., Any]] = {
     **CONVOLUTIONS,
     **POOLS,
+    **SCATTERS,
+    **ORDER,
+    **PRODUCTS,
+    **LINEAR_ALGEBRA,
 }
 """Every op that is composed of simpler ones here, by its name in ATen."""
 
