@@ -156,7 +156,8 @@ def _check_strides(node: fx.Node, name: str) -> None:
     (source, *_) = node.all_input_nodes
     while op_name(source) in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "detach"):
         (source,) = source.all_input_nodes  # which lies in the same memory in the same order, if it is contiguous
-    if not source.meta["val"].is_contiguous() or ops.is_view(source):
+    is_part = ops.is_view(source) and op_name(source) != "clone"
+    if not source.meta["val"].is_contiguous() or is_part:
         raise UnsupportedError(
             f"native: {name!r} of a view, whose strides the engine does not keep: call .contiguous() or .clone() before "
             f"it; {describe(node)}."

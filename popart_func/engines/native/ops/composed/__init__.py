@@ -12,6 +12,7 @@ from typing import Any
 
 from popart_func._torch import OpOverload, core_decompositions, schema
 from popart_func.engines.native.ops.composed.convolution import CONVOLUTIONS
+from popart_func.engines.native.ops.composed.gradients import GRADIENTS
 from popart_func.engines.native.ops.composed.indexing import SCATTERS
 from popart_func.engines.native.ops.composed.linalg import LINEAR_ALGEBRA
 from popart_func.engines.native.ops.composed.order import ORDER
@@ -27,6 +28,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     **ORDER,
     **PRODUCTS,
     **LINEAR_ALGEBRA,
+    **GRADIENTS,
 }
 """Every op that is composed of simpler ones here, by its name in ATen."""
 

@@ -85,6 +85,18 @@ def _cdist_backward(gradient: Tensor, left: Tensor, right: Tensor, p: float, dis
     return _slope(left.unsqueeze(-2) - right.unsqueeze(-3), gradient, distance, p).sum(-2)
 
 
+def _pdist_backward(gradient: Tensor, x: Tensor, p: float, distance: Tensor) -> Tensor:
+    rows, start = x.shape[0], 0
+    total = torch.zeros_like(x)
+    for row in range(rows - 1):
+        count = rows - 1 - row
+        part = slice(start, start + count)
+        slope = _slope(x[row : row + 1] - x[row + 1 :], gradient[part], distance[part], p)
+        total = total + torch.cat([torch.zeros_like(x[:row]), slope.sum(0, keepdim=True), -slope])
+        start += count
+    return total
+
+
 def _angle(x: Tensor) -> Tensor:
     is_whole = not x.is_floating_point()
     x = x.to(torch.get_default_dtype()) if is_whole else x
@@ -97,6 +109,7 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
     "_cdist_forward": _cdist,
     "_cdist_backward": _cdist_backward,
     "_pdist_forward": _pdist,
+    "_pdist_backward": _pdist_backward,
     "angle": _angle,
 }
 """Sums of products and distances, by their name in ATen."""

@@ -79,7 +79,7 @@ def sums_of_windows(
         # Element p takes from place p + pad - k * dilation, for k = size - 1, size - 2, ... since k is flipped.
         before = reach - pads[axis]
         after = length + pads[axis] - x.shape[-2]
-        x = padded(x, [(before, after), (0, 0)]).contiguous()
+        x = padded(x, [(before, after), (0, 0)]).clone(memory_format=torch.contiguous_format)
         outer = x.shape[:-2]
         rows = x.shape[-2]
         flat = x.reshape(-1, rows * size)
