@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import op_cases
+import op_families
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -379,3 +380,20 @@ def movement_of_what_all_lanes_share_agrees() -> None:
     x, y = (torch.randn(STEPS, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     i, j, k = (torch.randint(0, 3, (STEPS, *shape), generator=generator) for shape in ((5,), (3, 4), ()))
     ops_agree(op_cases.movement, {"x": x, "y": y, "i": i, "j": j, "k": k}, rtol=1e-12, shared=True)
+
+
+def families_agree(names: Iterable[str], dtype: torch.dtype) -> None:
+    """Composed ops and special functions, with gradients: all families in one kernel."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = {"x": (2, 4, 6, 7), "y": (2, 4, 9), "w": (4, 2, 3, 2), "grid": (2, 3, 5, 2)}
+    arguments = {
+        name: torch.randn(1, LANES, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for name, shape in shapes.items()
+    }
+    names = list(names)
+
+    def step(**given: Tensor) -> dict[str, Tensor]:
+        families = {name: op_families.FAMILIES[name](**given) for name in names}
+        return {f"{name}: {case}": value for name, cases in families.items() for case, value in cases.items()}
+
+    ops_agree(step, arguments, rtol=2e-4 if dtype == torch.float32 else 1e-9)

@@ -103,7 +103,7 @@ def _lower_node(kernel: Kernel, node: fx.Node, values: Values) -> Any:
 
 def _specs(outs: Any) -> list[TensorSpec]:
     """The specs of an op's results; a result that is None, since it was not asked for, has none."""
-    return [TensorSpec.of(out) for out in (outs if isinstance(outs, list | tuple) else [outs]) if out is not None]
+    return [TensorSpec.of(out) for out in filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])]
 
 
 def _value(kernel: Kernel, node: fx.Node, out: Any, arguments: list[Any]) -> Any:
@@ -145,8 +145,12 @@ def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], argum
 
 def _device(node: fx.Node) -> torch.device:
     outs = node.meta["val"]
-    device: torch.device = next(out for out in (outs if isinstance(outs, list | tuple) else [outs])).device
+    device: torch.device = next(filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])).device
     return device
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
 
 
 def _check_strides(node: fx.Node, name: str) -> None:
