@@ -23,7 +23,8 @@ pytestmark = [
     pytest.mark.usefixtures("unchecked"),
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
     pytest.mark.filterwarnings("ignore:There is a performance drop"),  # of eager, which lacks batching rules
-    pytest.mark.filterwarnings("ignore:torch.searchsorted"),
+    pytest.mark.filterwarnings("ignore:torch.searchsorted"),  # of its speed
+    pytest.mark.filterwarnings("ignore:index_reduce"),  # of its age
 ]
 
 

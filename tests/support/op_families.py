@@ -175,7 +175,7 @@ def functions(x: Tensor, y: Tensor) -> Cases:
         *("hermite_polynomial_h", "hermite_polynomial_he", "laguerre_polynomial_l", "legendre_polynomial_p"),
         *(f"shifted_chebyshev_polynomial_{kind}" for kind in "tuvw"),
     )
-    edges = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0, -1.0, 0.5, -2.0], dtype=y.dtype) + 0 * y[0, 0]
+    edges = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.0, -1.0, 0.5, -2.0], dtype=y.dtype)
     results: dict[str, Any] = {}
     for name in names:
         results[name] = getattr(special, name)(z)

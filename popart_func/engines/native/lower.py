@@ -22,6 +22,7 @@ from popart_func.engines.native.statements import Program, Statement, reads, wri
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.engines.tracing.walk import Values, bind_arguments, walk
+from popart_func.tree import PyTree
 
 __all__ = ["lower"]
 
@@ -117,7 +118,7 @@ def _value(kernel: Kernel, node: fx.Node, out: Any, arguments: list[Any]) -> Any
     return _composed(kernel, node, composition, arguments)
 
 
-def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], arguments: list[Any]) -> Any:
+def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], arguments: PyTree) -> Any:
     """Lowers an op by tracing a function that computes it with simpler ops.
 
     Raises:
@@ -134,7 +135,8 @@ def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], argum
             filled[place] = tensor
         return function(*optree.tree_unflatten(structure, filled))
 
-    graph = trace_step(step, optree.tree_structure(tuple(0 for _ in specs)), specs, caller="native")
+    tensors: PyTree = tuple(0 for _ in specs)
+    graph = trace_step(step, optree.tree_structure(tensors), specs, caller="native")
     assert not graph.constants, f"native: the composition of {op_name(node)!r} closes over a tensor"
     for part in graph.graph.nodes:
         part.meta["line"] = node.meta.get("line")  # the user's, for refusals
@@ -163,8 +165,7 @@ def _check_strides(node: fx.Node, name: str) -> None:
     is_part = ops.is_view(source) and op_name(source) != "clone"
     if not source.meta["val"].is_contiguous() or is_part:
         raise UnsupportedError(
-            f"native: {name!r} of a view, whose strides the engine does not keep: call .contiguous() or .clone() before "
-            f"it; {describe(node)}."
+            f"native: {name!r} of a view, whose strides the engine does not keep: clone it before; {describe(node)}."
         )
 
 

@@ -34,7 +34,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
 
 FROM_PYTORCH = frozenset(
     (
-        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", ),
+        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
         *("grid_sampler_2d", "ldexp", "dist"),
         *("view_copy", "permute_copy", "narrow_copy", "unbind_copy", "as_strided_copy"),
     )

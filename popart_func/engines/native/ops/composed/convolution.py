@@ -38,13 +38,17 @@ def _from_columns(matrices: Tensor, batch: int, places: Sequence[int]) -> Tensor
     return y.reshape(batch, groups * channels, *places)
 
 
-def _forward(x: Tensor, weight: Tensor, strides: Any, pads: Any, dilations: Any, groups: int) -> Tensor:
+def _forward(
+    x: Tensor, weight: Tensor, strides: Any, pads: Any, dilations: Any, groups: int, most: Sequence[int] = ()
+) -> Tensor:
+    """The convolution; of ``most`` places at most along each axis, if that is given."""
     sizes = weight.shape[2:]
     x = padded(x, [(pad, pad) for pad in pads])
     places = [
         (length - dilation * (size - 1) - 1) // stride + 1
         for length, size, stride, dilation in zip(x.shape[2:], sizes, strides, dilations, strict=True)
     ]
+    places = [min(pair) for pair in zip(places, most or places, strict=True)]
     rows = _rows(x, sizes, (strides, dilations), places, groups)
     factors = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
     return _from_columns(rows.bmm(factors), x.shape[0], places)
@@ -132,7 +136,7 @@ def _convolution_backward(
     of_x: Callable[[], Tensor]
     of_weight: Callable[[], Tensor]
     if transposed:
-        of_x = lambda: _forward(gradient, weight, strides, pads, dilations, groups)  # noqa: E731
+        of_x = lambda: _forward(gradient, weight, strides, pads, dilations, groups, x.shape[2:])  # noqa: E731
         of_weight = lambda: _weight_gradient(gradient, x, sizes, strides, pads, dilations, groups)  # noqa: E731
     else:
         of_x = lambda: _transposed(gradient, weight, strides, pads, dilations, groups, x.shape[2:])  # noqa: E731

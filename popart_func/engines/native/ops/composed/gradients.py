@@ -27,7 +27,7 @@ def _of_upsampling(
     op: OpOverload, gradient: Tensor, output_size: Sequence[int], input_size: Sequence[int], *options: Any
 ) -> Tensor:
     forward = _decomposed(op)
-    _, pull_back = torch.func.vjp(lambda x: forward(x, output_size, *options), gradient.new_zeros(input_size))
+    pull_back = torch.func.vjp(lambda x: forward(x, output_size, *options), gradient.new_zeros(input_size))[1]
     result: Tensor = pull_back(gradient)[0]
     return result
 
@@ -38,7 +38,7 @@ def _of_grid_sample(
     if padding != 0:  # where a place is clipped, or reflected, at just the border, PyTorch takes another slope
         raise NotLoweredError("the gradient with padding_mode='border' or 'reflection'")
     forward = _decomposed(_aten.grid_sampler_2d.default)
-    _, pull_back = torch.func.vjp(lambda x, grid: forward(x, grid, mode, padding, align), x, grid)
+    pull_back = torch.func.vjp(lambda x, grid: forward(x, grid, mode, padding, align), x, grid)[1]
     return [part if want else None for part, want in zip(pull_back(gradient), wanted, strict=True)]
 
 

@@ -37,9 +37,7 @@ def _scatter_reduce(
     return torch.where(touched, torch.div(total, counts.clamp(min=1), rounding_mode=rounding), x)
 
 
-def _index_reduce(
-    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool = True
-) -> Tensor:
+def _index_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool = True) -> Tensor:
     if not x.ndim:
         return _index_reduce(x.reshape(1), 0, index, source.reshape(1), reduce, include_self).reshape(())
     dim %= x.ndim

@@ -55,7 +55,9 @@ def _solve_triangular(a: Tensor, b: Tensor, upper: bool, left: bool = True, unit
 def _triangular_solve(
     b: Tensor, a: Tensor, upper: bool = True, transpose: bool = False, unit: bool = False
 ) -> tuple[Tensor, Tensor]:
-    solution = _solve_triangular(a.mT, b, not upper, unit=unit) if transpose else _solve_triangular(a, b, upper, unit=unit)
+    solution = (
+        _solve_triangular(a.mT, b, not upper, unit=unit) if transpose else _solve_triangular(a, b, upper, unit=unit)
+    )
     return solution, a.expand(*solution.shape[:-2], *a.shape[-2:]).clone()
 
 

@@ -75,9 +75,7 @@ def _running(combine: Callable[[Any, Any], Any], parts: Any, dim: int, length: i
         first = tuple(part.narrow(dim, 0, length - step) for part in parts)
         second = tuple(part.narrow(dim, step, length - step) for part in parts)
         joined = combine(first, second)
-        parts = tuple(
-            torch.cat([part.narrow(dim, 0, step), new], dim) for part, new in zip(parts, joined, strict=True)
-        )
+        parts = tuple(torch.cat([part.narrow(dim, 0, step), new], dim) for part, new in zip(parts, joined, strict=True))
         step *= 2
     return parts
 

@@ -15,9 +15,7 @@ from popart_func.engines.native.ops.composed.windows import padded, per_axis, su
 __all__ = ["POOLS"]
 
 
-def _places(
-    length: int, size: int, stride: int, pad: int, dilation: int, ceil: bool
-) -> int:
+def _places(length: int, size: int, stride: int, pad: int, dilation: int, ceil: bool) -> int:
     """How many windows there are along an axis; with ``ceil`` the last may stand over, but must begin inside."""
     reach = length + 2 * pad - dilation * (size - 1) - 1
     places = (-(-reach // stride) if ceil else reach // stride) + 1
@@ -116,7 +114,7 @@ def _average_pool_backward(
     divisor: int | None,
 ) -> Tensor:
     layout = _layout(x, rank, size, stride, pad, 1, ceil)
-    sizes, strides, pads, dilations, lengths, places = layout
+    sizes, strides, pads, dilations, lengths, _ = layout
     share = gradient / _counts(x, rank, layout, with_padding, divisor)
     parts = share.reshape(*share.shape, *(1 for _ in sizes)).expand(*share.shape, *sizes)
     return sums_of_windows(parts, lengths, strides, dilations, pads)

@@ -83,9 +83,7 @@ def sums_of_windows(
         outer = x.shape[:-2]
         rows = x.shape[-2]
         flat = x.reshape(-1, rows * size)
-        diagonal = flat.as_strided(
-            (flat.shape[0], length, size), (rows * size, size, dilations[axis] * size + 1)
-        )
+        diagonal = flat.as_strided((flat.shape[0], length, size), (rows * size, size, dilations[axis] * size + 1))
         x = diagonal.sum(-1).reshape(*outer, length)
         parts = x.movedim(-1, place)
     return parts
