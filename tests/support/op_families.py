@@ -43,6 +43,9 @@ def convolutions(x: Tensor, y: Tensor, w: Tensor) -> Cases:
         "transposed 2d": gradients(
             lambda x, w: F.conv_transpose2d(x, w, stride=(2, 1), padding=1, groups=2, dilation=(1, 2)), x, w
         ),
+        "transposed uneven": gradients(
+            lambda x, w: F.conv_transpose2d(x, w, dilation=2, output_padding=1, padding=2), x, w
+        ),
         "transposed by one": gradients(lambda x, w: F.conv_transpose2d(x, w, padding=(1, 0)), x, w),
     }
 

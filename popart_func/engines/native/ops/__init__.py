@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import fx
 
 from popart_func.engines.native.kernel import Lowering, NotLoweredError
-from popart_func.engines.native.ops.composed import COMPOSED, composition
+from popart_func.engines.native.ops.composed import COMPOSED, composition, is_composed
 from popart_func.engines.native.ops.creation import CREATION
 from popart_func.engines.native.ops.indexing import INDEXING
 from popart_func.engines.native.ops.movement import MOVEMENT, VIEWS
@@ -22,7 +22,7 @@ from popart_func.engines.native.ops.pointwise import POINTWISE
 from popart_func.engines.native.ops.products import PRODUCTS
 from popart_func.engines.native.ops.reductions import REDUCTIONS
 
-__all__ = ["COMPOSED", "OPS", "NotLoweredError", "composition", "is_view"]
+__all__ = ["COMPOSED", "OPS", "NotLoweredError", "composition", "is_composed", "is_view"]
 
 OPS: dict[str, Lowering] = {
     **POINTWISE,

@@ -19,7 +19,7 @@ from popart_func.engines.native.ops.composed.order import ORDER
 from popart_func.engines.native.ops.composed.pooling import POOLS
 from popart_func.engines.native.ops.composed.products import PRODUCTS
 
-__all__ = ["COMPOSED", "composition"]
+__all__ = ["COMPOSED", "composition", "is_composed"]
 
 COMPOSED: dict[str, Callable[..., Any]] = {
     **CONVOLUTIONS,
@@ -40,6 +40,11 @@ FROM_PYTORCH = frozenset(
     )
 )
 """The ops that PyTorch's own decomposition composes, though it is none of the core ones."""
+
+
+def is_composed(name: str) -> bool:
+    """Whether an op of this name in ATen is composed of simpler ones."""
+    return name in COMPOSED or name in FROM_PYTORCH
 
 
 @functools.cache
