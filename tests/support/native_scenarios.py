@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import op_cases
+import op_families
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -321,9 +322,16 @@ SUMS = (
 
 
 def ops_agree(
-    function: Callable[..., dict[str, Tensor]], arguments: dict[str, Tensor], rtol: float, shared: Any = False
+    function: Callable[..., dict[str, Tensor]],
+    arguments: dict[str, Tensor],
+    rtol: float,
+    shared: Any = False,
+    atol: float = 0,
 ) -> None:
-    """Runs many cases in one kernel, on other arguments in each lane and step; a failure names each case at fault."""
+    """Runs many cases in one kernel, on other arguments in each lane and step; a failure names each case at fault.
+
+    ``atol``: the absolute tolerance of cases that are not in `SUMS`, if results may cancel to almost 0 in them.
+    """
 
     def step(carry: Tensor, xs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return carry + 1, function(**xs)
@@ -336,7 +344,7 @@ def ops_agree(
         a, b = got[name], expected[name]
         assert (a.dtype, a.shape) == (b.dtype, b.shape), name
         # Below the smallest normal number only absolute exactness can be had.
-        tiny = torch.finfo(a.dtype).tiny * rtol if a.is_floating_point() else 0
+        tiny = atol or torch.finfo(a.dtype).tiny * rtol if a.is_floating_point() else 0
         close = torch.isclose(a, b, rtol=rtol, atol=16 * rtol if name.startswith(SUMS) else tiny, equal_nan=True)
         if not close.all():
             where = tuple((~close).nonzero()[0].tolist())
@@ -379,3 +387,21 @@ def movement_of_what_all_lanes_share_agrees() -> None:
     x, y = (torch.randn(STEPS, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     i, j, k = (torch.randint(0, 3, (STEPS, *shape), generator=generator) for shape in ((5,), (3, 4), ()))
     ops_agree(op_cases.movement, {"x": x, "y": y, "i": i, "j": j, "k": k}, rtol=1e-12, shared=True)
+
+
+def families_agree(names: Iterable[str], dtype: torch.dtype) -> None:
+    """Composed ops and special functions, with gradients: all families in one kernel."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = {"x": (2, 4, 6, 7), "y": (2, 4, 9), "w": (4, 2, 3, 2), "grid": (2, 3, 5, 2)}
+    arguments = {
+        name: torch.randn(1, LANES, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for name, shape in shapes.items()
+    }
+    names = list(names)
+
+    def step(**given: Tensor) -> dict[str, Tensor]:
+        families = {name: op_families.FAMILIES[name](**given) for name in names}
+        return {f"{name}: {case}": value for name, cases in families.items() for case, value in cases.items()}
+
+    rtol, atol = (2e-4, 2e-5) if dtype == torch.float32 else (1e-9, 1e-14)
+    ops_agree(step, arguments, rtol=rtol, atol=atol)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from popart_func.engines.native.expressions import Buffer, Const
 
-__all__ = ["C_TYPES", "HEADERS", "header", "literal", "memory_type"]
+__all__ = ["C_TYPES", "HEADERS", "header", "literal", "memory_type", "special_header"]
 
 C_TYPES = {
     torch.float32: "float",
@@ -24,8 +25,8 @@ C_TYPES = {
 """The dtypes that the engine has, and their types in C++."""
 
 
-HEADERS = ("cpu/kernel.hpp", "cuda/kernel.hpp", "arithmetic.hpp")
-"""The header files, which are the same in every kernel."""
+HEADERS = ("cpu/kernel.hpp", "cuda/kernel.hpp", "arithmetic.hpp", "special.hpp")
+"""The header files, which are the same in every kernel; the last one is left out where it is not needed."""
 
 
 def memory_type(buffer: Buffer) -> str:
@@ -50,3 +51,8 @@ def literal(const: Const) -> str:
 def header(name: str) -> str:
     """The text of a header file of this package, such as ``"cpu/kernel.hpp"``."""
     return (Path(__file__).parent / name).read_text()
+
+
+def special_header(lines: Iterable[str]) -> str:
+    """The text of special.hpp if one of the lines calls a function of it, else nothing: it takes long to compile."""
+    return header("special.hpp") if any("special::" in line for line in lines) else ""

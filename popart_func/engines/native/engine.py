@@ -28,7 +28,10 @@ TARGETS: dict[str, Target[Any]] = {"cpu": CPU, "cuda": CUDA}
 
 # The bits of errors, as in arithmetic.hpp and cpu/kernel.hpp, and the ops that may raise them.
 BAD_INDEX, BAD_DIVISOR, NO_MEMORY = 1, 2, 4
-INDEXED = ("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce")
+INDEXED = (
+    *("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce"),
+    *("put", "index_reduce", "searchsorted", "lu_unpack", "linalg_lu_solve", "max_pool2d_with_indices_backward"),
+)
 DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
 
 

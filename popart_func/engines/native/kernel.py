@@ -120,6 +120,10 @@ class Kernel:
         """The expression in a buffer: the one that it reads, where it only reads one; else a new one."""
         return expr if isinstance(expr, Load) and not expr.dynamic else self.copied(expr)
 
+    def whole(self, expr: Expr) -> Load:
+        """The expression in a buffer that it fills in order, and that holds nothing else."""
+        return expr if isinstance(expr, Load) and expr.is_whole else self.copied(expr)
+
     def copied(self, expr: Expr) -> Load:
         """The expression in a new buffer, which may be changed."""
         target = self.buffer(expr.shape, expr.dtype)

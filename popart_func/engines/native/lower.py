@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import optree
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native import ops
@@ -18,7 +20,9 @@ from popart_func.engines.native.kernel import MAX_DEPTH, Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.statements import Program, Statement, reads, writes
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.engines.tracing.walk import Values, bind_arguments, walk
+from popart_func.tree import PyTree
 
 __all__ = ["lower"]
 
@@ -83,18 +87,86 @@ def _kept(kernel: Kernel, node: fx.Node, value: Any) -> Any:
 
 def _lower_node(kernel: Kernel, node: fx.Node, values: Values) -> Any:
     name, outs = op_name(node), node.meta["val"]
-    specs = [TensorSpec.of(out) for out in (outs if isinstance(outs, list | tuple) else [outs])]
+    specs = _specs(outs)
     for spec in specs:
         _check_dtype(node, spec.dtype)
-    if name not in ops.OPS:
+    if name not in ops.OPS and ops.composition(node.target) is None:
         raise UnsupportedError(f"native: no op {name!r}, which gives {_shapes(specs)}; {describe(node)}.")
-    arguments = bind_arguments(node, values).values()
+    arguments = list(bind_arguments(node, values).values())
+    _check_strides(node, name)
     try:
-        value = ops.OPS[name](kernel, specs[0] if len(specs) == 1 else specs, *arguments)
+        value = _value(kernel, node, specs if isinstance(outs, list | tuple) else specs[0], arguments)
     except ops.NotLoweredError as error:
         raise UnsupportedError(f"native: {name!r}, which gives {_shapes(specs)}: {error}; {describe(node)}.") from None
     _check_result(node, value)
     return value
+
+
+def _specs(outs: Any) -> list[TensorSpec]:
+    """The specs of an op's results; a result that is None, since it was not asked for, has none."""
+    return [TensorSpec.of(out) for out in filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])]
+
+
+def _value(kernel: Kernel, node: fx.Node, out: Any, arguments: list[Any]) -> Any:
+    """What an op returns: by its lowering or, if there is none or it refuses the arguments, by simpler ops."""
+    lowering, composition = ops.OPS.get(op_name(node)), ops.composition(node.target)
+    if composition is None:
+        return ops.OPS[op_name(node)](kernel, out, *arguments)
+    if lowering is not None:
+        with contextlib.suppress(ops.NotLoweredError):
+            return lowering(kernel, out, *arguments)
+    return _composed(kernel, node, composition, arguments)
+
+
+def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], arguments: PyTree) -> Any:
+    """Lowers an op by tracing a function that computes it with simpler ops.
+
+    Raises:
+        UnsupportedError: the engine lacks one of the simpler ops.
+        NotLoweredError: the function refuses its arguments.
+    """
+    leaves, structure = optree.tree_flatten(arguments, none_is_leaf=True)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Expr)]
+    specs = [TensorSpec(tuple(leaves[place].shape), leaves[place].dtype, _device(node)) for place in places]
+
+    def step(*tensors: Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return function(*optree.tree_unflatten(structure, filled))
+
+    tensors: PyTree = tuple(0 for _ in specs)
+    graph = trace_step(step, optree.tree_structure(tensors), specs, caller="native")
+    assert not graph.constants, f"native: the composition of {op_name(node)!r} closes over a tensor"
+    for part in graph.graph.nodes:
+        part.meta["line"] = node.meta.get("line")  # the user's, for refusals
+    inputs = [leaves[place] for place in places]
+    results = walk(graph.graph, inputs, functools.partial(_lower_node, kernel), functools.partial(_kept, kernel))
+    return optree.tree_unflatten(graph.out_structure, results)
+
+
+def _device(node: fx.Node) -> torch.device:
+    outs = node.meta["val"]
+    device: torch.device = next(filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])).device
+    return device
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
+def _check_strides(node: fx.Node, name: str) -> None:
+    """Refuses an op that depends on the strides of its argument, unless that lies in its memory as in a buffer here."""
+    if not name.startswith("as_strided"):
+        return
+    (source, *_) = node.all_input_nodes
+    while op_name(source) in ("view", "_unsafe_view", "unsqueeze", "squeeze", "alias", "detach"):
+        (source,) = source.all_input_nodes  # which lies in the same memory in the same order, if it is contiguous
+    is_part = ops.is_view(source) and op_name(source) != "clone"
+    if not source.meta["val"].is_contiguous() or is_part:
+        raise UnsupportedError(
+            f"native: {name!r} of a view, whose strides the engine does not keep: clone it before; {describe(node)}."
+        )
 
 
 def _check_result(node: fx.Node, value: Any) -> None:
@@ -102,7 +174,9 @@ def _check_result(node: fx.Node, value: Any) -> None:
     outs, values = node.meta["val"], value
     if not isinstance(outs, list | tuple):
         outs, values = [outs], [value]
-    specs = [TensorSpec.of(out) for out in outs]
+    if isinstance(values, list | tuple) and len(values) == len(outs):
+        values = [part for part, out in zip(values, outs, strict=True) if out is not None]
+    specs = _specs(outs)
     if (
         not isinstance(values, list | tuple)
         or len(values) != len(specs)

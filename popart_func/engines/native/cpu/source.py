@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from popart_func.engines.native.c_code import header, memory_type
+from popart_func.engines.native.c_code import header, memory_type, special_header
 from popart_func.engines.native.loops import LoopWriter
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
@@ -45,6 +45,7 @@ def cpu_source(plan: KernelPlan) -> CpuSource:
         f"#define REGISTERS {registers}",
         header("cpu/kernel.hpp"),
         header("arithmetic.hpp"),
+        special_header(writer.lines),
     ]
     block = ["struct Block {", *members, "  ALIGNED int32_t bad[L];", "};\n"]
     return CpuSource("\n".join([*head, *block, *writer.lines, _ENTRY]))

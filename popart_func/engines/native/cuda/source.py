@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from popart_func.engines.lane_scan import UnsupportedError
-from popart_func.engines.native.c_code import header, memory_type
+from popart_func.engines.native.c_code import header, memory_type, special_header
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.loops import LoopWriter
 from popart_func.engines.native.plan import KernelPlan
@@ -160,6 +160,7 @@ def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, 
         "#define TEAM THREADS" if team else "",
         header("cuda/kernel.hpp"),
         header("arithmetic.hpp"),
+        special_header(writer.lines),
         _RUN % (inputs, inputs, inputs, outputs),
     ]
     checked = any("bad[l]" in line for line in writer.lines)

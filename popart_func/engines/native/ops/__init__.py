@@ -3,6 +3,9 @@
 A lowering is called as ``lowering(kernel, out, *arguments)``: with the `Kernel`, the `TensorSpec` of its result (a list
 of them if there are several), and the op's arguments in its schema's order, tensors among them as expressions. It
 returns an expression of that shape and dtype, or a list of them. To add an op, add an entry to the table of its kind.
+
+An op that simpler ops compute needs no lowering: `COMPOSED` has a function in PyTorch for it, which is traced and
+lowered in its place.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from torch import fx
 
 from popart_func.engines.native.kernel import Lowering, NotLoweredError
+from popart_func.engines.native.ops.composed import COMPOSED, composition, is_composed
 from popart_func.engines.native.ops.creation import CREATION
 from popart_func.engines.native.ops.indexing import INDEXING
 from popart_func.engines.native.ops.movement import MOVEMENT, VIEWS
@@ -18,7 +22,7 @@ from popart_func.engines.native.ops.pointwise import POINTWISE
 from popart_func.engines.native.ops.products import PRODUCTS
 from popart_func.engines.native.ops.reductions import REDUCTIONS
 
-__all__ = ["OPS", "NotLoweredError", "is_view"]
+__all__ = ["COMPOSED", "OPS", "NotLoweredError", "composition", "is_composed", "is_view"]
 
 OPS: dict[str, Lowering] = {
     **POINTWISE,

@@ -34,7 +34,7 @@ def _arange(kernel: Kernel, out: TensorSpec, start: Any, end: Any, step: Any = 1
 
 CREATION: dict[str, Lowering] = {
     **dict.fromkeys(("full", "full_like"), _full),
-    **dict.fromkeys(("empty", "empty_permuted"), _empty),
+    **dict.fromkeys(("empty", "empty_permuted", "new_empty_strided"), _empty),
     "scalar_tensor": _scalar_tensor,
     "arange": _arange,
 }

@@ -34,8 +34,10 @@ def _gather(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr, *_
 
 
 def _index_select(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, index: Expr) -> Expr:
+    if not x.shape:
+        x = kernel.reshape(x, (1,))
     indices: list[Expr | None] = [None] * (axis % max(len(x.shape), 1))
-    return _indexed(kernel, kernel.stored(x), [*indices, index], wraps=False)
+    return kernel.reshape(_indexed(kernel, kernel.stored(x), [*indices, index], wraps=False), out.shape)
 
 
 def _embedding(kernel: Kernel, out: TensorSpec, weight: Expr, index: Expr, *_: Any) -> Expr:

@@ -15,7 +15,7 @@ __all__ = ["MOVEMENT", "VIEWS"]
 VIEWS = frozenset(
     (
         *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze"),
-        *("select", "slice", "diagonal", "flip", "alias", "detach", "clone"),
+        *("as_strided", "unfold", "select", "slice", "diagonal", "flip", "alias", "detach", "clone"),
     )
 )
 """Ops that only show other elements of one tensor; `expand` may show an element several times."""
@@ -88,6 +88,28 @@ def _unfold(kernel: Kernel, out: TensorSpec, x: Expr, axis: int, size: int, step
     return kernel.view(kernel.stored(x), view)
 
 
+def _as_strided(
+    kernel: Kernel, out: TensorSpec, x: Expr, shape: Sequence[int], strides: Sequence[int], offset: int | None = None
+) -> Expr:
+    # `lower` has checked that the tensor's elements lie in its memory in order, as those of a buffer do.
+    return kernel.view(kernel.whole(x), lambda _: StridedLayout(tuple(shape), tuple(strides), offset or 0))
+
+
+def _as_strided_scatter(
+    kernel: Kernel,
+    out: TensorSpec,
+    x: Expr,
+    source: Expr,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    offset: int | None = None,
+) -> Expr:
+    target = kernel.copied(x)
+    part = kernel.view(target, lambda _: StridedLayout(tuple(shape), tuple(strides), offset or 0))
+    kernel.store(part, kernel.cast(source, out.dtype), overwrites=True)
+    return target
+
+
 def _pieces(kernel: Kernel, outs: Any, x: Expr, lengths: Any, axis: int = 0, *_: Any) -> list[Expr]:
     outs, axis = outs if isinstance(outs, list) else [outs], axis % len(x.shape)
     starts = [sum(out.shape[axis] for out in outs[:position]) for position in range(len(outs))]
@@ -153,6 +175,8 @@ MOVEMENT: dict[str, Lowering] = {
     "flip": _flip,
     "diagonal": _diagonal,
     "unfold": _unfold,
+    "as_strided": _as_strided,
+    "as_strided_scatter": _as_strided_scatter,
     "split_with_sizes": _pieces,
     "cat": _cat,
     "constant_pad_nd": _pad,

@@ -5,6 +5,7 @@ Templates are C++; the functions in them come from `arithmetic.hpp` and the targ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,26 @@ ARITHMETIC = {
     "ceil": "round_ceil({0})",
     "trunc": "round_trunc({0})",
     "bitwise_not": "invert({0})",
+}
+
+_ONE = ("lgamma", "digamma", "erfinv", "i0")
+_SPECIAL_ONE = (
+    *("i0e", "i1", "i1e", "ndtri", "erfcx", "airy_ai", "bessel_j0", "bessel_j1", "bessel_y0", "bessel_y1"),
+    *("modified_bessel_i0", "modified_bessel_i1", "modified_bessel_k0", "modified_bessel_k1"),
+    *("scaled_modified_bessel_k0", "scaled_modified_bessel_k1", "spherical_bessel_j0"),
+)
+_TWO = ("igamma", "igammac", "nextafter")
+_SPECIAL_TWO = (
+    *("zeta", "hermite_polynomial_h", "hermite_polynomial_he", "laguerre_polynomial_l", "legendre_polynomial_p"),
+    *(f"{shift}chebyshev_polynomial_{kind}" for shift in ("", "shifted_") for kind in "tuvw"),
+)
+
+# Functions of special.hpp.
+SPECIAL = {
+    **{name: f"special::{name}({{0}})" for name in _ONE},
+    **{f"special_{name}": f"special::{name}({{0}})" for name in _SPECIAL_ONE},
+    **{name: f"special::{name}({{0}}, {{1}})" for name in _TWO},
+    **{f"special_{name}": f"special::{name}({{0}}, {{1}})" for name in _SPECIAL_TWO},
 }
 
 # Operands are cast to their common dtype; the result has its own.
@@ -160,6 +181,15 @@ def _round(kernel: Kernel, out: TensorSpec, x: Expr, decimals: int = 0) -> Expr:
     return kernel.pointwise(template, out.dtype, x, factor)
 
 
+def _polygamma(kernel: Kernel, out: TensorSpec, order: int, x: Expr) -> Expr:
+    return kernel.pointwise(f"special::polygamma_of({{0}}, {int(order)})", out.dtype, kernel.cast(x, out.dtype))
+
+
+def _frexp(kernel: Kernel, outs: Sequence[TensorSpec], x: Expr) -> list[Expr]:
+    parts = zip(("special::mantissa({0})", "special::exponent({0})"), outs, strict=True)
+    return [kernel.pointwise(template, out.dtype, x) for template, out in parts]
+
+
 def _gelu(kernel: Kernel, out: TensorSpec, x: Expr, approximate: str = "none") -> Expr:
     return kernel.pointwise("gelu_tanh({0})" if approximate == "tanh" else "gelu({0})", out.dtype, x)
 
@@ -170,6 +200,7 @@ def _copy(kernel: Kernel, out: TensorSpec, x: Any, *_: Any) -> Expr:
 
 POINTWISE: dict[str, Lowering] = {
     **{name: _arithmetic(template) for name, template in ARITHMETIC.items()},
+    **{name: _arithmetic(template) for name, template in SPECIAL.items()},
     **{name: _comparison(template) for name, template in COMPARISONS.items()},
     **dict.fromkeys(("_to_copy", "clone"), _copy),
     "add": _sum("+"),
@@ -180,6 +211,8 @@ POINTWISE: dict[str, Lowering] = {
     "hardtanh": _clamp,
     "where": _where,
     "round": _round,
+    "polygamma": _polygamma,
+    "frexp": _frexp,
     "gelu": _gelu,
     "copy": lambda kernel, out, _, source, *__: _copy(kernel, out, source),
 }
