@@ -193,9 +193,7 @@ def _located(caller: str, own: Mapping[str, Tensor], head: Head) -> Layer:
     return Layer(name, None if behind is None else bias, weight.shape[axis], axis, inputs_first)
 
 
-def _with_indices(
-    caller: str, params: Mapping[str, Tensor], layer: Layer, tasks: int, indices: Tensor | None
-) -> Layer:
+def _with_indices(caller: str, params: Mapping[str, Tensor], layer: Layer, tasks: int, indices: Tensor | None) -> Layer:
     """A layer with the statistic of each output, if they fit."""
     weight = params[layer.weight]
     if indices is None:
@@ -208,8 +206,10 @@ def _with_indices(
         return layer
     check_in_range(caller, "indices", indices, tasks)
     shape = weight.shape[: weight.ndim + layer.axis + 1] if layer.bias is None else params[layer.bias].shape
-    if indices.is_floating_point() or indices.ndim > len(shape) or any(
-        size not in (1, other) for size, other in zip(reversed(indices.shape), reversed(shape), strict=False)
+    if (
+        indices.is_floating_point()
+        or indices.ndim > len(shape)
+        or any(size not in (1, other) for size, other in zip(reversed(indices.shape), reversed(shape), strict=False))
     ):
         raise ValueError(
             f"{caller}: the statistic of each output of '{layer.weight}' must be integers that broadcast to its "
