@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from popart_func import engines, learners, models, optim, pop_art, random, tree
+from popart_func import engines, heads, learners, models, optim, pop_art, random, tree
 from popart_func._version import __version__ as __version__
 from popart_func.engines import scan, scan_lanes
+from popart_func.heads import Head
 from popart_func.learners import (
     Info,
     Learner,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GradientTransformation",
+    "Head",
     "Info",
     "Learner",
     "LearnerState",
@@ -66,6 +68,7 @@ __all__ = [
     "engines",
     "fold",
     "gradient_factors",
+    "heads",
     "init_lanes",
     "init_params",
     "init_state",
@@ -100,8 +103,11 @@ torch.serialization.add_safe_globals(
         PopArtState,
         SplitParams,
         optim.AdamState,
+        optim.DecayState,
         optim.LearningRateState,
         optim.MomentumState,
+        optim.RMSpropState,
+        optim.TorchState,
     ]
 )
 

@@ -17,13 +17,13 @@ from popart_func._typing import Scalar
 
 __all__ = [
     "Reduction",
-    "as_head_names",
     "as_indices",
     "as_samples",
     "as_weights",
     "check_art_options",
     "check_count",
     "check_factors",
+    "check_groups",
     "check_head_name",
     "check_in_range",
     "check_params",
@@ -218,31 +218,14 @@ def check_head_name(caller: str, params: Mapping[str, Tensor], head: str) -> Non
         raise ValueError(f"{caller}: `head` must name a layer of `params`, one of {layers}, got {head!r}.")
 
 
-def as_head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
-    """The names of a head's weight and bias (None without one), checked to be one layer that fits the statistics."""
-    weights = [name for name in params if name.rpartition(".")[2] == "weight"]
-    prefix = weights[0].removesuffix("weight") if weights else ""
-    bias = prefix + "bias"
-    if len(weights) != 1 or not params.keys() <= {weights[0], bias}:
-        raise ValueError(
-            f"{caller}: `params` must hold one linear layer, a 'weight' and optionally a 'bias', got {sorted(params)}. "
-            f"`split` cuts a network's parameters at its head."
-        )
-    weight = params[weights[0]]
-    tasks = shift.shape[-1]
-    if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
-        raise ValueError(
-            f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
-            f"got {tuple(weight.shape)}."
-        )
-    if bias not in params:
-        return weights[0], None
-    if params[bias].shape != weight.shape[:-1]:
-        raise ValueError(
-            f"{caller}: '{bias}' must have shape {tuple(weight.shape[:-1])} to go with '{weights[0]}', "
-            f"got {tuple(params[bias].shape)}."
-        )
-    return weights[0], bias
+def check_groups(caller: str, groups: Tensor | None, tasks: int) -> None:
+    """Raises unless the statistic of each output is given as integers ``[outputs]`` in ``[0, tasks)``."""
+    if groups is None:
+        return
+    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.dtype == torch.bool or groups.ndim != 1:
+        got = f"{groups.dtype} {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
+        raise ValueError(f"{caller}: `groups` must be a tensor of integers, [outputs], got {got}.")
+    check_in_range(caller, "groups", groups, tasks)
 
 
 def check_same_mean(caller: str, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:

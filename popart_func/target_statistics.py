@@ -32,7 +32,7 @@ from popart_func._checks import (
 from popart_func._typing import Float, Integer, Num, Scalar, Shaped
 from popart_func.moments import Moments, join, moments, two_sum
 
-__all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "normalize", "unnormalize"]
+__all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "largest_normalized", "normalize", "unnormalize"]
 
 
 class PopArtState(NamedTuple):
@@ -272,6 +272,24 @@ def unnormalize(
     """
     values, shift, scale, residue = _broadcast_statistics("unnormalize", state, values, indices)
     return (values * scale + residue) + shift
+
+
+def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float) -> Tensor:
+    """Proposition 2: no normalized target is larger, right after the update that it is in.
+
+    ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n.
+
+    Args:
+        options: of `art`, whose reduction is ``"mean"`` or ``"sum"``.
+        count: how many updates the target's task has had.
+        share: p.
+    """
+    step = _cast(options.step_size, torch.float32)
+    if options.bias_correction:
+        step = _bias_corrected(step, count, torch.float32)
+    # As a sum, n targets make a step of n β, of which each has the share 1/n.
+    inverse = 1.0 if options.reduction == "sum" else 1 / share
+    return torch.as_tensor((inverse - step) / step).clamp(min=0).sqrt()
 
 
 def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
