@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popart_func._checks import check_params
-from popart_func.heads import Head, HeadLike, as_heads, find_layers
+from popart_func.heads import Head, HeadLike, as_heads, locate_layers
 from popart_func.models import Params, Stateless
 
 __all__ = ["Apply", "Network", "as_network"]
@@ -37,7 +37,7 @@ class Network:
     def init(self, params: Params) -> dict[str, Tensor]:
         """Checked parameters. A module's own are detached: they would keep the graph of all updates alive."""
         check_params(self.caller, params)
-        layers = find_layers(self.caller, params, self.heads, tasks=1)
+        layers = locate_layers(self.caller, params, self.heads)
         own = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
         frozen = sorted(own - self.trained(params).keys())
         if frozen:
@@ -63,7 +63,7 @@ class Network:
             raise TypeError(f"{self.caller}: `apply` must return one tensor of real outputs, got {got}.")
         if outputs.ndim == 0:
             raise ValueError(f"{self.caller}: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
-        sizes = [layer.outputs for layer in find_layers(self.caller, params, self.heads, tasks=1)]
+        sizes = [layer.outputs for layer in locate_layers(self.caller, params, self.heads)]
         if sizes and set(sizes) != {outputs.shape[-1]} and sum(sizes) != outputs.shape[-1]:
             names = " and ".join(repr(head.name) for head in self.heads)
             raise ValueError(

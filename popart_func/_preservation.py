@@ -286,9 +286,12 @@ def _identity(value: Any, depth: int = 0) -> Hashable:
         return (value.dtype, tuple(value.shape))
     try:
         hash(value)
+    except TypeError:  # such as a list, or a tuple with one inside
+        return id(value)
+    try:
         return weakref.ref(value)
-    except TypeError:  # no weak reference, as to a number, or no hash, as of a list
-        return value if isinstance(value, Hashable) else id(value)
+    except TypeError:  # such as a number
+        return value
 
 
 def _cell(cell: Any) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor
 from popart_func._checks import check_head_name, check_in_range
 from popart_func.target_statistics import PopArtState
 
-__all__ = ["Head", "HeadLike", "Layer", "as_heads", "find_layers", "one_layer"]
+__all__ = ["Head", "HeadLike", "Layer", "as_heads", "find_layers", "locate_layers", "one_layer"]
 
 
 class Head(NamedTuple):
@@ -119,15 +119,7 @@ def find_layers(
     Raises:
         ValueError: a layer that is not there, has other parameters than a weight and a bias, or other outputs.
     """
-    layers = []
-    for head in heads:
-        below = f"{head.name}." if head.name else ""
-        if below:
-            check_head_name(caller, params, head.name)
-            own = {name: leaf for name, leaf in params.items() if name.startswith(below)}
-        else:
-            own = {name: leaf for name, leaf in params.items() if name in (head.weight, head.bias)}
-        layers.append(_located(caller, own, head))
+    layers = locate_layers(caller, params, heads)
     found = list(zip(heads, layers, strict=True))
     open_ones = [layer for head, layer in found if head.indices is None]
     slices: dict[int, slice] = {}
@@ -149,6 +141,20 @@ def find_layers(
                 indices = every[slices[id(layer)]]
         result.append(_with_indices(caller, params, layer, tasks, indices))
     return result
+
+
+def locate_layers(caller: str, params: Mapping[str, Tensor], heads: Sequence[Head]) -> list[Layer]:
+    """The layers of heads, without the statistics of their outputs."""
+    layers = []
+    for head in heads:
+        below = f"{head.name}." if head.name else ""
+        if below:
+            check_head_name(caller, params, head.name)
+            own = {name: leaf for name, leaf in params.items() if name.startswith(below)}
+        else:
+            own = {name: leaf for name, leaf in params.items() if name in (head.weight, head.bias)}
+        layers.append(_located(caller, own, head))
+    return layers
 
 
 def one_layer(

@@ -69,7 +69,7 @@ class PopArt:
         init: ``init(params=None) -> PopArtState``: the first statistics.
         art: ``art(state, targets, indices=None, weights=None) -> PopArtState``: ART alone.
         groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
-        bound: ``bound(count, share)``: Proposition 2, the largest normalized target that the statistics allow after an
+        bound: ``bound(count, share, dtype)``: Proposition 2, the largest normalized target that the statistics allow after an
             update, ``[tasks]`` or one for each target, whose share in its batch is ``share``; None without a bound.
     """
 

@@ -32,7 +32,17 @@ from popart_func._checks import (
 from popart_func._typing import Float, Integer, Num, Scalar, Shaped
 from popart_func.moments import Moments, join, moments, two_sum
 
-__all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "largest_normalized", "normalize", "unnormalize"]
+__all__ = [
+    "ArtOptions",
+    "Gather",
+    "PopArtState",
+    "art",
+    "art_with",
+    "init_state",
+    "largest_normalized",
+    "normalize",
+    "unnormalize",
+]
 
 
 class PopArtState(NamedTuple):
@@ -274,7 +284,7 @@ def unnormalize(
     return (values * scale + residue) + shift
 
 
-def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float) -> Tensor:
+def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float, dtype: torch.dtype) -> Tensor:
     """Proposition 2: no normalized target is larger, right after the update that it is in.
 
     ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n.
@@ -283,13 +293,14 @@ def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float
         options: of `art`, whose reduction is ``"mean"`` or ``"sum"``.
         count: how many updates the target's task has had.
         share: p.
+        dtype: that of the result.
     """
-    step = _cast(options.step_size, torch.float32)
+    step = _cast(options.step_size, dtype)
     if options.bias_correction:
-        step = _bias_corrected(step, count, torch.float32)
+        step = _bias_corrected(step, count, dtype)
     # As a sum, n targets make a step of n β, of which each has the share 1/n.
     inverse = 1.0 if options.reduction == "sum" else 1 / share
-    return torch.as_tensor((inverse - step) / step).clamp(min=0).sqrt()
+    return torch.as_tensor((inverse - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
 
 
 def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:

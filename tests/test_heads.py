@@ -204,6 +204,7 @@ def test_one_action_per_example_moves_the_statistic_of_its_task():
     torch.testing.assert_close(info.normalized_target[:2], torch.tensor([-1.0, 1.0], dtype=FLOAT64))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
     """Two tasks of three quantiles: targets uniform on [0, 1000] and [-10, 0] have the quantiles 0.25, 0.5, 0.75."""
     quantiles, groups = torch.tensor([0.25, 0.5, 0.75]).repeat(2), GROUPS
@@ -225,6 +226,7 @@ def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
     assert info.normalized_target.shape == (64, 6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_statistics_that_stand_still_for_some_epochs():
     """One update_network per rollout, then gradient steps on a loss of one's own: three lines."""
     row, popart, optimizer = HEADS["linear"], pf.popart(2, 0.5), pf.adam(0.05)
@@ -276,6 +278,7 @@ def test_averages_of_parameters_are_popped():
     torch.testing.assert_close(unnormalized(row, opt_state.entries["ax"], x, new), before, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.usefixtures("unchecked")
 class TestErrors:
     def test_heads(self):
         row, state = HEADS["two heads"], pf.init_state(2)

@@ -9,6 +9,7 @@ import torch
 from random_heads import FLOAT32, FLOAT64, random_state
 
 import popart_func as pf
+from popart_func.learners import losses
 from popart_func.moments import Moments, join, moments
 
 REDUCTIONS = ["mean", "sum", "sequential"]
@@ -143,3 +144,102 @@ def test_errors():
             pf.art(state, y, weights=weights, step_size=0.1)
     with pytest.raises(ValueError, match=r"a task's 3 targets at step size 0.5 make one step of 1.5"):
         pf.art(state, y, weights=torch.tensor([1.0, 0.5]), step_size=0.5, reduction="sum")
+
+
+class TestLearners:
+    """Weights of a batch reach statistics, losses and gradients: an absent example is as if it were not there."""
+
+    APPLY = staticmethod(pf.stateless(pf.UnifiedModel(4, 6, 2)))
+    LEARNERS = pytest.mark.parametrize("name", ["sgd", "art", "popart", "normalized_sgd"])
+
+    def learner(self, name, loss=None):
+        make = getattr(pf, f"{name}_learner")
+        options = {} if name == "normalized_sgd" or loss is None else {"loss": loss}
+        if name == "sgd":
+            return make(self.APPLY, pf.sgd(1e-3), **options)
+        return make(self.APPLY, pf.sgd(0.05), pf.popart(2, 0.1), **options)
+
+    def batch(self):
+        return torch.randn(6, 4, dtype=FLOAT64), torch.randn(6, 2, dtype=FLOAT64) * 20 + 7
+
+    @LEARNERS
+    @pytest.mark.parametrize("by_index", [False, True])
+    def test_an_absent_example_is_not_there(self, name, by_index):
+        learner, (x, y) = self.learner(name), self.batch()
+        params = {k: v.double() for k, v in pf.init_params(lambda: pf.UnifiedModel(4, 6, 2), 0).items()}
+        state, alive = learner.init(params), torch.tensor([1, 1, 0, 1, 0, 1], dtype=torch.bool)
+        junk = torch.where(alive[:, None], y, math.nan)
+        if by_index:
+            of = torch.tensor([0, 1, 1, 1, 0, 0])
+            one = y.gather(1, of[:, None]).squeeze(1)
+            whole = (x, torch.where(alive, one, math.inf), of, alive)
+            left = (x[alive], one[alive], of[alive])
+        else:
+            whole, left = {"x": x, "y": junk, "weights": alive[:, None]}, (x[alive], y[alive])
+        got, info = learner.update(state, whole)
+        expected, expected_info = learner.update(state, left)
+        assert pf.tree.max_difference(got, expected) < 1e-12
+        torch.testing.assert_close(info.loss, expected_info.loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(info.error[alive], expected_info.error, rtol=1e-12, atol=0)
+        assert not info.error[~alive].any()
+
+    @LEARNERS
+    def test_weights_of_one_change_nothing_and_those_of_tasks_are_masks(self, name):
+        learner, (x, y) = self.learner(name), self.batch()
+        params = {k: v.double() for k, v in pf.init_params(lambda: pf.UnifiedModel(4, 6, 2), 0).items()}
+        state = learner.init(params)
+        got, expected = learner.update(state, (x, y, None, torch.ones(1))), learner.update(state, (x, y))
+        assert pf.tree.max_difference(got, expected) < 1e-12
+        # One target for each example, named by a mask or by an index.
+        of = torch.tensor([0, 1, 1, 1, 0, 0])
+        mask = torch.nn.functional.one_hot(of, 2).bool()
+        by_mask, _ = learner.update(state, {"x": x, "y": torch.where(mask, y, math.nan), "weights": mask})
+        by_index, _ = learner.update(state, (x, y.gather(1, of[:, None]).squeeze(1), of))
+        if name != "sgd":  # its one statistic stands still
+            assert pf.tree.max_difference(by_mask.statistics, by_index.statistics) < 1e-12
+        assert pf.tree.max_difference(by_mask.params, by_index.params) < 1e-12
+
+    def test_losses(self):
+        """Huber's and the clipped value loss against their formulas, with weights and by index."""
+        x, y = self.batch()
+        params = {k: v.double() for k, v in pf.init_params(lambda: pf.UnifiedModel(4, 6, 2), 0).items()}
+        weights = torch.tensor([[1.0, 0.5], [0, 2], [1, 1], [0, 0], [3, 1], [1, 0]], dtype=FLOAT64)
+        learner = self.learner("popart", losses.huber(0.3))
+        _, info = learner.update(learner.init(params), (x, y, None, weights))
+        error = (info.normalized_prediction - info.normalized_target).abs()
+        expected = torch.nn.functional.huber_loss(error, 0 * error, reduction="none", delta=0.3)
+        torch.testing.assert_close(info.loss, (weights * expected).sum() / weights.amax(1).sum(), rtol=1e-12, atol=0)
+
+        of, old = torch.tensor([0, 1, 1, 1, 0, 0]), torch.randn(6, dtype=FLOAT64) * 20
+        learner = self.learner("popart", losses.clipped_value(0.2))
+        batch = {"x": x, "y": y[:, 0], "indices": of, "old_value": old}
+        state, info = learner.update(learner.init(params), batch)
+        o, n, t = pf.normalize(state.statistics, old, of), info.normalized_prediction, info.normalized_target
+        clipped = torch.minimum(torch.maximum(n, o - 0.2), o + 0.2)
+        expected = 0.5 * torch.maximum((n - t) ** 2, (clipped - t) ** 2).mean()
+        torch.testing.assert_close(info.loss, expected, rtol=1e-12, atol=0)
+        wrong = self.learner("popart", lambda p, t, *_: (p - t).square().mean())
+        with pytest.raises(
+            ValueError, match=r"popart_learner: `loss` must return the loss of each target, of shape \(6, 2\)"
+        ):
+            wrong.update(wrong.init(params), (x, y))
+
+    def test_info_tells_of_the_statistics(self):
+        """The bound is met by the one target unlike all before, and by nothing else; ratios and counts are the state's."""
+        learner = pf.popart_learner(self.APPLY, pf.sgd(0.0), pf.popart(2, 0.01))
+        params = pf.init_params(lambda: pf.UnifiedModel(4, 6, 2), 0)
+        state = learner.init(params)
+        for _ in range(3):
+            before, (state, info) = state, learner.update(state, (torch.ones(4), torch.tensor([0.0, 1e-3])))
+            assert info.bound_use.max() < 0.01
+        before, (state, info) = state, learner.update(state, (torch.ones(4), torch.tensor([1e5, 0.0])))
+        assert 0.999 < info.bound_use[0] <= 1.0001
+        assert info.bound_use[1] < 0.01
+        assert torch.equal(info.scale_ratio, before.statistics.scale / state.statistics.scale)
+        assert info.count.tolist() == [4, 4]
+        y, weights = torch.tensor([[1e7, 1.0], [5.0, 2.0], [5.0, 2.0]]), torch.tensor([[0.2], [1.0], [0.0]])
+        _, info = learner.update(state, (torch.ones(3, 4), y, None, weights))
+        assert 0.99 < info.bound_use[0, 0] <= 1.0001
+        of = torch.tensor([0, 1, 0])
+        _, info = learner.update(state, (torch.ones(3, 4), y[:, 0], of))
+        assert 0.99 < info.bound_use[0] <= 1.0001

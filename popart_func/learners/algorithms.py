@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from popart_func import optim
 from popart_func._networks import Apply, Network, as_network
 from popart_func._preservation import check_not_tied, check_preservation
-from popart_func.heads import HeadLike, find_layers
+from popart_func.heads import HeadLike, locate_layers
 from popart_func.learners.batches import Batch, Example, Info, Learner, LearnerState, unpack
 from popart_func.learners.losses import Loss, half_square
 from popart_func.models import Params
@@ -173,7 +172,7 @@ def normalized_sgd_learner(
         example = unpack("normalized_sgd_learner", batch, state.statistics, popart)
         statistics = popart.moved(state.statistics, example.y, example.tasks, example.weights)
         example = example.at_outputs()
-        layers = find_layers("normalized_sgd_learner", state.params, network.heads, tasks=1)
+        layers = locate_layers("normalized_sgd_learner", state.params, network.heads)
         heads = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
         upper = {name: leaf for name, leaf in state.params.items() if name in heads}
         lower = {name: leaf for name, leaf in network.trained(state.params).items() if name not in heads}
@@ -284,7 +283,7 @@ def _about_statistics(
     if bound is None or statistics is moved.before:
         return ratio, torch.zeros_like(normalized_target), statistics.count
     share, count = example.shares(statistics)
-    most = bound(count, share)
+    most = bound(count, share, normalized_target.dtype)
     use = torch.where(most > 0, normalized_target.abs() / most, 0)
     return ratio, use, statistics.count
 
@@ -309,9 +308,7 @@ def _mean_loss(
     """The loss, summed over outputs, averaged over the batch; 0-d."""
     if loss is None and example.weights is None:
         return _half_square(prediction - target, outputs)
-    losses = (loss or half_square)(
-        example.present(prediction), target, statistics, example.tasks, **example.others
-    )
+    losses = (loss or half_square)(example.present(prediction), target, statistics, example.tasks, **example.others)
     if not isinstance(losses, Tensor) or losses.shape != target.shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(
