@@ -342,11 +342,11 @@ def popart(
 
 def init_for(num_outputs: int) -> Callable[..., PopArtState]:
     """The ``init(params=None)`` of a `PopArt`: in the dtype and on the device of the parameters."""
+    return partial(_init_like, num_outputs)
 
-    def init(params: Params | None = None) -> PopArtState:
-        if not params:
-            return init_state(num_outputs)
-        some = next(iter(params.values()))
-        return init_state(num_outputs, dtype=some.dtype, device=some.device)
 
-    return init
+def _init_like(num_outputs: int, params: Params | None = None) -> PopArtState:
+    if not params:
+        return init_state(num_outputs)
+    some = next(iter(params.values()))
+    return init_state(num_outputs, dtype=some.dtype, device=some.device)

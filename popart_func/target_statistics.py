@@ -38,6 +38,7 @@ __all__ = [
     "PopArtState",
     "art",
     "art_with",
+    "bias_corrected",
     "init_state",
     "largest_normalized",
     "normalize",
@@ -219,7 +220,7 @@ def _move(options: ArtOptions, state: PopArtState, batch: Moments) -> PopArtStat
     count = state.count + (state.count < torch.iinfo(torch.int32).max)
     step = step_size * batch.samples if options.reduction == "sum" else step_size
     if options.bias_correction:
-        step = _bias_corrected(step, count, dtype)
+        step = bias_corrected(step, count, dtype)
 
     # e = (mean − μ) in two parts, since a step of 1 puts the mean itself in the place of μ.
     high, rest = two_sum(batch.mean, -state.shift)
@@ -297,13 +298,13 @@ def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float
     """
     step = _cast(options.step_size, dtype)
     if options.bias_correction:
-        step = _bias_corrected(step, count, dtype)
+        step = bias_corrected(step, count, dtype)
     # As a sum, n targets make a step of n β, of which each has the share 1/n.
     inverse = 1.0 if options.reduction == "sum" else 1 / share
     return torch.as_tensor((inverse - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
 
 
-def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
+def bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
     """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=dtype, device=count.device)
