@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from popart_func import engines, heads, learners, models, optim, pop_art, random, tree
+from popart_func import checkpoints, engines, heads, learners, models, nn, optim, pop_art, random, scales, tree
 from popart_func._version import __version__ as __version__
 from popart_func.engines import scan, scan_lanes
 from popart_func.heads import Head
@@ -19,6 +19,7 @@ from popart_func.learners import (
     Learner,
     LearnerState,
     art_learner,
+    losses,
     normalized_sgd_learner,
     popart_learner,
     sgd_learner,
@@ -65,6 +66,7 @@ __all__ = [
     "art",
     "art_learner",
     "chain",
+    "checkpoints",
     "engines",
     "fold",
     "gradient_factors",
@@ -73,7 +75,9 @@ __all__ = [
     "init_params",
     "init_state",
     "learners",
+    "losses",
     "models",
+    "nn",
     "normalize",
     "normalized_sgd_learner",
     "optim",
@@ -83,6 +87,7 @@ __all__ = [
     "popart_learner",
     "random",
     "rescale_moments",
+    "scales",
     "scan",
     "scan_lanes",
     "sgd",

@@ -86,7 +86,7 @@ def save(tree: PyTree, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """Reads a tree of the structure of ``like``, such as a new ``learner.init(params)``, onto the devices of its leaves.
+    """Reads a tree of the structure of ``like``, such as a new ``learner.init(params)``, onto its leaves' devices.
 
     Raises:
         ValueError: names, shapes or dtypes other than those of ``like``, or a file that is damaged.
@@ -104,8 +104,8 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     expected = dict(zip(names(like), optree.tree_leaves(like), strict=True))
     if expected.keys() != header.keys():
         raise ValueError(
-            f"checkpoints.load: `like` must have the names of {path}: missing {sorted(header.keys() - expected.keys())}, "
-            f"unexpected {sorted(expected.keys() - header.keys())}."
+            f"checkpoints.load: `like` must have the names of {path}: missing "
+            f"{sorted(header.keys() - expected.keys())}, unexpected {sorted(expected.keys() - header.keys())}."
         )
     leaves = []
     for name, leaf in expected.items():
@@ -115,9 +115,11 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
                 f"checkpoints.load: {name!r} of `like` must be {entry['dtype']} {entry['shape']}, got {leaf.dtype} "
                 f"{list(leaf.shape)}."
             )
-        first, count = start + entry["data_offsets"][0], leaf.numel()
-        # Copied, since a tensor of a buffer may lie at an address that its dtype does not allow.
-        bytes_of = torch.frombuffer(bytearray(data[first : start + entry["data_offsets"][1]]), dtype=leaf.dtype) if count else None
-        value = torch.empty_like(leaf, device="cpu") if bytes_of is None else bytes_of.reshape(leaf.shape)
-        leaves.append(value.to(leaf.device))
+        first, last = (start + offset for offset in entry["data_offsets"])
+        if not leaf.numel():
+            leaves.append(torch.empty_like(leaf))
+            continue
+        # Copied, since a tensor of the whole buffer may lie at an address that its dtype does not allow.
+        value = torch.frombuffer(bytearray(data[first:last]), dtype=leaf.dtype)
+        leaves.append(value.reshape(leaf.shape).to(leaf.device))
     return optree.tree_unflatten(optree.tree_structure(like), leaves)

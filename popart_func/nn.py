@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from popart_func import pop_art
 from popart_func._typing import Float, Integer, Num, Shaped
-from popart_func.optim import rescale_moments
-from popart_func.optim.rescaling import map_parameters
 from popart_func.optim.torch_optimizers import state_of
 from popart_func.pop_art import PopArt, PopArtState
 
@@ -35,7 +33,7 @@ class PopArtHead(nn.Linear):
         out_features: the number of outputs.
         step_size: β of the statistics, see `pop_art.art`.
         num_tasks: the number of statistics: ``out_features`` by default; 1 for one that all outputs share.
-        popart: other statistics, such as one of `scales`, with ``num_tasks``; then ``step_size`` and options are not used.
+        popart: other statistics, such as one of `scales`, with ``num_tasks``; then leave out the options.
         process_group: the processes that share the statistics, with `distributed`; None for one process. All of them
             then call `update` together. The default group is ``torch.distributed.group.WORLD``.
         device: of the parameters.

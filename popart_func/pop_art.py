@@ -69,8 +69,8 @@ class PopArt:
         init: ``init(params=None) -> PopArtState``: the first statistics.
         art: ``art(state, targets, indices=None, weights=None) -> PopArtState``: ART alone.
         groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
-        bound: ``bound(count, share, dtype)``: Proposition 2, the largest normalized target that the statistics allow after an
-            update, ``[tasks]`` or one for each target, whose share in its batch is ``share``; None without a bound.
+        bound: ``bound(count, share, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of a target
+            that is ``share`` of its batch; None where there is no bound.
     """
 
     init: Callable[..., PopArtState]
@@ -112,7 +112,7 @@ class PopArt:
         `normalize` in them.
 
         Args:
-            params: the flat parameters of a network; or a sequence of them, the network and then its target networks
+            params: the flat parameters of a network; or several of them, the network and then its target networks
                 and other copies, which are popped alike.
             opt_state: the state of the network's optimizer, of `optim` or of anything that `optim.register_state`
                 knows; ``()`` for none.
@@ -125,7 +125,7 @@ class PopArt:
                 the heads; ``"all"``, also those below them, for one statistic only; False, none.
 
         Returns:
-            ``(params, opt_state, state)``, all three as they came.
+            ``(params, opt_state, state)``; of several networks, a tuple in the place of ``params``.
 
         Raises:
             TypeError, ValueError: as `art`, `pop` and `optim.rescale_moments`.
@@ -162,7 +162,7 @@ class PopArt:
                 return {**held, **{n: v for layer in own for n, v in _popped("", layer, held, state, new).items()}}
 
             opt_state = map_parameters(pop_held, opt_state)
-        return popped[0] if isinstance(params, Mapping) else type(params)(popped), opt_state, new
+        return popped[0] if isinstance(params, Mapping) else tuple(popped), opt_state, new
 
     def moved(
         self, state: PopArtState, targets: Tensor, indices: Tensor | None = None, weights: Tensor | None = None

@@ -12,7 +12,7 @@ update: deviation(num_outputs, step_size).update(params, state, targets, indices
 | `deviation` | 0 | root mean square | the sign of a target matters, or the head has no bias |
 | `percentiles` | middle of two percentiles | half their distance | a few targets are far from all others |
 | `largest_return` | 0 | largest absolute target so far | outputs must stay within a range |
-| `return_based` | 0 | from rewards and discounts | the targets are bootstrapped, so that their size follows the critic |
+| `return_based` | 0 | from rewards and discounts | bootstrapped targets, whose size follows the critic |
 | `fixed` | given | given | the range is known |
 
 All have `normalize`, `unnormalize`, `pop`, `fold`, tasks, groups, weights and lanes in common, and POP is exact for
@@ -22,7 +22,6 @@ each: at learning rate 0 no prediction moves. Targets carry no gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -230,7 +229,7 @@ def fixed(shift: Tensor, scale: Tensor, *, groups: Tensor | None = None) -> PopA
 
 
 _Measure = Callable[[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor]]
-"""``measure(targets, weights, total)``, each ``[samples, tasks]`` -> a batch's shift (None for 0) and size, ``[tasks]``."""
+"""``measure(targets, weights, total)``, ``[samples, tasks]`` -> a batch's shift (None for 0) and size, ``[tasks]``."""
 
 
 def _scale(
@@ -277,7 +276,7 @@ def _scale(
             mean, residue = two_sum(total_mean, lost + (step * (rest - state.residue) + state.residue))
         scale = variance.sqrt().clamp(min=scale_lb).clamp(max=scale_ub).clamp(min=torch.finfo(values.dtype).tiny)
         new = PopArtState(mean, scale, variance, count, residue)
-        return PopArtState(*map(partial(torch.where, total > 0), new, state))
+        return PopArtState(*(torch.where(total > 0, after, before) for after, before in zip(new, state, strict=True)))
 
     return PopArt(init_for(num_outputs), art, groups)
 

@@ -117,8 +117,9 @@ def art(
     - ``"sequential"``: one update per target, in order.
 
     A target of weight w counts as w targets in ``"mean"`` and ``"sum"``. In ``"sequential"`` each target is a batch of
-    its own, in which a weight means present or absent. A target of weight 0 is absent, whatever it holds: NaN and
-    infinity, too. A task without a target keeps its entries to the bit, its count included. The statistics carry no gradient, not even from a step size.
+    its own, in which a weight says no more than present or absent. A target of weight 0 is absent, whatever it holds:
+    NaN and infinity, too. A task without a target keeps its entries to the bit, its count included. The statistics
+    carry no gradient, not even from a step size.
 
     At the ends of the number range: a target that is NaN or infinite makes the statistics of its task NaN, and no
     others; a finite one counts as at most a quarter of the dtype's largest number (8.5e37 in float32); the scale is
@@ -143,8 +144,8 @@ def art(
 
     Raises:
         TypeError: targets or weights that are not real tensors, or indices that are not integers.
-        ValueError: shapes, bounds, step size or reduction; indices out of range, a weight below 0, or a ``"sum"`` whose step exceeds 1,
-            where the values can be read (on the CPU, outside of transforms).
+        ValueError: shapes, bounds, step size or reduction; indices out of range, a weight below 0, or a ``"sum"`` whose
+            step exceeds 1, where the values can be read (on the CPU, outside of transforms).
 
     Source: the 2016 paper, equations 1 to 3; the compensated form is this library's.
 

@@ -44,8 +44,11 @@ def test_a_resumed_run_is_equal_to_the_bit(name, tmp_path):
 def test_every_dtype_and_shape_and_other_readers(tmp_path):
     path = tmp_path / "odd.safetensors"
     odd = {
-        str(dtype).removeprefix("torch."): torch.arange(3).to(dtype).reshape(3, 1)[:, :0] if dtype == torch.int8
-        else torch.tensor(1).to(dtype) if dtype == torch.int64 else torch.arange(3).to(dtype)
+        str(dtype).removeprefix("torch."): torch.arange(3).to(dtype).reshape(3, 1)[:, :0]
+        if dtype == torch.int8
+        else torch.tensor(1).to(dtype)
+        if dtype == torch.int64
+        else torch.arange(3).to(dtype)
         for dtype in checkpoints._CODES
     }
     checkpoints.save(odd, path)
@@ -67,7 +70,10 @@ def test_errors(tmp_path):
         with pytest.raises(ValueError, match=f"checkpoints.load: .*{message}"):
             checkpoints.load(path, like)
     whole = path.read_bytes()
-    for damaged, message in ((whole[:-1], "is cut off: 19 bytes of 20"), (b"nonsense" * 9, "is no file of safetensors")):
+    for damaged, message in (
+        (whole[:-1], "is cut off: 19 bytes of 20"),
+        (b"nonsense" * 9, "is no file of safetensors"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
             checkpoints.load(path, tree)

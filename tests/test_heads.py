@@ -233,11 +233,17 @@ def test_statistics_that_stand_still_for_some_epochs():
     params, x = params_of(row), torch.randn(32, 3, dtype=FLOAT64)
     y = torch.stack([1e4 * x[:, 0], x[:, 1] - 7], -1)
     opt_state, state = optimizer.init(params), popart.init(params)
+
+    def error(params, goal):
+        return (apply_of(row)(params, x) - goal).abs().mean()
+
     first = (unnormalized(row, params, x, state) - y).abs().mean(0)
     for _ in range(20):
         params, opt_state, state = popart.update_network(params, opt_state, state, y, head="head")
         for _ in range(8):
-            grads = torch.func.grad(lambda p: (apply_of(row)(p, x) - pf.normalize(state, y)).abs().mean())(params)
+            grads = torch.func.grad(lambda p, goal: (apply_of(row)(p, x) - goal).abs().mean())(
+                params, pf.normalize(state, y)
+            )
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = pf.apply_updates(params, updates)
     assert (unnormalized(row, params, x, state) - y).abs().mean(0).div(first).max() < 0.3
@@ -291,9 +297,7 @@ class TestErrors:
         ):
             with pytest.raises(ValueError, match=f"update_network: .*{message}"):
                 pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
-        with pytest.raises(
-            TypeError, match="`head` must be the name of a layer, a popart_func.Head, or a list of them"
-        ):
+        with pytest.raises(TypeError, match="`head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
 
     def test_groups(self):
@@ -312,7 +316,7 @@ class TestErrors:
         )
         learner = pf.popart_learner(apply_of(row), unknown, pf.popart(2, 0.1), head="head")
         state = learner.init(params_of(row))
-        with pytest.raises(TypeError, match="may be a moment.* register_state.* rescale_moments=False"):
+        with pytest.raises(TypeError, match=r"may be a moment.* register_state.* rescale_moments=False"):
             learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))
         learner = pf.popart_learner(apply_of(row), unknown, pf.popart(2, 0.1), head="head", rescale_moments=False)
         learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))

@@ -40,8 +40,9 @@ def test_equal_to_the_pure_functions_to_the_bit(name):
         y, weights = torch.randn(8, 2) * 100 + 40, (torch.rand(8, 2) < 0.7).float()
         params = {key: leaf.detach().clone() for key, leaf in head.named_parameters()}
         held = copy.deepcopy(optim.torch_optimizers.state_of(optimizer, dict(head.named_parameters())))
-        expected = popart.update_network(params, held, pf.PopArtState(*map(torch.clone, head.statistics)), y,
-                                         weights=weights, head=pf.Head(""))
+        expected = popart.update_network(
+            params, held, pf.PopArtState(*map(torch.clone, head.statistics)), y, weights=weights, head=pf.Head("")
+        )
         head.update(torch.where(weights > 0, y, torch.nan), weights=weights, optimizer=optimizer)
         assert all(torch.equal(leaf, expected[0][key]) for key, leaf in head.named_parameters())
         now = optim.torch_optimizers.state_of(optimizer, dict(head.named_parameters()))
@@ -124,6 +125,8 @@ def test_an_optimizer_of_ones_own_is_refused():
     head = PopArtHead(2, 1)
     optimizer = Mine(head.parameters(), 0.1)
     optimizer.step()
-    with pytest.raises(TypeError, match=r"PopArtHead.update: `optimizer` must be one of torch.optim, got Mine, .*'mystery'"):
+    with pytest.raises(
+        TypeError, match=r"PopArtHead.update: `optimizer` must be one of torch.optim, got Mine, .*'mystery'"
+    ):
         head.update(torch.ones(3, 1), optimizer=optimizer)
     head.update(torch.ones(3, 1))

@@ -317,7 +317,7 @@ class TestComposing:
         rescaled = pf.rescale_moments(state, {"w": torch.tensor(2.0), "b": torch.tensor(3.0)})
         assert torch.equal(rescaled["fast"][0].nu["w"], 4 * state["fast"][0].nu["w"])
         assert torch.equal(rescaled["slow"][0].trace["b"], 3 * state["slow"][0].trace["b"])
-        with pytest.raises(ValueError, match="partition: `param_labels` must be one of .* got 'none' for 'w'"):
+        with pytest.raises(ValueError, match=r"partition: `param_labels` must be one of .* got 'none' for 'w'"):
             optim.partition({"slow": optim.sgd(0.1)}, lambda name: "none").init(PARAMS)
 
     def test_every_number_has_its_own_value_in_every_lane(self):

@@ -47,7 +47,9 @@ def test_pop_preserves_predictions_and_normalize_inverts(name):
         before = pf.unnormalize(state, h @ head["weight"].mT + head["bias"])
         folded = pf.fold(head, state)
         head, state = popart.update(head, state, batch(name))
-        torch.testing.assert_close(pf.unnormalize(state, h @ head["weight"].mT + head["bias"]), before, rtol=1e-11, atol=1e-9)
+        torch.testing.assert_close(
+            pf.unnormalize(state, h @ head["weight"].mT + head["bias"]), before, rtol=1e-11, atol=1e-9
+        )
         for key, leaf in pf.fold(head, state).items():
             torch.testing.assert_close(leaf, folded[key], rtol=1e-11, atol=1e-9)
     y = torch.randn(4, 2, dtype=FLOAT64)

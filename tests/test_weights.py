@@ -225,7 +225,7 @@ class TestLearners:
             wrong.update(wrong.init(params), (x, y))
 
     def test_info_tells_of_the_statistics(self):
-        """The bound is met by the one target unlike all before, and by nothing else; ratios and counts are the state's."""
+        """The bound is met by the one target unlike all before; ratios and counts are the state's."""
         learner = pf.popart_learner(self.APPLY, pf.sgd(0.0), pf.popart(2, 0.01))
         params = pf.init_params(lambda: pf.UnifiedModel(4, 6, 2), 0)
         state = learner.init(params)

@@ -24,7 +24,7 @@ from popart_func.pop_art import PopArt, PopArtState, normalize, unnormalize
 
 __all__ = ["Batch", "Example", "Info", "Learner", "LearnerState", "unpack"]
 
-Batch = tuple[Any, ...] | Mapping[str, Any]
+Batch = Any
 """``(x, y)``, ``(x, y, indices)``, ``(x, y, indices, weights)`` or a dict with these names."""
 
 

@@ -1,4 +1,4 @@
-"""What POP does to an optimizer's state: moments follow the units of the gradients, averaged parameters follow the head.
+"""What POP does to an optimizer's state: moments follow the gradients' units, averages of parameters follow the head.
 
 A state is a NamedTuple that says of its fields how they scale with the gradients: `register_state` is open to anyone's.
 
@@ -50,7 +50,7 @@ _kinds: dict[type, _Kind] = {}
 
 
 def register_state(cls: Cls, **powers: Power) -> Cls:
-    """Says how the fields of an optimizer's state scale with the gradients. Also a decorator, through `functools.partial`.
+    """Says how the fields of an optimizer's state scale with gradients. With `functools.partial` also a decorator.
 
     Args:
         cls: the state, a NamedTuple. It may be another library's.
@@ -175,8 +175,8 @@ def _check_known(path: tuple[Any, ...], part: Any) -> None:
     if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()):
         raise TypeError(
             f"rescale_moments: `state` must be made of the states of popart_func.optim, or of those that "
-            f"popart_func.optim.register_state knows, got a tensor of shape {tuple(part.shape)} at {list(path)} that is "
-            f"in none of them and may be a moment. Say how it scales with register_state, or, with a learner, pass "
+            f"popart_func.optim.register_state knows, got a tensor of shape {tuple(part.shape)} at {list(path)} that "
+            f"is in none of them and may be a moment. Say how it scales with register_state, or, with a learner, pass "
             f"rescale_moments=False."
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from popart_func.optim.transformations import as_dtype, one_minus_power
 __all__ = ["FORMULAS", "Row", "Step"]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """What a formula gets beside the gradient: the options, the rate, the number of this update, and the parameter."""
 
     options: Mapping[str, Any]
@@ -229,6 +231,8 @@ def _init_muon(options: Mapping[str, Any], param: Tensor) -> Entries:
 
 
 class Row(NamedTuple):
+    """An optimizer: its formula, and the entries of one parameter before the first update."""
+
     formula: Formula
     init: Callable[[Mapping[str, Any], Tensor], Entries]
     decoupled: bool | None = False

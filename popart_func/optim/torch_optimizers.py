@@ -4,9 +4,9 @@ State: TorchState(count, entries), with the entries' names that `torch.optim` us
 init:   from_torch(torch.optim.NAdam, lr=0.01).init(params) -> state
 update: from_torch(torch.optim.NAdam, lr=0.01).update(grads, state, params) -> (updates, state)
 
-Each optimizer is one formula for one parameter, a row of `torch_formulas.FORMULAS`, and equals ``step()`` to rounding. Every option
-that is a number may be a 0-d tensor, so that each lane can have its own; the rate may be a schedule too. Nothing reads
-a value, so that a step runs in `torch.vmap`, on every engine and in JAX. A new optimizer is a new row.
+Each optimizer is one formula for one parameter, a row of `torch_formulas.FORMULAS`, and equals ``step()`` to rounding.
+Every option that is a number may be a 0-d tensor, so that each lane can have its own; the rate may be a schedule too.
+Nothing reads a value, so that a step runs in `torch.vmap`, on every engine and in JAX. A new optimizer is a new row.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def state_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     unknown = sorted(entries.keys() - _POWERS.keys())
     if unknown:
         raise TypeError(
-            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}, of whose state "
-            f"{unknown} it is not known how they scale with gradients. Pass optimizer=None to leave them as they are."
+            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}, of whose "
+            f"state {unknown} it is not known how they scale with gradients. Pass optimizer=None to leave them."
         )
     kind: Any = RMSpropState if isinstance(optimizer, torch.optim.RMSprop) else TorchState
     return kind(torch.zeros((), dtype=torch.int32), entries)
