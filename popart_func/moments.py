@@ -20,7 +20,7 @@ from torch import Tensor
 
 from popart_func._typing import Float, Integer
 
-__all__ = ["Moments", "join", "moments", "two_sum"]
+__all__ = ["Moments", "join", "moments", "moments_of_all", "two_sum"]
 
 
 class Moments(NamedTuple):
@@ -74,6 +74,17 @@ def moments(
         shares = weights / _divisor(samples)
     zeros = torch.zeros_like(targets)
     return Moments(samples, *_pooled(shares, belongs, targets, zeros, zeros))
+
+
+def moments_of_all(targets: Float[Tensor, "samples tasks"]) -> Moments:
+    """`moments` of targets that are all present, to the bit, in fewer operations."""
+    number = targets.shape[0]
+    share = 1 / number
+    reference = targets.amax(0)
+    deviations = targets - reference
+    correction = (share * deviations).sum(0)
+    spread = (share * (deviations - correction).square()).sum(0)
+    return Moments(torch.full_like(reference, number), *two_sum(reference, correction), spread)
 
 
 def join(batches: Moments) -> Moments:

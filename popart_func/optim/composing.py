@@ -208,15 +208,7 @@ def incremental_update(new_tensors: PyTree, old_tensors: PyTree, step_size: Scal
     {'w': tensor(0.2500)}
     """
     check_scalar("incremental_update", "step_size", step_size, least=0, most=1)
-    return optree.tree_map(
-        lambda new, old: (
-            torch.lerp(old, new, step_size)
-            if isinstance(step_size, int | float)
-            else old + as_dtype(step_size, old) * (new - old)
-        ),
-        new_tensors,
-        old_tensors,
-    )
+    return optree.tree_map(lambda new, old: old + as_dtype(step_size, old) * (new - old), new_tensors, old_tensors)
 
 
 def periodic_update(new_tensors: PyTree, old_tensors: PyTree, steps: Tensor, update_period: int) -> PyTree:
