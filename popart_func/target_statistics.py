@@ -187,7 +187,9 @@ def art_with(
     tasks, quarter = state.shift.shape[0], torch.finfo(dtype).max / 4
     targets = targets.detach().to(dtype)
     # One lane outside of transforms, whose every target is there and finite: half of the operations do nothing.
-    simple = options.reduction == "mean" and indices is weights is gather is None and targets.numel() > 0
+    simple = (
+        options.reduction == "mean" and indices is None and weights is None and gather is None and targets.numel() > 0
+    )
     simple = simple and state.shift.dtype == dtype and not any(field.requires_grad for field in state)
     if simple and is_known(targets, *state) and bool(targets.abs().amax() <= quarter):
         return _move(options, state, moments_of_all(targets), all_present=True)
