@@ -44,7 +44,8 @@ def sgd_learner(apply: Apply, optimizer: GradientTransformation, *, loss: Loss |
         optimizer: such as `optim.sgd(0.01)`.
         loss: of the outputs and targets, as in `losses`; None for half the squared error.
 
-    >>> learner = sgd_learner(lambda params, x: x @ params["weight"].T, optim.sgd(0.5))
+    >>> from popart_func.optim import sgd
+    >>> learner = sgd_learner(lambda params, x: x @ params["weight"].T, sgd(0.5))
     >>> state = learner.init({"weight": torch.zeros(1, 2)})
     >>> state, info = learner.update(state, (torch.tensor([1.0, 0.0]), torch.tensor([4.0])))
     >>> info.loss, state.params["weight"]
@@ -117,8 +118,9 @@ def popart_learner(
             not preserve the outputs, since something is behind the head or beside it, or its weights are used twice.
 
     >>> from popart_func.models import UnifiedModel, init_params, stateless
+    >>> from popart_func.optim import sgd
     >>> from popart_func.pop_art import popart
-    >>> learner = popart_learner(stateless(UnifiedModel(16, 10, 1)), optim.sgd(0.01), popart(1, step_size=0.1))
+    >>> learner = popart_learner(stateless(UnifiedModel(16, 10, 1)), sgd(0.01), popart(1, step_size=0.1))
     >>> state = learner.init(init_params(lambda: UnifiedModel(16, 10, 1), seed=0))
     >>> state, info = learner.update(state, (torch.ones(16), torch.tensor([1000.0])))
     >>> state.statistics.shift
