@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from popart_func import engines, learners, models, optim, pop_art, random, tree
+from popart_func import checkpoints, engines, heads, learners, models, nn, optim, pop_art, random, scales, tree
 from popart_func._version import __version__ as __version__
 from popart_func.engines import scan, scan_lanes
+from popart_func.heads import Head
 from popart_func.learners import (
     Info,
     Learner,
     LearnerState,
     art_learner,
+    losses,
     normalized_sgd_learner,
     popart_learner,
     sgd_learner,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GradientTransformation",
+    "Head",
     "Info",
     "Learner",
     "LearnerState",
@@ -63,14 +66,18 @@ __all__ = [
     "art",
     "art_learner",
     "chain",
+    "checkpoints",
     "engines",
     "fold",
     "gradient_factors",
+    "heads",
     "init_lanes",
     "init_params",
     "init_state",
     "learners",
+    "losses",
     "models",
+    "nn",
     "normalize",
     "normalized_sgd_learner",
     "optim",
@@ -80,6 +87,7 @@ __all__ = [
     "popart_learner",
     "random",
     "rescale_moments",
+    "scales",
     "scan",
     "scan_lanes",
     "sgd",
@@ -100,8 +108,11 @@ torch.serialization.add_safe_globals(
         PopArtState,
         SplitParams,
         optim.AdamState,
+        optim.DecayState,
         optim.LearningRateState,
         optim.MomentumState,
+        optim.RMSpropState,
+        optim.TorchState,
     ]
 )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -16,14 +17,15 @@ from popart_func._typing import Scalar
 
 __all__ = [
     "Reduction",
-    "as_head_names",
+    "as_indices",
     "as_samples",
+    "as_weights",
     "check_art_options",
     "check_count",
     "check_factors",
+    "check_groups",
     "check_head_name",
     "check_in_range",
-    "check_indices",
     "check_params",
     "check_real",
     "check_same_mean",
@@ -137,17 +139,37 @@ def check_task_axis(caller: str, shift: Tensor, name: str, values: Tensor) -> No
         )
 
 
-def check_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices: Tensor) -> None:
+def as_indices(caller: str, shift: Tensor, name: str, values: Tensor, indices: Tensor) -> Tensor:
+    """Checked indices of tasks, in the shape of the values."""
     if not isinstance(indices, Tensor):
         raise TypeError(f"{caller}: `indices` must be a tensor, got {type(indices).__name__}.")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"{caller}: `indices` must be integers, got dtype {indices.dtype}.")
-    if values.shape != indices.shape:
-        raise ValueError(
-            f"{caller}: `{name}` and `indices` must have the same shape, "
-            f"got {tuple(values.shape)} and {tuple(indices.shape)}."
-        )
     check_in_range(caller, "indices", indices, shift.shape[-1])
+    return _broadcast(caller, name, values, "indices", indices)
+
+
+def as_weights(caller: str, name: str, values: Tensor, weights: Tensor) -> Tensor:
+    """Checked weights, in the shape of the values; not yet in their dtype."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"{caller}: `weights` must be a tensor, got {type(weights).__name__}.")
+    if weights.is_complex():
+        raise TypeError(f"{caller}: `weights` must be bools or real numbers, got dtype {weights.dtype}.")
+    if weights.dtype != torch.bool and is_known(weights) and not bool(((weights >= 0) & (weights < math.inf)).all()):
+        raise ValueError(f"{caller}: `weights` must be finite and at least 0, got some that are not.")
+    return _broadcast(caller, name, values, "weights", weights)
+
+
+def _broadcast(caller: str, name: str, values: Tensor, other_name: str, others: Tensor) -> Tensor:
+    if others.shape == values.shape:
+        return others
+    try:
+        return others.expand(values.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{caller}: `{other_name}` must have the shape of `{name}`, {tuple(values.shape)}, or broadcast to it, "
+            f"got {tuple(others.shape)}."
+        ) from None
 
 
 def check_in_range(caller: str, name: str, indices: Tensor, size: int) -> None:
@@ -158,27 +180,33 @@ def check_in_range(caller: str, name: str, indices: Tensor, size: int) -> None:
         )
 
 
-def as_samples(caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Checked targets as ``[samples, tasks]``, or targets and indices as ``[samples]``."""
+def as_samples(
+    caller: str, shift: Tensor, targets: Tensor, indices: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Checked targets and weights as ``[samples, tasks]``, or targets, indices and weights as ``[samples]``."""
     check_real(caller, "targets", targets)
     if shift.ndim != 1:
         raise ValueError(
             f"{caller}: the fields of `state` must have shape [tasks], got {tuple(shift.shape)}. "
             f"For many lanes, use torch.vmap."
         )
+    if weights is not None:
+        weights = as_weights(caller, "targets", targets, weights)
     if indices is not None:
-        check_indices(caller, shift, "targets", targets, indices)
-        return targets.reshape(-1), indices.reshape(-1).long()
-    tasks = shift.shape[0]
-    if tasks > 1:
-        check_task_axis(caller, shift, "targets", targets)
-    return targets.reshape(-1, tasks), None
+        indices = as_indices(caller, shift, "targets", targets, indices).reshape(-1).long()
+        shape: tuple[int, ...] = (-1,)
+    else:
+        tasks = shift.shape[0]
+        if tasks > 1:
+            check_task_axis(caller, shift, "targets", targets)
+        shape = (-1, tasks)
+    return targets.reshape(shape), indices, None if weights is None else weights.reshape(shape)
 
 
-def check_sum_of_samples(caller: str, step_size: int | float, samples: int) -> None:
+def check_sum_of_samples(caller: str, step_size: int | float, samples: int | float) -> None:
     if samples * step_size > 1:
         raise ValueError(
-            f"{caller}: with `reduction` 'sum' a task's {samples} targets at step size {step_size} make one step of "
+            f"{caller}: with `reduction` 'sum' a task's {samples:g} targets at step size {step_size} make one step of "
             f"{samples * step_size:g}, which must not exceed 1: it would diverge. Use 'mean' or a smaller `step_size`."
         )
 
@@ -190,31 +218,14 @@ def check_head_name(caller: str, params: Mapping[str, Tensor], head: str) -> Non
         raise ValueError(f"{caller}: `head` must name a layer of `params`, one of {layers}, got {head!r}.")
 
 
-def as_head_names(caller: str, params: Mapping[str, Tensor], shift: Tensor) -> tuple[str, str | None]:
-    """The names of a head's weight and bias (None without one), checked to be one layer that fits the statistics."""
-    weights = [name for name in params if name.rpartition(".")[2] == "weight"]
-    prefix = weights[0].removesuffix("weight") if weights else ""
-    bias = prefix + "bias"
-    if len(weights) != 1 or not params.keys() <= {weights[0], bias}:
-        raise ValueError(
-            f"{caller}: `params` must hold one linear layer, a 'weight' and optionally a 'bias', got {sorted(params)}. "
-            f"`split` cuts a network's parameters at its head."
-        )
-    weight = params[weights[0]]
-    tasks = shift.shape[-1]
-    if weight.ndim < 2 or tasks not in (1, weight.shape[-2]):
-        raise ValueError(
-            f"{caller}: '{weights[0]}' must have shape [..., outputs, inputs] with outputs = {tasks} tasks, "
-            f"got {tuple(weight.shape)}."
-        )
-    if bias not in params:
-        return weights[0], None
-    if params[bias].shape != weight.shape[:-1]:
-        raise ValueError(
-            f"{caller}: '{bias}' must have shape {tuple(weight.shape[:-1])} to go with '{weights[0]}', "
-            f"got {tuple(params[bias].shape)}."
-        )
-    return weights[0], bias
+def check_groups(caller: str, groups: Tensor | None, tasks: int) -> None:
+    """Raises unless the statistic of each output is given as integers ``[outputs]`` in ``[0, tasks)``."""
+    if groups is None:
+        return
+    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.dtype == torch.bool or groups.ndim != 1:
+        got = f"{groups.dtype} {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
+        raise ValueError(f"{caller}: `groups` must be a tensor of integers, [outputs], got {got}.")
+    check_in_range(caller, "groups", groups, tasks)
 
 
 def check_same_mean(caller: str, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:

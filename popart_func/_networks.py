@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func._checks import check_head_name, check_params
-from popart_func.models import Params, Stateless, split
+from popart_func._checks import check_params
+from popart_func.heads import Head, HeadLike, as_heads, locate_layers
+from popart_func.models import Params, Stateless
 
 __all__ = ["Apply", "Network", "as_network"]
 
@@ -26,23 +27,23 @@ class Network:
         caller: the learner, which errors name.
         apply: as the user gave it. A `models.Stateless` knows what is trained and returns its buffers; of any other
             function all floating-point parameters are trained.
-        head: the name of the last linear layer, or None where it does not matter.
+        heads: the heads, or none where they do not matter.
     """
 
     caller: str
     apply: Apply
-    head: str | None
+    heads: tuple[Head, ...]
 
     def init(self, params: Params) -> dict[str, Tensor]:
         """Checked parameters. A module's own are detached: they would keep the graph of all updates alive."""
         check_params(self.caller, params)
-        if self.head is not None:
-            check_head_name(self.caller, params, self.head)
-            frozen = sorted(split(params, self.head).upper.keys() - self.trained(params).keys())
-            if frozen:
-                raise ValueError(
-                    f"{self.caller}: `head` must be trained, since POP moves it, got {frozen} with requires_grad=False."
-                )
+        layers = locate_layers(self.caller, params, self.heads)
+        own = {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
+        frozen = sorted(own - self.trained(params).keys())
+        if frozen:
+            raise ValueError(
+                f"{self.caller}: `head` must be trained, since POP moves it, got {frozen} with requires_grad=False."
+            )
         return {name: leaf.detach() if isinstance(leaf, torch.nn.Parameter) else leaf for name, leaf in params.items()}
 
     def trained(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,22 +63,21 @@ class Network:
             raise TypeError(f"{self.caller}: `apply` must return one tensor of real outputs, got {got}.")
         if outputs.ndim == 0:
             raise ValueError(f"{self.caller}: `apply` must return outputs of shape [..., outputs], got a 0-d tensor.")
-        if self.head is not None:
-            upper = split(params, self.head).upper
-            sizes = {value.shape[-2] for name, value in upper.items() if name.endswith("weight")}
-            if sizes != {outputs.shape[-1]}:
-                raise ValueError(
-                    f"{self.caller}: `head` must name the last layer, whose outputs `apply` returns: {self.head!r} has "
-                    f"{' and '.join(map(str, sorted(sizes)))} outputs, and `apply` returned {tuple(outputs.shape)}."
-                )
+        sizes = [layer.outputs for layer in locate_layers(self.caller, params, self.heads)]
+        if sizes and set(sizes) != {outputs.shape[-1]} and sum(sizes) != outputs.shape[-1]:
+            names = " and ".join(repr(head.name) for head in self.heads)
+            raise ValueError(
+                f"{self.caller}: `head` must name the last layer, whose outputs `apply` returns: {names} has "
+                f"{' and '.join(map(str, sizes))} outputs, and `apply` returned {tuple(outputs.shape)}."
+            )
         return outputs, buffers
 
 
-def as_network(caller: str, apply: Apply, head: str | None = None) -> Network:
+def as_network(caller: str, apply: Apply, head: HeadLike | None = None) -> Network:
     """The network of a learner, if ``apply`` can be one."""
     if isinstance(apply, torch.nn.Module) or not callable(apply):
         raise TypeError(
             f"{caller}: `apply` must be a function apply(params, x), got {type(apply).__name__}: "
             f"popart_func.stateless(module) makes one of a module."
         )
-    return Network(caller, apply, head)
+    return Network(caller, apply, () if head is None else as_heads(caller, head))

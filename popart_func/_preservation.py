@@ -25,7 +25,8 @@ from torch import Tensor
 
 from popart_func._checks import is_known
 from popart_func._networks import Network
-from popart_func.models import Stateless, split
+from popart_func.heads import Layer, find_layers
+from popart_func.models import Stateless
 from popart_func.target_statistics import PopArtState
 
 __all__ = ["check_not_tied", "check_preservation"]
@@ -42,15 +43,20 @@ _checked: dict[Hashable, None] = {}
 
 def check_not_tied(network: Network) -> None:
     """Raises if a module says that its head shares weights with another layer: no values are needed for that."""
-    head = f"{network.head}."
-    pairs = network.apply._aliases.items() if isinstance(network.apply, Stateless) else ()
-    sides = [sorted(pair, key=lambda name: name.startswith(head)) for pair in pairs]
-    others = [other for other, own in sides if own.startswith(head) and not other.startswith(head)]
-    if others:
-        raise ValueError(f"{network.caller}: POP does not preserve the outputs of `apply`: {_tied(head[:-1], others)}")
+    pairs = list(network.apply._aliases.items() if isinstance(network.apply, Stateless) else ())
+    for head in network.heads:
+        below = f"{head.name}."
+        sides = [sorted(pair, key=lambda name: name.startswith(below)) for pair in pairs]
+        others = [other for other, own in sides if own.startswith(below) and not other.startswith(below)]
+        if others:
+            raise ValueError(
+                f"{network.caller}: POP does not preserve the outputs of `apply`: {_tied(head.name, others)}"
+            )
 
 
-def check_preservation(network: Network, params: Mapping[str, Tensor], x: Any, statistics: PopArtState) -> None:
+def check_preservation(
+    network: Network, params: Mapping[str, Tensor], x: Any, statistics: PopArtState, groups: Tensor | None = None
+) -> None:
     """Raises if POP moves a network's unnormalized outputs; runs it twice, at the first call with a network and a head.
 
     A network that fails on random inputs, or returns nothing finite, is let through with a warning.
@@ -60,6 +66,7 @@ def check_preservation(network: Network, params: Mapping[str, Tensor], x: Any, s
         params: parameters and buffers by name.
         x: the input, a tree.
         statistics: the learner's: how many there are.
+        groups: the statistic of each output; None: the outputs are the tasks, or all share one.
 
     Raises:
         ValueError: POP moves the outputs; the message says why, and what to do.
@@ -69,18 +76,22 @@ def check_preservation(network: Network, params: Mapping[str, Tensor], x: Any, s
     ):
         return  # neither can run anything beside what it records; a call outside of it is checked
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in params.items())
-    key = (_identity(network.apply), network.head, statistics.shift.shape[-1], shapes)
+    tasks = statistics.shift.shape[-1]
+    heads = tuple((head.name, head.axis) for head in network.heads)
+    key = (_identity(network.apply), heads, tasks, groups is None, shapes)
     if key in _checked:
         return
     leaves, structure = optree.tree_flatten(x)
     leaves = [_as_given(leaf) for leaf in leaves]
     given = {name: _as_given(leaf) for name, leaf in params.items()}
+    groups = None if groups is None or tasks == 1 else groups.detach()
+    layers = find_layers(network.caller, params, network.heads, tasks, groups)
     found: list[str | Exception | None] = []
 
     def run() -> None:
         try:
             with torch.no_grad():
-                found.append(_why_moved(network, given, structure, leaves, statistics.shift.shape[-1]))
+                found.append(_why_moved(network, given, structure, leaves, tasks, layers, groups))
         except Exception as error:  # whatever the user's network raises on values that it was not made for
             found.append(error)
 
@@ -128,16 +139,23 @@ def _made(leaf: Any, **options: bool) -> Any:
     return leaf(**options) if isinstance(leaf, partial) and leaf.func is _stand_in else leaf
 
 
-def _why_moved(network: Network, given: Mapping[str, Any], structure: Any, leaves: list[Any], tasks: int) -> str | None:
+def _why_moved(
+    network: Network,
+    given: Mapping[str, Any],
+    structure: Any,
+    leaves: list[Any],
+    tasks: int,
+    layers: Sequence[Layer],
+    groups: Tensor | None,
+) -> str | None:
     """Why POP moves the outputs; None if it does not. Raises if that can't be told."""
-    assert network.head is not None
     x = optree.tree_unflatten(structure, [_made(leaf) for leaf in leaves])
     matrices = _matrices(given)
     params = {name: _made(leaf, positive=name not in matrices) for name, leaf in given.items()}
-    upper = split(params, network.head).upper
-    shapes = {name: (tuple(leaf.shape), leaf.dtype, leaf.device) for name, leaf in upper.items()}
-    head = {name: _stand_in(*shapes[name]) for name in upper}
-    has_bias = len(head) > 1
+    names = [name for layer in layers for name in (layer.weight, layer.bias) if name is not None]
+    shapes = {name: (tuple(params[name].shape), params[name].dtype, params[name].device) for name in names}
+    head = {name: _stand_in(*shapes[name]) for name in names}
+    has_bias = all(layer.bias is not None for layer in layers)
 
     random_state = _random_state(params)
 
@@ -149,17 +167,21 @@ def _why_moved(network: Network, given: Mapping[str, Any], structure: Any, leave
 
     before = outputs(head)
     size = float(torch.nan_to_num(before, 0, 0, 0).abs().max()) or 1.0
-    # Powers of two, which no dtype rounds; another pair for each output, or outputs that are exchanged would not show.
+    # Powers of two, which no dtype rounds; another pair for each task, or outputs that are exchanged would not show.
     # The first moves the head's outputs far, into what may clip them.
     scale = torch.tensor([(0.125, 4.0, 0.5)[task % 3] for task in range(tasks)], device=before.device)
     shift = torch.tensor([(3.0, -2.0, 1.0, -1.0, 2.0)[task % 5] for task in range(tasks)], device=before.device)
     shift = shift * size * has_bias
     # POP from 0 and 1, by itself: a mistake in `pop_art.pop` is no fault of the network.
-    popped = {
-        name: ((leaf - shift) / scale if name.endswith("bias") else leaf / scale[..., None]).to(leaf.dtype)
-        for name, leaf in head.items()
-    }
+    popped = {}
+    for layer in layers:
+        own = slice(None) if layer.indices is None else layer.indices.long()
+        popped[layer.weight] = (head[layer.weight] / layer.along_weight(scale[own])).to(head[layer.weight].dtype)
+        if layer.bias is not None:
+            popped[layer.bias] = ((head[layer.bias] - shift[own]) / scale[own]).to(head[layer.bias].dtype)
     after = outputs(popped)
+    if groups is not None:
+        scale, shift = scale[groups.long()], shift[groups.long()]
     was, now = before.double(), after.double() * scale + shift
     finite = was.isfinite() & now.isfinite()
     if not finite.any():
@@ -167,23 +189,28 @@ def _why_moved(network: Network, given: Mapping[str, Any], structure: Any, leave
     moved = (now - was)[finite].abs().max()
     if moved <= _ALLOWED * float(was[finite].abs().max() + shift.abs().max()):
         return None
+    name = " and ".join(one.name for one in network.heads)
     try:
-        return _reason(network.head, popped, outputs)
+        return _reason(name, layers, popped, outputs)
     except Exception:  # the network has run; why its outputs move is all that is open
-        return f"they move with the statistics. {_EXPECTED.format(network.head)}"
+        return f"they move with the statistics. {_EXPECTED.format(name)}"
 
 
-def _reason(head: str, params: Mapping[str, Tensor], outputs: Callable[[Mapping[str, Tensor]], Tensor]) -> str:
+def _reason(
+    head: str, layers: Sequence[Layer], params: Mapping[str, Tensor], outputs: Callable[[Mapping[str, Tensor]], Tensor]
+) -> str:
     """What is at fault, told from the outputs of heads without weights, which a sound network returns as they are."""
+    if len(layers) > 1:
+        return f"they move with the statistics. {_EXPECTED.format(head)}"
     other = "or use art_learner, which needs no head."
     # Of the popped head's size, so that what clips that one clips these.
-    weight, *rest = sorted(params, key=lambda name: not name.endswith("weight"))
-    if rest:
-        unit = params[rest[0]].abs().max()
-        bias = torch.arange(1.0, params[rest[0]].shape[-1] + 1).to(unit) * unit
-        bias = bias.expand(params[rest[0]].shape)
+    weight, bias_name = layers[0].weight, layers[0].bias
+    if bias_name is not None:
+        unit = params[bias_name].abs().max()
+        bias = torch.arange(1.0, params[bias_name].shape[-1] + 1).to(unit) * unit
+        bias = bias.expand(params[bias_name].shape)
         none = torch.zeros_like(params[weight])
-        zero, once, other_way = (outputs({weight: none, rest[0]: factor * bias}).double() for factor in (0, 1, -0.5))
+        zero, once, other_way = (outputs({weight: none, bias_name: factor * bias}).double() for factor in (0, 1, -0.5))
         step = once - zero
         close = partial(torch.allclose, rtol=1e-2, atol=1e-2 * float(unit))
         if not close(2 * (zero - other_way), step):
@@ -259,9 +286,12 @@ def _identity(value: Any, depth: int = 0) -> Hashable:
         return (value.dtype, tuple(value.shape))
     try:
         hash(value)
+    except TypeError:  # such as a list, or a tuple with one inside
+        return id(value)
+    try:
         return weakref.ref(value)
-    except TypeError:  # no weak reference, as to a number, or no hash, as of a list
-        return value if isinstance(value, Hashable) else id(value)
+    except TypeError:  # such as a number
+        return value
 
 
 def _cell(cell: Any) -> Any:

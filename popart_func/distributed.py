@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from popart_func import _torch, pop_art
-from popart_func._typing import Integer, Num, Scalar
+from popart_func._typing import Integer, Num, Scalar, Shaped
 from popart_func.pop_art import Gather, PopArt, PopArtState
 
 __all__ = ["all_gather", "art", "popart"]
@@ -30,6 +30,7 @@ def art(
     state: PopArtState,
     targets: Num[Tensor, "..."],
     indices: Integer[Tensor, "..."] | None = None,
+    weights: Shaped[Tensor, "..."] | None = None,
     *,
     group: dist.ProcessGroup | None = None,
     **options: Any,
@@ -44,6 +45,7 @@ def art(
         state: the statistics, the same on every rank.
         targets: this rank's targets. Their number may differ from rank to rank and may be 0.
         indices: the task of each target. A task that no rank has keeps its entries to the bit.
+        weights: the weight of each target; all ranks give weights, or none does.
         group: the ranks that take part; all by default.
         **options: ``step_size`` and all others of `pop_art.art`, with the same meaning.
 
@@ -55,7 +57,7 @@ def art(
         TypeError: as `pop_art.art`; or this process is not in the group.
         ValueError: as `pop_art.art`.
     """
-    return pop_art.art(state, targets, indices, gather=all_gather(group), **options)
+    return pop_art.art(state, targets, indices, weights, gather=all_gather(group), **options)
 
 
 def popart(num_outputs: int, step_size: Scalar, *, group: dist.ProcessGroup | None = None, **options: Any) -> PopArt:

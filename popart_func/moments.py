@@ -3,6 +3,9 @@
 The statistics need nothing else of a batch. `join` gives the moments of several batches together, as when several
 processes have one each.
 
+Targets may have weights. A target of weight 0 is absent, whatever it holds, and a task whose targets all have weight 0
+has none.
+
 The mean is kept in two parts, ``mean + residue``: float32 holds 10000001 and 10000002, but not their mean. The variance
 is that about the mean in both parts, so that it is right however far the targets are from 0 and from earlier ones.
 """
@@ -17,17 +20,17 @@ from torch import Tensor
 
 from popart_func._typing import Float, Integer
 
-__all__ = ["Moments", "join", "moments", "two_sum"]
+__all__ = ["Moments", "join", "moments", "moments_of_all", "two_sum"]
 
 
 class Moments(NamedTuple):
     """The moments of a batch of targets, each ``[tasks]``; 0 for a task without targets.
 
     Attributes:
-        samples: the number of targets of each task, in the dtype of the others.
+        samples: the number of targets of each task, or the sum of their weights, in the dtype of the others.
         mean: their mean, rounded; the mean itself is ``mean + residue``.
         residue: what rounding took from ``mean``.
-        spread: their variance about the mean, divided by ``samples`` (biased).
+        spread: their variance about the mean: the sum of weighted squares over ``samples`` (biased).
     """
 
     samples: Float[Tensor, "*batches tasks"]
@@ -36,16 +39,24 @@ class Moments(NamedTuple):
     spread: Float[Tensor, "*batches tasks"]
 
 
-def moments(targets: Float[Tensor, "..."], indices: Integer[Tensor, " samples"] | None, tasks: int) -> Moments:
+def moments(
+    targets: Float[Tensor, "..."],
+    indices: Integer[Tensor, " samples"] | None,
+    tasks: int,
+    weights: Float[Tensor, "..."] | None = None,
+) -> Moments:
     """The moments of one batch.
 
     Args:
         targets: ``[samples, tasks]``, or with indices ``[samples]``.
         indices: the task of each target, ``[samples]``.
         tasks: how many tasks there are.
+        weights: the weight of each target, of the targets' shape, >= 0; None for 1.
 
     >>> moments(torch.tensor([[10000001.0], [10000002.0]]), None, 1).residue
     tensor([-0.5000])
+    >>> moments(torch.tensor([[1.0], [torch.nan], [4.0]]), None, 1, torch.tensor([[2.0], [0.0], [1.0]])).mean
+    tensor([2.])
     """
     if indices is None:
         belongs = torch.ones_like(targets, dtype=torch.bool)
@@ -53,9 +64,27 @@ def moments(targets: Float[Tensor, "..."], indices: Integer[Tensor, " samples"] 
         targets = targets[:, None]
         # Looked up rather than compared, so that an index out of range is an error.
         belongs = torch.eye(tasks, dtype=torch.bool, device=indices.device).index_select(0, indices)
-    samples = belongs.sum(0).to(targets.dtype)
+    if weights is None:
+        samples = belongs.sum(0).to(targets.dtype)
+        shares = belongs / samples.clamp(min=1)
+    else:
+        weights = torch.where(belongs, weights if indices is None else weights[:, None], 0)
+        belongs = weights > 0
+        samples = weights.sum(0)
+        shares = weights / _divisor(samples)
     zeros = torch.zeros_like(targets)
-    return Moments(samples, *_pooled(belongs / samples.clamp(min=1), belongs, targets, zeros, zeros))
+    return Moments(samples, *_pooled(shares, belongs, targets, zeros, zeros))
+
+
+def moments_of_all(targets: Float[Tensor, "samples tasks"]) -> Moments:
+    """`moments` of targets that are all present, to the bit, in fewer operations."""
+    number = targets.shape[0]
+    share = 1 / number
+    reference = targets.amax(0)
+    deviations = targets - reference
+    correction = (share * deviations).sum(0)
+    spread = (share * (deviations - correction).square()).sum(0)
+    return Moments(torch.full_like(reference, number), *two_sum(reference, correction), spread)
 
 
 def join(batches: Moments) -> Moments:
@@ -69,7 +98,7 @@ def join(batches: Moments) -> Moments:
     """
     some = batches.samples > 0
     samples = batches.samples.sum(0)
-    return Moments(samples, *_pooled(batches.samples / samples.clamp(min=1), some, *batches[1:]))
+    return Moments(samples, *_pooled(batches.samples / _divisor(samples), some, *batches[1:]))
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,21 +108,28 @@ def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return total, (a - (total - b_part)) + (b - b_part)
 
 
+def _divisor(samples: Tensor) -> Tensor:
+    """The number of samples, or 1 where there are none; weights may add up to less than 1."""
+    return torch.where(samples > 0, samples, 1)
+
+
 def _pooled(
-    weights: Tensor, some: Tensor, means: Tensor, residues: Tensor, spreads: Tensor
+    shares: Tensor, some: Tensor, means: Tensor, residues: Tensor, spreads: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, residue and spread of parts together, along the leading axis; ``some``: which parts have samples at all.
+    """Mean, residue and spread of parts together, along the leading axis.
+
+    ``shares`` are the parts' shares in all samples; ``some`` says which parts have samples at all.
 
     Means are taken relative to the largest of them. That makes the deviations of equal means exactly 0, and those of
     close ones exact, whatever their magnitude.
     """
     if not means.shape[0]:
-        nothing = weights.sum(0)
+        nothing = shares.sum(0)
         return nothing, nothing, nothing
     reference = torch.where(some, means, -math.inf).amax(0)
     reference = torch.where(some.any(0), reference, 0)
     deviations = torch.where(some, (means - reference) + residues, 0)
-    correction = (weights * deviations).sum(0)
+    correction = (shares * deviations).sum(0)
     # Without samples, even an infinite distance must add nothing: 0 · ∞ is NaN.
     squares = torch.where(some, spreads + (deviations - correction).square(), 0)
-    return *two_sum(reference, correction), (weights * squares).sum(0)
+    return *two_sum(reference, correction), (shares * squares).sum(0)

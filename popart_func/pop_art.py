@@ -6,23 +6,30 @@ functions, written for one lane.
 
 State: PopArtState(shift, scale, variance, count, residue), each ``[tasks]``
 init:   popart(num_outputs, step_size).init() -> PopArtState
-update: popart(num_outputs, step_size).update(params, state, targets, indices) -> (params, PopArtState)
+update: popart(num_outputs, step_size).update(params, state, targets, indices, weights) -> (params, PopArtState)
+
+`popart` makes the two; `scales` has others that differ in what a scale is. A head may be anywhere in a network, have
+several layers, and give several outputs that share a statistic: `heads`. `PopArt.update_network` moves everything that
+is in a statistic's units at once: statistics, heads, target networks and the optimizer's moments.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Proposition 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from popart_func._checks import Reduction, as_head_names, check_art_options, check_count, check_same_mean
-from popart_func._typing import Integer, Num, Scalar
+from popart_func import optim
+from popart_func._checks import Reduction, check_art_options, check_count, check_groups, check_same_mean
+from popart_func._typing import Integer, Num, Scalar, Shaped
+from popart_func.heads import Head, HeadLike, Layer, as_heads, find_layers, one_layer
 from popart_func.models import Params
+from popart_func.optim import gradient_factors, map_parameters
 from popart_func.target_statistics import (
     ArtOptions,
     Gather,
@@ -30,17 +37,22 @@ from popart_func.target_statistics import (
     art,
     art_with,
     init_state,
+    largest_normalized,
     normalize,
     unnormalize,
 )
+from popart_func.tree import PyTree
 
 __all__ = [
     "Gather",
+    "Head",
+    "HeadLike",
     "PopArt",
     "PopArtState",
     "Reduction",
     "art",
     "fold",
+    "init_for",
     "init_state",
     "normalize",
     "pop",
@@ -51,15 +63,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PopArt:
-    """Pop-Art as pure functions, made by `popart`: ``init, update = popart(...)``.
+    """Pop-Art as pure functions, made by `popart` or by one of `scales`: ``init, update = popart(...)``.
 
     Attributes:
         init: ``init(params=None) -> PopArtState``: the first statistics.
-        art: ``art(state, targets, indices=None) -> PopArtState``: ART alone.
+        art: ``art(state, targets, indices=None, weights=None) -> PopArtState``: ART alone.
+        groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
+        bound: ``bound(count, share, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of a target
+            that is ``share`` of its batch; None where there is no bound.
     """
 
     init: Callable[..., PopArtState]
     art: Callable[..., PopArtState]
+    groups: Tensor | None = field(default=None, compare=False)
+    bound: Callable[..., Tensor] | None = None
 
     def update(
         self,
@@ -67,30 +84,128 @@ class PopArt:
         state: PopArtState,
         targets: Num[Tensor, "..."],
         indices: Integer[Tensor, "..."] | None = None,
+        weights: Shaped[Tensor, "..."] | None = None,
     ) -> tuple[dict[str, Tensor], PopArtState]:
-        """ART and POP: the popped head and the new statistics, *together*.
+        """ART and POP of one linear layer: the popped head and the new statistics, *together*.
 
-        Keeping one without the other moves every prediction.
+        Keeping one without the other moves every prediction. Arguments as in `art` and `pop`.
         """
-        new = self.art(state, targets, indices)
-        return pop(params, state, new), new
+        new = self.moved(state, targets, indices, weights)
+        return pop(params, state, new, None if state.shift.shape[-1] == 1 else self.groups), new
+
+    def update_network(
+        self,
+        params: Params | Sequence[Params],
+        opt_state: PyTree,
+        state: PopArtState,
+        targets: Num[Tensor, "..."],
+        indices: Integer[Tensor, "..."] | None = None,
+        weights: Shaped[Tensor, "..."] | None = None,
+        *,
+        head: HeadLike = "output_linear",
+        rescale_moments: bool | Literal["head", "all"] = True,
+    ) -> tuple[Any, PyTree, PopArtState]:
+        """ART and POP of a whole network: statistics, heads, target networks and the optimizer's moments, *together*.
+
+        A training loop with a loss of its own is this call, a gradient of the loss of `normalize`d targets, and the
+        optimizer's update. Where the statistics should stand still for some epochs, call it once before them and
+        `normalize` in them.
+
+        Args:
+            params: the flat parameters of a network; or several of them, the network and then its target networks
+                and other copies, which are popped alike.
+            opt_state: the state of the network's optimizer, of `optim` or of anything that `optim.register_state`
+                knows; ``()`` for none.
+            state: the statistics.
+            targets: unnormalized targets, as in `art`. With ``groups``, their last axis may be the outputs.
+            indices: the task of each target.
+            weights: the weight of each target; 0 is absent.
+            head: the name of the last layer, a `heads.Head`, or a list of them: see `heads`.
+            rescale_moments: which of the optimizer's moments follow into the new units: ``"head"`` or True, those of
+                the heads; ``"all"``, also those below them, for one statistic only; False, none.
+
+        Returns:
+            ``(params, opt_state, state)``; of several networks, a tuple in the place of ``params``.
+
+        Raises:
+            TypeError, ValueError: as `art`, `pop` and `optim.rescale_moments`.
+
+        >>> import torch
+        >>> from popart_func.optim import adam
+        >>> params = {"body": torch.ones(2), "head.weight": torch.ones(1, 2), "head.bias": torch.zeros(1)}
+        >>> art = popart(1, step_size=0.1)
+        >>> parts = params, adam(0.1).init(params), art.init(params)
+        >>> params, opt_state, state = art.update_network(*parts, torch.tensor([1000.0]), head="head")
+        >>> state.scale * params["head.weight"].sum() + state.scale * params["head.bias"] + state.shift
+        tensor([2.])
+        """
+        networks = (params,) if isinstance(params, Mapping) else tuple(params)
+        heads = as_heads("update_network", head)
+        new = self.moved(state, targets, indices, weights)
+        tasks = state.shift.shape[-1]
+        groups = None if tasks == 1 else self.groups
+        popped = []
+        for network in networks:
+            moved = dict(network)
+            for layer in find_layers("update_network", network, heads, tasks, groups):
+                moved.update(_popped("update_network", layer, network, state, new))
+            popped.append(moved)
+        if rescale_moments:
+            layers = find_layers("update_network", networks[0], heads, tasks, groups)
+            factors, others = _gradient_factors(layers, state, new), None
+            if rescale_moments == "all":
+                (others,) = gradient_factors(state.scale / new.scale, (), ("others",)).values()
+            opt_state = optim.rescale_moments(opt_state, factors, others, ignore_missing=True)
+
+            def pop_held(held: Params) -> dict[str, Tensor]:
+                own = [layer for layer in layers if layer.weight in held]
+                return {**held, **{n: v for layer in own for n, v in _popped("", layer, held, state, new).items()}}
+
+            opt_state = map_parameters(pop_held, opt_state)
+        return popped[0] if isinstance(params, Mapping) else tuple(popped), opt_state, new
+
+    def moved(
+        self, state: PopArtState, targets: Tensor, indices: Tensor | None = None, weights: Tensor | None = None
+    ) -> PopArtState:
+        """ART alone, of targets that may lie at the network's outputs instead of at the tasks."""
+        if indices is None and isinstance(targets, Tensor):
+            indices = self.tasks_of(state, targets)
+        if weights is None:
+            return self.art(state, targets, indices)
+        return self.art(state, targets, indices, weights)
+
+    def tasks_of(self, state: PopArtState, values: Tensor) -> Tensor | None:
+        """The statistic of each value that lies at the network's outputs; None where the last axis is that of tasks."""
+        if self.groups is None or state.shift.shape[-1] == 1 or values.shape[-1:] != self.groups.shape[-1:]:
+            return None
+        return self.groups
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.update))
 
 
-def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
+def pop(
+    params: Params,
+    old: PopArtState,
+    new: PopArtState,
+    indices: Integer[Tensor, "..."] | None = None,
+    *,
+    axis: int | None = None,
+) -> dict[str, Tensor]:
     """Moves a head so that its unnormalized outputs stay where they are while the statistics move (POP).
 
     ``W' = (σ/σ') W`` and ``b' = (σ b + μ − μ') / σ'``. Everything that is normalized by the same statistics needs it:
-    target networks, Polyak averages, every head of an ensemble.
+    target networks, Polyak averages, every head of an ensemble. `PopArt.update_network` does all of it.
 
     Args:
-        params: one linear layer: ``"weight"`` ``[..., outputs, inputs]`` and ``"bias"`` ``[..., outputs]``, under
-            these names or with a common prefix (``"critic.head.weight"``), as `models.split` cuts it. ``outputs`` is
-            the number of tasks; a single task may be shared by all outputs.
+        params: one affine layer: ``"weight"`` ``[..., outputs, inputs]`` and ``"bias"`` ``[..., outputs]``, under
+            these names or with a common prefix (``"critic.head.weight"``), as `models.split` cuts it. Also a
+            convolution's ``[outputs, inputs, 1, 1]``. ``outputs`` is the number of tasks; a single task may be shared
+            by all outputs.
         old: the statistics before.
         new: the statistics after.
+        indices: the statistic of each output, integers that broadcast to the bias, where several outputs share one.
+        axis: the axis of the outputs in the weight, where it is not that of `torch.nn`: -1 for ``[inputs, outputs]``.
 
     Returns:
         The head, same names, shapes and dtypes. Computed in the statistics' dtype.
@@ -108,17 +223,23 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     >>> unnormalize(new, torch.ones(2) @ head["weight"].T + head["bias"])
     tensor([2.])
     """
-    weight, bias = as_head_names("pop", params, old.shift)
+    layer = one_layer("pop", params, old.shift.shape[-1], indices, axis)
     if old.shift.shape != new.shift.shape:
         raise ValueError(
             f"pop: `old` and `new` must have the same tasks, got shapes {tuple(old.shift.shape)} and "
             f"{tuple(new.shift.shape)}."
         )
+    return {**params, **_popped("pop", layer, params, old, new)}
+
+
+def _popped(caller: str, layer: Layer, params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
+    """The popped weight and bias of a layer, by their names in ``params``."""
+    weight, bias = layer.weight, layer.bias
     if bias is None:
-        check_same_mean("pop", (old.shift, old.residue), (new.shift, new.residue))
-    moved: dict[str, Tensor] = dict(params)
+        check_same_mean(caller, (old.shift, old.residue), (new.shift, new.residue))
+    old, new = layer.at_outputs(old), layer.at_outputs(new)
     ratio = old.scale / new.scale
-    moved[weight] = (params[weight] * ratio[..., None]).to(params[weight].dtype)
+    moved = {weight: (params[weight] * layer.along_weight(ratio)).to(params[weight].dtype)}
     if bias is not None:
         difference = (old.shift - new.shift) + (old.residue - new.residue)
         # As in the equation, but written so that a task whose statistics stay keeps its bias to the bit.
@@ -126,12 +247,27 @@ def pop(params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]
     return moved
 
 
-def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
+def _gradient_factors(layers: Sequence[Layer], old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
+    """The factors by which POP changes the gradients of heads, in the layout of their parameters."""
+    factors = {}
+    for layer in layers:
+        ratio = layer.at_outputs(old).scale / layer.at_outputs(new).scale
+        factors[layer.weight] = layer.along_weight(ratio)
+        if layer.bias is not None:
+            factors[layer.bias] = ratio
+    return factors
+
+
+def fold(
+    params: Params, state: PopArtState, indices: Integer[Tensor, "..."] | None = None, *, axis: int | None = None
+) -> dict[str, Tensor]:
     """The head that gives unnormalized outputs directly, ``(σW, σb + μ)``: what POP preserves.
 
     Args:
-        params: one linear layer, as in `pop`.
+        params: one affine layer, as in `pop`.
         state: its statistics.
+        indices: the statistic of each output, as in `pop`.
+        axis: the axis of the outputs in the weight, as in `pop`.
 
     Returns:
         The folded head in the statistics' dtype. A head without bias gets one.
@@ -141,12 +277,14 @@ def fold(params: Params, state: PopArtState) -> dict[str, Tensor]:
     >>> fold({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, state)
     {'weight': tensor([[2., 2.]]), 'bias': tensor([9.])}
     """
-    weight, bias = as_head_names("fold", params, state.shift)
+    layer = one_layer("fold", params, state.shift.shape[-1], indices, axis)
+    weight, bias, state = layer.weight, layer.bias, layer.at_outputs(state)
     folded: dict[str, Tensor] = dict(params)
-    folded[weight] = params[weight] * state.scale[..., None]
+    folded[weight] = params[weight] * layer.along_weight(state.scale)
     if bias is None:
         bias = weight.removesuffix("weight") + "bias"
-        folded[bias] = (state.shift + state.residue).expand(params[weight].shape[:-1])
+        shape = (layer.outputs,) if layer.axis == -1 else params[weight].shape[: params[weight].ndim + layer.axis + 1]
+        folded[bias] = (state.shift + state.residue).expand(shape)
     else:
         folded[bias] = (params[bias] * state.scale + state.residue) + state.shift
     return folded
@@ -161,12 +299,14 @@ def popart(
     reduction: Reduction = "mean",
     bias_correction: bool = False,
     gather: Gather | None = None,
+    groups: Integer[Tensor, " outputs"] | None = None,
 ) -> PopArt:
     """Pop-Art as two pure functions, ``init`` and ``update``.
 
     ``init(params=None)`` gives the first statistics: float64 where ``params`` are, else float32, on the device of
-    ``params``. ``update(params, state, targets, indices=None)`` runs `art` and `pop` and returns the popped head and
-    the new statistics *together*. ``popart(...).art(state, targets, indices=None)`` is ART alone.
+    ``params``. ``update(params, state, targets, indices=None, weights=None)`` runs `art` and `pop` and returns the
+    popped head and the new statistics *together*. ``popart(...).art`` is ART alone, and ``popart(...).update_network``
+    is for a whole network with its optimizer.
 
     Args:
         num_outputs: the number of tasks; 1 for one statistic that all outputs share.
@@ -176,6 +316,8 @@ def popart(
         reduction: how the targets of a batch act together.
         bias_correction: forget the start values at once.
         gather: brings the tensors of several processes together.
+        groups: the task of each output of the network, where several outputs share a statistic: for two tasks of three
+            actions each, ``torch.tensor([0, 0, 0, 1, 1, 1])``.
 
     Raises:
         ValueError, TypeError: as `art` and `pop`.
@@ -192,10 +334,19 @@ def popart(
     check_count("popart", "num_outputs", num_outputs)
     check_art_options(*options[:5])
 
-    def init(params: Params | None = None) -> PopArtState:
-        if not params:
-            return init_state(num_outputs)
-        some = next(iter(params.values()))
-        return init_state(num_outputs, dtype=some.dtype, device=some.device)
+    check_groups("popart", groups, num_outputs)
 
-    return PopArt(init, partial(art_with, options))
+    bound = None if reduction == "sequential" else partial(largest_normalized, options)
+    return PopArt(init_for(num_outputs), partial(art_with, options), groups, bound)
+
+
+def init_for(num_outputs: int) -> Callable[..., PopArtState]:
+    """The ``init(params=None)`` of a `PopArt`: in the dtype and on the device of the parameters."""
+    return partial(_init_like, num_outputs)
+
+
+def _init_like(num_outputs: int, params: Params | None = None) -> PopArtState:
+    if not params:
+        return init_state(num_outputs)
+    some = next(iter(params.values()))
+    return init_state(num_outputs, dtype=some.dtype, device=some.device)

@@ -20,19 +20,30 @@ from torch import Tensor
 
 from popart_func._checks import (
     Reduction,
+    as_indices,
     as_samples,
     check_art_options,
     check_count,
-    check_indices,
     check_real,
     check_sum_of_samples,
     check_task_axis,
     is_known,
 )
-from popart_func._typing import Float, Integer, Num, Scalar
-from popart_func.moments import Moments, join, moments, two_sum
+from popart_func._typing import Float, Integer, Num, Scalar, Shaped
+from popart_func.moments import Moments, join, moments, moments_of_all, two_sum
 
-__all__ = ["ArtOptions", "Gather", "PopArtState", "art", "art_with", "init_state", "normalize", "unnormalize"]
+__all__ = [
+    "ArtOptions",
+    "Gather",
+    "PopArtState",
+    "art",
+    "art_with",
+    "bias_corrected",
+    "init_state",
+    "largest_normalized",
+    "normalize",
+    "unnormalize",
+]
 
 
 class PopArtState(NamedTuple):
@@ -82,6 +93,7 @@ def art(
     state: PopArtState,
     targets: Num[Tensor, "..."],
     indices: Integer[Tensor, "..."] | None = None,
+    weights: Shaped[Tensor, "..."] | None = None,
     *,
     step_size: Scalar,
     scale_lb: Scalar = 1e-4,
@@ -104,7 +116,10 @@ def art(
       1 diverges.
     - ``"sequential"``: one update per target, in order.
 
-    A task without a target keeps its entries to the bit. The statistics carry no gradient, not even from a step size.
+    A target of weight w counts as w targets in ``"mean"`` and ``"sum"``. In ``"sequential"`` each target is a batch of
+    its own, in which a weight says no more than present or absent. A target of weight 0 is absent, whatever it holds:
+    NaN and infinity, too. A task without a target keeps its entries to the bit, its count included. The statistics
+    carry no gradient, not even from a step size.
 
     At the ends of the number range: a target that is NaN or infinite makes the statistics of its task NaN, and no
     others; a finite one counts as at most a quarter of the dtype's largest number (8.5e37 in float32); the scale is
@@ -114,7 +129,8 @@ def art(
         state: the statistics, each ``[tasks]``.
         targets: unnormalized targets. Without indices ``[..., tasks]``; with a single task any shape. With indices
             any shape. The result has the wider dtype of the state's and theirs.
-        indices: the task of each target, integers in ``[0, tasks)`` of the targets' shape.
+        indices: the task of each target, integers in ``[0, tasks)`` that broadcast to the targets' shape.
+        weights: the weight of each target, bools or numbers >= 0 that broadcast to the targets' shape; None for 1.
         step_size: β in (0, 1], a number or a 0-d tensor. Not a decay.
         scale_lb: least scale, > 0.
         scale_ub: greatest scale, >= ``scale_lb``.
@@ -127,18 +143,21 @@ def art(
             `distributed.all_gather` makes one. None for one process.
 
     Raises:
-        TypeError: targets that are not real tensors, or indices that are not integers.
-        ValueError: shapes, bounds, step size or reduction; indices out of range or a ``"sum"`` whose step exceeds 1,
-            where the values can be read (on the CPU, outside of transforms).
+        TypeError: targets or weights that are not real tensors, or indices that are not integers.
+        ValueError: shapes, bounds, step size or reduction; indices out of range, a weight below 0, or a ``"sum"`` whose
+            step exceeds 1, where the values can be read (on the CPU, outside of transforms).
 
     Source: the 2016 paper, equations 1 to 3; the compensated form is this library's.
 
     >>> state = art(init_state(1), torch.tensor([5.0]), step_size=0.5)
     >>> state.shift, state.variance
     (tensor([2.5000]), tensor([6.7500]))
+    >>> targets, alive = torch.tensor([[10.0, 12, 14], [11, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    >>> art(init_state(1), targets, weights=alive, step_size=1.0).shift
+    tensor([11.7500])
     """
     options = ArtOptions("art", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)
-    return art_with(options, state, targets, indices)
+    return art_with(options, state, targets, indices, weights)
 
 
 class ArtOptions(NamedTuple):
@@ -153,45 +172,63 @@ class ArtOptions(NamedTuple):
     gather: Gather | None = None
 
 
-def art_with(options: ArtOptions, state: PopArtState, targets: Tensor, indices: Tensor | None = None) -> PopArtState:
+def art_with(
+    options: ArtOptions,
+    state: PopArtState,
+    targets: Tensor,
+    indices: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> PopArtState:
     """`art` with its options in one piece."""
     caller, step_size, gather = options.caller, options.step_size, options.gather
     check_art_options(*options[:5])
-    targets, indices = as_samples(caller, state.shift, targets, indices)
+    targets, indices, weights = as_samples(caller, state.shift, targets, indices, weights)
     dtype = _wider(state, targets)
     tasks, quarter = state.shift.shape[0], torch.finfo(dtype).max / 4
     targets = targets.detach().to(dtype)
+    # One lane outside of transforms, whose every target is there and finite: half of the operations do nothing.
+    simple = (
+        options.reduction == "mean" and indices is None and weights is None and gather is None and targets.numel() > 0
+    )
+    simple = simple and state.shift.dtype == dtype and not any(field.requires_grad for field in state)
+    if simple and is_known(targets, *state) and bool(targets.abs().amax() <= quarter):
+        return _move(options, state, moments_of_all(targets), all_present=True)
     # No difference of two of them overflows. What is infinite stays so, to become NaN.
     targets = torch.where(targets.isinf(), targets, targets.clamp(-quarter, quarter))
+    if weights is not None:
+        weights = weights.detach().to(dtype)
+        targets = torch.where(weights > 0, targets, 0)
     state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
     if options.reduction == "sequential":
         if gather is not None:
             sizes = gather(torch.tensor(targets.shape[0], device=targets.device)).tolist()
             targets = _gathered_rows(gather, targets, sizes)
             indices = None if indices is None else _gathered_rows(gather, indices, sizes)
+            weights = None if weights is None else _gathered_rows(gather, weights, sizes)
         for position in range(targets.shape[0]):
             one = slice(position, position + 1)
-            state = _move(options, state, moments(targets[one], None if indices is None else indices[one], tasks))
+            task, weight = (None if part is None else part[one] for part in (indices, weights))
+            state = _move(options, state, moments(targets[one], task, tasks, weight))
         return state
-    batch = moments(targets, indices, tasks)
+    batch = moments(targets, indices, tasks, weights)
     if gather is not None:
         batch = join(Moments(*gather(torch.stack(batch)).unbind(1)))
     if options.reduction == "sum" and not isinstance(step_size, Tensor):
-        if indices is None and gather is None:
+        if indices is None and gather is None and weights is None:
             check_sum_of_samples(caller, step_size, targets.shape[0])
         elif is_known(batch.samples):
-            check_sum_of_samples(caller, step_size, int(batch.samples.max()))
+            check_sum_of_samples(caller, step_size, float(batch.samples.max()))
     return _move(options, state, batch)
 
 
-def _move(options: ArtOptions, state: PopArtState, batch: Moments) -> PopArtState:
+def _move(options: ArtOptions, state: PopArtState, batch: Moments, *, all_present: bool = False) -> PopArtState:
     """The statistics after a batch of which the moments are known; a ``"sequential"`` batch is one target."""
     dtype = batch.mean.dtype
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
     count = state.count + (state.count < torch.iinfo(torch.int32).max)
     step = step_size * batch.samples if options.reduction == "sum" else step_size
     if options.bias_correction:
-        step = _bias_corrected(step, count, dtype)
+        step = bias_corrected(step, count, dtype)
 
     # e = (mean − μ) in two parts, since a step of 1 puts the mean itself in the place of μ.
     high, rest = two_sum(batch.mean, -state.shift)
@@ -213,6 +250,8 @@ def _move(options: ArtOptions, state: PopArtState, batch: Moments) -> PopArtStat
     least = torch.finfo(dtype).tiny
     scale = deviation.clamp(min=scale_lb).clamp(max=scale_ub).clamp(min=least)
     new = PopArtState(shift, scale, variance, count, residue)
+    if all_present:
+        return new
     present = batch.samples > 0
     return PopArtState(*(torch.where(present, after, before) for after, before in zip(new, state, strict=True)))
 
@@ -224,14 +263,15 @@ def _gathered_rows(gather: Gather, rows: Tensor, sizes: list[int]) -> Tensor:
 
 
 def normalize(
-    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "..."] | None = None
 ) -> Float[Tensor, "*shape"]:
     """``(y − μ) / σ``: from the targets' units to the head's. The inverse of `unnormalize`, also while a bound binds.
 
     Args:
         state: the statistics, each ``[tasks]``.
         values: without indices ``[..., tasks]``, with a single task any shape; with indices any shape.
-        indices: the task of each value, integers of the values' shape.
+        indices: the task of each value, integers that broadcast to the values' shape. So outputs ``[..., outputs]`` of
+            which several share a statistic take the statistic of each output, ``[outputs]``.
 
     Returns:
         A tensor of the values' shape, in the wider of the state's dtype and theirs.
@@ -244,7 +284,7 @@ def normalize(
 
 
 def unnormalize(
-    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "*shape"] | None = None
+    state: PopArtState, values: Num[Tensor, "*shape"], indices: Integer[Tensor, "..."] | None = None
 ) -> Float[Tensor, "*shape"]:
     """``σ n + μ``: from the head's units to the targets'. Arguments as in `normalize`.
 
@@ -255,7 +295,26 @@ def unnormalize(
     return (values * scale + residue) + shift
 
 
-def _bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
+def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """Proposition 2: no normalized target is larger, right after the update that it is in.
+
+    ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n.
+
+    Args:
+        options: of `art`, whose reduction is ``"mean"`` or ``"sum"``.
+        count: how many updates the target's task has had.
+        share: p.
+        dtype: that of the result.
+    """
+    step = _cast(options.step_size, dtype)
+    if options.bias_correction:
+        step = bias_corrected(step, count, dtype)
+    # As a sum, n targets make a step of n β, of which each has the share 1/n.
+    inverse = 1.0 if options.reduction == "sum" else 1 / share
+    return torch.as_tensor((inverse - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
+
+
+def bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
     """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
     if not isinstance(step, Tensor):
         step = torch.full((), step, dtype=dtype, device=count.device)
@@ -270,7 +329,7 @@ def _broadcast_statistics(
     check_real(caller, "values", values)
     statistics = state.shift, state.scale, state.residue
     if indices is not None:
-        check_indices(caller, state.shift, "values", values, indices)
+        as_indices(caller, state.shift, "values", values, indices)
         rows = indices.reshape(-1).long()
         shift, scale, residue = (field.index_select(0, rows).reshape(indices.shape) for field in statistics)
     elif state.shift.shape[-1] == 1:

@@ -51,7 +51,7 @@ def assert_equal(actual: list[Tensor], expected: pf.PopArtState) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_statistics_are_those_of_one_process_on_the_joined_batch(found, name: str, size: int) -> None:
     case = CASES[name]
-    expected = pf.art(case.state, case.targets, case.indices, **case.options)
+    expected = pf.art(case.state, case.targets, case.indices, case.weights, **case.options)
     for of_rank in found[size]:
         assert_equal(of_rank[name], expected)
 
@@ -76,7 +76,7 @@ def test_a_task_without_targets_keeps_its_bits(found, size: int) -> None:
 def test_in_sequence_they_are_those_of_one_process_to_the_bit(found, size: int) -> None:
     for name in ("sequential", "sequential without indices"):
         case = CASES[name]
-        expected = pf.art(case.state, case.targets, case.indices, **case.options)
+        expected = pf.art(case.state, case.targets, case.indices, case.weights, **case.options)
         assert all(map(torch.equal, found[size][1][name], expected))
 
 
@@ -125,8 +125,8 @@ def test_a_group_is_its_members_affair(found, size: int) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_world_of_one_process_has_its_bits(name: str) -> None:
     case = CASES[name]
-    expected = pf.art(case.state, case.targets, case.indices, **case.options)
-    actual = distributed.art(case.state, case.targets, case.indices, **case.options)
+    expected = pf.art(case.state, case.targets, case.indices, case.weights, **case.options)
+    actual = distributed.art(case.state, case.targets, case.indices, case.weights, **case.options)
     for field, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(field, other, rtol=0, atol=0, equal_nan=True)
 

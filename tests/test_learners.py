@@ -385,7 +385,7 @@ X = torch.zeros(3, 6, dtype=F64)
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        (X, ValueError, r"`batch` must be \(x, y\) or \(x, y, indices\), got Tensor"),
+        (X, ValueError, r"`batch` must be \(x, y\), .* or a dict of them, got Tensor"),
         ((X,), ValueError, "got 1 parts"),
         ((X, 3.0), TypeError, "the targets y of `batch` must be a tensor, got float"),
         ((X, torch.zeros(3), 1), TypeError, "the indices of `batch` must be a tensor, got int"),

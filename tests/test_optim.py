@@ -249,9 +249,117 @@ def test_a_state_that_may_hold_other_moments_is_not_rescaled_in_part(state):
         pf.rescale_moments(state, {"w": torch.ones(1)})
 
 
+class Norm(NamedTuple):
+    total: torch.Tensor
+    rate: torch.Tensor
+
+
 def test_counts_and_rates_in_a_state_are_left_alone():
-    state = ({"count": torch.tensor(3), "rate": torch.tensor(0.5)}, optim.trace(0.9).init(PARAMS))
+    """A number that no state declares may be a norm of gradients: only counts are known to be none."""
+    moments = optim.trace(0.9).init(PARAMS)
+    state = ({"count": torch.tensor(3)}, moments)
     assert pf.tree.max_difference(pf.rescale_moments(state, {"w": torch.ones(1)}), state) == 0
+    state = (Norm(torch.tensor(4.0), torch.tensor(0.5)), moments)
+    with pytest.raises(TypeError, match=r"got a tensor of shape \(\) at \[0, .*\] .* register_state"):
+        pf.rescale_moments(state, {"w": torch.ones(1)})
+
+
+def test_a_state_says_how_it_scales(monkeypatch):
+    monkeypatch.setattr(optim.rescaling, "_kinds", dict(optim.rescaling._kinds))
+    optim.register_state(Norm)
+    state = (Norm(torch.tensor(4.0), torch.tensor(0.5)), optim.MomentumState({"w": torch.ones(2)}))
+    rescaled = pf.rescale_moments(state, {"w": torch.tensor(3.0)})
+    assert rescaled[0] == state[0]
+    assert rescaled[1].trace["w"].tolist() == [3.0, 3.0]
+    optim.register_state(RMSProp, mean_square=2)
+    assert pf.rescale_moments(RMSProp({"w": torch.ones(2)}, torch.tensor(3)), {"w": torch.tensor(3.0)})[0]["w"][0] == 9
+    optim.register_state(Norm, rate=lambda trees, factors: trees["total"] * factors["w"])
+    assert pf.rescale_moments(state, {"w": torch.tensor(3.0)})[0].rate == 12
+    with pytest.raises(TypeError, match="register_state: `cls` must be a NamedTuple with the fields"):
+        optim.register_state(Norm, mean=1)
+
+
+class TestComposing:
+    def test_weight_decay_and_clipping_are_those_of_torch(self):
+        """Against torch.optim.AdamW and torch.nn.utils.clip_grad_norm_, 20 steps."""
+        decayed = pf.chain(optim.clip_by_global_norm(0.5), optim.adamw(0.1, weight_decay=0.3))
+        params = {name: leaf.clone() for name, leaf in PARAMS.items()}
+        given = [leaf.clone().requires_grad_() for leaf in params.values()]
+        optimizer, state = torch.optim.AdamW(given, 0.1, weight_decay=0.3), decayed.init(params)
+        for step in range(20):
+            grads = {name: leaf.sin() * step for name, leaf in params.items()}
+            updates, state = decayed.update(grads, state, params)
+            params = pf.apply_updates(params, updates)
+            for leaf in given:
+                leaf.grad = leaf.detach().sin() * step
+            torch.nn.utils.clip_grad_norm_(given, 0.5)
+            optimizer.step()
+        for leaf, expected in zip(params.values(), given, strict=True):
+            torch.testing.assert_close(leaf, expected.detach(), rtol=1e-4, atol=1e-5)
+
+    def test_a_mask_says_what_decays(self):
+        transformation = optim.add_decayed_weights(0.5, mask=lambda name: name == "w")
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
+        updates, _ = transformation.update(zeros, transformation.init(PARAMS), PARAMS)
+        assert torch.equal(updates["w"], 0.5 * PARAMS["w"])
+        assert not updates["b"].any()
+
+    def test_each_part_has_its_own_optimizer_and_its_moments_are_found(self):
+        parts = optim.partition(
+            {"slow": optim.sgd(0.1, momentum=0.9), "fast": optim.adam(0.1), "frozen": optim.set_to_zero()},
+            {"w": "fast", "b": "slow", "c": "frozen"},
+        )
+        params = {**PARAMS, "c": torch.ones(2)}
+        updates, state = parts.update(params, parts.init(params), params)
+        assert list(updates) == list(params)
+        assert not updates["c"].any()
+        torch.testing.assert_close(updates["b"], -0.1 * PARAMS["b"])
+        rescaled = pf.rescale_moments(state, {"w": torch.tensor(2.0), "b": torch.tensor(3.0)})
+        assert torch.equal(rescaled["fast"][0].nu["w"], 4 * state["fast"][0].nu["w"])
+        assert torch.equal(rescaled["slow"][0].trace["b"], 3 * state["slow"][0].trace["b"])
+        with pytest.raises(ValueError, match=r"partition: `param_labels` must be one of .* got 'none' for 'w'"):
+            optim.partition({"slow": optim.sgd(0.1)}, lambda name: "none").init(PARAMS)
+
+    def test_every_number_has_its_own_value_in_every_lane(self):
+        """Rates, schedules, clipping and decay under vmap, against one lane at a time."""
+
+        def after(value, params=PARAMS):
+            schedule = optim.warmup_cosine_decay_schedule(0.0, value, 2, 5, 0.1 * value)
+            transformation = pf.chain(
+                optim.clip_by_global_norm(value),
+                optim.add_decayed_weights(value),
+                optim.scale_by_learning_rate(schedule),
+            )
+            state = transformation.init(params)
+            for _ in range(6):
+                updates, state = transformation.update(params, state, params)
+                params = pf.apply_updates(params, updates)
+            return params
+
+        values = torch.tensor([0.1, 0.5, 2.0])
+        lanes = torch.vmap(after)(values)
+        for lane, value in enumerate(values.tolist()):
+            assert pf.tree.max_difference({k: v[lane] for k, v in lanes.items()}, after(value)) < 1e-5
+
+    @pytest.mark.parametrize("name", ["linear_schedule", "cosine_decay_schedule", "warmup_cosine_decay_schedule"])
+    def test_schedules_are_those_of_optax(self, name):
+        optax = pytest.importorskip("optax")
+        arguments = {
+            "linear_schedule": (0.5, 0.1, 6, 2),
+            "cosine_decay_schedule": (0.5, 7, 0.2),
+            "warmup_cosine_decay_schedule": (0.1, 0.7, 3, 9, 0.05),
+        }[name]
+        ours, theirs = getattr(optim, name)(*arguments), getattr(optax, name)(*arguments)
+        for count in range(12):
+            assert float(ours(torch.tensor(count))) == pytest.approx(float(theirs(count)), rel=1e-5, abs=1e-7)
+
+    def test_target_networks_are_copied_or_averaged(self):
+        old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
+        half = optim.incremental_update(PARAMS, old, torch.tensor(0.5))
+        assert pf.tree.max_difference(half, optim.incremental_update(PARAMS, old, 0.5)) == 0
+        assert torch.equal(half["w"], PARAMS["w"] / 2)
+        assert optim.periodic_update(PARAMS, old, torch.tensor(6), 3)["w"].equal(PARAMS["w"])
+        assert optim.periodic_update(PARAMS, old, torch.tensor(7), 3)["w"].equal(old["w"])
 
 
 @pytest.mark.parametrize("make", [lambda: pf.adam(0.1), lambda: pf.sgd(0.1, momentum=0.5), lambda: pf.sgd(0.1)])

@@ -258,7 +258,7 @@ T3 = torch.zeros(3)
         (
             lambda: pf.art(STATE, T3, torch.tensor([0, 1]), step_size=0.1),
             ValueError,
-            r"art: `targets` and `indices` must have the same shape, got \(3,\) and \(2,\)",
+            r"art: `indices` must have the shape of `targets`, \(3,\), or broadcast to it, got \(2,\)",
         ),
         (
             lambda: pf.art(STATE, T3, torch.tensor([0, 1, 3]), step_size=0.1),

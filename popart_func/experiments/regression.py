@@ -157,8 +157,12 @@ def learner(algorithm: str, setting: Setting | None = None) -> Learner:
         return sgd_learner(apply, optimizer)
     if step_size is None:
         raise ValueError(f"learner: `setting` must have a step_size for {algorithm!r}, got None.")
-    make = {"art": art_learner, "popart": popart_learner, "normalized_sgd": normalized_sgd_learner}[algorithm]
-    return make(apply, optimizer, popart(1, step_size))
+    makers: dict[str, Callable[..., Learner]] = {
+        "art": art_learner,
+        "popart": popart_learner,
+        "normalized_sgd": normalized_sgd_learner,
+    }
+    return makers[algorithm](apply, optimizer, popart(1, step_size))
 
 
 def smooth(error: np.ndarray, window: int = WINDOW) -> np.ndarray:

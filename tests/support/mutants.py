@@ -13,8 +13,10 @@ import pytest
 import torch
 from mutation import Mutant, mutate, replace
 
-from popart_func import learners, models, moments, optim, pop_art, target_statistics, verify
+from popart_func import models, moments, optim, pop_art, target_statistics, verify
 from popart_func.interop import from_jax, trees
+from popart_func.learners import algorithms, batches
+from popart_func.optim import transformations
 from popart_func.random import basic, choices, keys
 
 SPLIT = {"split_sgd", "split_momentum", "split_adam"}
@@ -50,18 +52,18 @@ MUTANTS = {
         models.unify,
         "return {**lower, **upper}",
         "return {**lower, **{name: 0 * value for name, value in upper.items()}}",
-        {*SPLIT, *POPPED, "algorithm_2"},
+        SPLIT,
     ),
     "momentum is dampened": Mutant(
         optim.trace,
-        "return grad + _as(decay, grad) * moment",
-        "return (1 - _as(decay, grad)) * grad + _as(decay, grad) * moment",
+        "return grad + as_dtype(decay, grad) * moment",
+        "return (1 - as_dtype(decay, grad)) * grad + as_dtype(decay, grad) * moment",
         {"split_momentum", "moments_momentum", "optimizers"},
     ),
     "the step goes uphill": Mutant(
         optim.scale_by_learning_rate,
-        "-_as(rate, grad) * grad",
-        "_as(rate, grad) * grad",
+        "-as_dtype(rate, grad) * grad",
+        "as_dtype(rate, grad) * grad",
         {*SPLIT, "optimizers", "sgd_alone", "algorithm_1", "art_alone", "algorithm_2"},
     ),
     "Adam counts from one": Mutant(
@@ -72,33 +74,33 @@ MUTANTS = {
     ),
     "Adam's ε is inside the root": Mutant(
         optim.scale_by_adam,
-        "first / (second.sqrt() + _as(eps, second))",
-        "first / (second + _as(eps, second)).sqrt()",
+        "first / (second.sqrt() + as_dtype(eps, second))",
+        "first / (second + as_dtype(eps, second)).sqrt()",
         {"split_adam", "optimizers"},
     ),
     "the sign of POP's shift": Mutant(
-        pop_art.pop,
+        pop_art._popped,
         "(old.shift - new.shift) + (old.residue - new.residue)",
         "(new.shift - old.shift) + (new.residue - old.residue)",
         {*HEADS, *POPPED},
     ),
     "POP divides by the old scale": Mutant(
-        pop_art.pop, "difference / new.scale", "difference / old.scale", {*HEADS, "pop_composes", *POPPED}
+        pop_art._popped, "difference / new.scale", "difference / old.scale", {*HEADS, "pop_composes", *POPPED}
     ),
     "POP's ratio upside down": Mutant(
-        pop_art.pop, "old.scale / new.scale", "new.scale / old.scale", {*HEADS, "pop_composes", *POPPED}
+        pop_art._popped, "old.scale / new.scale", "new.scale / old.scale", {*HEADS, "pop_composes", *POPPED}
     ),
     "POP takes the scale that no bound has clamped": Mutant(
-        pop_art.pop,
+        pop_art._popped,
         "ratio = old.scale / new.scale",
         "ratio = old.variance.sqrt() / new.variance.sqrt()",
         {*HEADS, "pop_composes"},
     ),
     "POP forgets the residues": Mutant(
-        pop_art.pop, "(old.shift - new.shift) + (old.residue - new.residue)", "old.shift - new.shift", HEADS
+        pop_art._popped, "(old.shift - new.shift) + (old.residue - new.residue)", "old.shift - new.shift", HEADS
     ),
     "POP to the same statistics rounds": Mutant(
-        pop_art.pop,
+        pop_art._popped,
         "ratio * params[bias] + difference / new.scale",
         "(old.scale * params[bias] + difference) / new.scale",
         {"pop_composes"},
@@ -126,18 +128,18 @@ MUTANTS = {
     ),
     "β_t is that of the next update": Mutant(
         target_statistics._move,
-        "_bias_corrected(step, count, dtype)",
-        "_bias_corrected(step, count + 1, dtype)",
+        "bias_corrected(step, count, dtype)",
+        "bias_corrected(step, count + 1, dtype)",
         CORRECTED,
     ),
     "β_t counts the updates of all tasks": Mutant(
         target_statistics._move,
-        "_bias_corrected(step, count, dtype)",
-        "_bias_corrected(step, count.sum().expand(count.shape), dtype)",
+        "bias_corrected(step, count, dtype)",
+        "bias_corrected(step, count.sum().expand(count.shape), dtype)",
         CORRECTED,
     ),
     "β_t cancels": Mutant(
-        target_statistics._bias_corrected,
+        target_statistics.bias_corrected,
         "-torch.expm1(count.to(dtype) * torch.log1p(-step))",
         "1 - (1 - step) ** count.to(dtype)",
         CORRECTED - {"joined_ranks"},  # whose update is the first
@@ -184,15 +186,14 @@ MUTANTS = {
     ),
     "a sequential batch forgets to correct its steps": Mutant(
         target_statistics._move,
-        "if options.bias_correction:\n step = _bias_corrected(step, count, dtype)",
-        'if options.bias_correction and options.reduction != "sequential":\n'
-        " step = _bias_corrected(step, count, dtype)",
+        "if options.bias_correction:\n step = bias_corrected(step, count, dtype)",
+        'if options.bias_correction and options.reduction != "sequential":\n step = bias_corrected(step, count, dtype)',
         {"sequential_batch"},
     ),
     "a sum's corrected step does not count its targets": Mutant(
         target_statistics._move,
-        "_bias_corrected(step, count, dtype)",
-        "_bias_corrected(step_size, count, dtype)",
+        "bias_corrected(step, count, dtype)",
+        "bias_corrected(step_size, count, dtype)",
         {"batches"},
     ),
     "an absent task moves": Mutant(
@@ -224,63 +225,63 @@ MUTANTS = {
         {"no_statistics_gradient"},
     ),
     "the popped head is dropped": Mutant(
-        learners.popart_learner,
-        "params = {name: together[name] for name in state.params}",
-        "params = dict(state.params)",
+        algorithms.popart_learner,
+        "LearnerState(params, statistics, opt_state)",
+        "LearnerState(state.params, statistics, opt_state)",
         POPPED,
     ),
     "the statistics move after the forward pass": Mutant(
-        learners.popart_learner,
-        "_descend(network, optimizer, LearnerState(params, statistics, opt_state), example)",
+        algorithms.popart_learner,
+        "_descend(network, optimizer, loss, popped, example, moved)",
         "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))"
-        "(_descend(network, optimizer, LearnerState(params, state.statistics, opt_state), example))",
+        "(_descend(network, optimizer, loss, popped._replace(statistics=state.statistics), example, moved))",
         {*POPPED, "info"},
     ),
     "ART's statistics move after the forward pass": Mutant(
-        learners.art_learner,
-        "_descend(network, optimizer, state._replace(statistics=statistics), example)",
+        algorithms.art_learner,
+        "_descend(network, optimizer, loss, state._replace(statistics=statistics), example, moved)",
         "(lambda pair: (pair[0]._replace(statistics=statistics), pair[1]))"
-        "(_descend(network, optimizer, state, example))",
+        "(_descend(network, optimizer, loss, state, example, moved))",
         {"art_alone", "art_gradient", "info"},
     ),
     "Algorithm 2 takes the old scales": Mutant(
-        learners.normalized_sgd_learner,
-        "_rescale(statistics, _rescale(statistics, delta, example), example)",
-        "_rescale(state.statistics, _rescale(state.statistics, delta, example), example)",
+        algorithms.normalized_sgd_learner,
+        "example.rescale(statistics, example.rescale(statistics, delta))",
+        "example.rescale(state.statistics, example.rescale(state.statistics, delta))",
         {"algorithm_2", *EQUIVALENCE},
     ),
     "Σ⁻² acts on the sum, not on each output": Mutant(
-        learners.normalized_sgd_learner,
-        "scaled_delta = _rescale(statistics, _rescale(statistics, delta, example), example)",
+        algorithms.normalized_sgd_learner,
+        "scaled_delta = example.rescale(statistics, example.rescale(statistics, delta))",
         "scaled_delta = delta / statistics.scale.square().mean()",
         {"algorithm_2", *EQUIVALENCE},
     ),
     "Σ⁻² scales the head's gradient too": Mutant(
-        learners.normalized_sgd_learner,
-        "pull_back(_lift(delta, outputs, example))",
-        "pull_back(_lift(scaled_delta, outputs, example))",
+        algorithms.normalized_sgd_learner,
+        "pull_back(example.lift(delta, outputs))",
+        "pull_back(example.lift(scaled_delta, outputs))",
         {"algorithm_2", *EQUIVALENCE},
     ),
     "the loss is not averaged over the batch": Mutant(
-        learners._half_square,
+        algorithms._half_square,
         "0.5 * delta.square().sum() / outputs.shape[:-1].numel()",
         "0.5 * delta.square().sum()",
         {*NORMALIZED, *EQUIVALENCE, *MOMENTS, "sgd_alone", "info"},
     ),
     "the head's moments stay": Mutant(
-        learners.popart_learner,
-        "if rescale_moments:\n ratio = _\n factors = _\n opt_state = _",
-        "pass",
+        pop_art.PopArt.update_network,
+        "optim.rescale_moments(opt_state, factors, others, ignore_missing=True)",
+        "opt_state",
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "the moments' ratio upside down": Mutant(
-        learners.popart_learner,
-        "state.statistics.scale / statistics.scale",
-        "statistics.scale / state.statistics.scale",
+        pop_art._gradient_factors,
+        "layer.at_outputs(old).scale / layer.at_outputs(new).scale",
+        "layer.at_outputs(new).scale / layer.at_outputs(old).scale",
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "the second moment takes the ratio once": Mutant(
-        optim.rescale_moments, "scaled(part.nu, 2)", "scaled(part.nu, 1)", {"moments_adam"}
+        optim.rescale_moments, "scaled(tree, of_leaves, int(power))", "scaled(tree, of_leaves, 1)", {"moments_adam"}
     ),
     "moments below the head take the ratio once": Mutant(
         optim.gradient_factors, "ratio.squeeze(-1).square()", "ratio.squeeze(-1)", MOMENTS
@@ -317,8 +318,8 @@ MUTANTS = {
     ),
     "a batch's variance is the unbiased one": Mutant(
         moments._pooled,
-        "(weights * squares).sum(0)",
-        "(weights * squares).sum(0) * some.sum(0) / (some.sum(0) - 1).clamp(min=1)",
+        "(shares * squares).sum(0)",
+        "(shares * squares).sum(0) * some.sum(0) / (some.sum(0) - 1).clamp(min=1)",
         {"bound_is_reached", "batches", "joined_ranks", *TRAINED},
     ),
     "a batch's mean is over all tasks' targets": Mutant(
@@ -352,13 +353,13 @@ MUTANTS = {
         {"split_adam", "optimizers", "moments_adam"},
     ),
     "Adam's 1 − bᵗ cancels": Mutant(
-        optim._one_minus_power,
+        transformations.one_minus_power,
         "return -torch.expm1(count.to(dtype) * rate.to(dtype).log())",
         "return 1 - rate.to(dtype) ** count.to(dtype)",
         {"optimizers"},
     ),
     "Adam's 1 − bᵗ of a plain number counts from one": Mutant(
-        optim._one_minus_power,
+        transformations.one_minus_power,
         "count.to(dtype) * (math.log(rate) if rate > 0 else -math.inf)",
         "(count + 1).to(dtype) * math.log(rate)",
         {"optimizers"},
@@ -370,45 +371,54 @@ MUTANTS = {
         {"optimizers"},
     ),
     "a schedule counts from one": Mutant(
-        optim.scale_by_learning_rate, "learning_rate(state.count)", "learning_rate(state.count + 1)", {"optimizers"}
+        optim.scale_by_learning_rate,
+        "rate_at(learning_rate, state.count)",
+        "rate_at(learning_rate, state.count + 1)",
+        {"optimizers"},
     ),
-    "rescaled, Adam counts anew": Mutant(optim.rescale_moments, "part.count", "0 * part.count", {"moments_adam"}),
+    "rescaled, Adam counts anew": Mutant(
+        optim.rescale_moments,
+        "kind.write(part, new)",
+        'kind.write(part, {**new, "count": 0 * part.count} if hasattr(part, "nu") else new)',
+        {"moments_adam"},
+    ),
     "moments below the head follow unasked": Mutant(
-        learners.popart_learner,
-        'network.trained(lower) if rescale_moments == "all" else ()',
-        "network.trained(lower) if statistics.shift.shape[-1] == 1 else ()",
+        pop_art.PopArt.update_network,
+        "factors, others = _gradient_factors(layers, state, new), None",
+        "factors, others = _gradient_factors(layers, state, new), ("
+        "(state.scale / new.scale).squeeze(-1).square() if tasks == 1 else None)",
         {*MOMENTS, "proposition_3_momentum"},
     ),
     "SGD has an offset": Mutant(
-        learners.sgd_learner,
-        '_unpack("sgd_learner", batch, state.statistics)',
-        '_unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:]), state.statistics)',
+        algorithms.sgd_learner,
+        'unpack("sgd_learner", batch, state.statistics, None)',
+        'unpack("sgd_learner", (batch[0], 1 + batch[1], *batch[2:]), state.statistics, None)',
         {"sgd_alone", "info"},
     ),
     "Algorithm 2 sums over its batch": Mutant(
-        learners._lift, "(cotangent / outputs.shape[:-1].numel())", "cotangent", {"algorithm_2", *EQUIVALENCE}
+        batches.Example.average, "losses / outputs.shape[:-1].numel()", "losses", {"algorithm_2", *EQUIVALENCE}
     ),
     "a difference loses the shift as well": Mutant(
-        learners._rescale,
+        batches.Example.rescale,
         "statistics._replace(shift=zero, residue=zero)",
         "statistics",
         {"algorithm_2", *EQUIVALENCE, "info"},
     ),
     "the error is reported in normalized units": Mutant(
-        learners._descend,
-        "_rescale(state.statistics, normalized_prediction - normalized_target, example, inverse=True)",
-        "_rescale(state.statistics, normalized_prediction - normalized_target, example)",
+        algorithms._descend,
+        "example.rescale(statistics, delta, inverse=True)",
+        "example.rescale(statistics, delta)",
         {"info"},
     ),
     "the error is reported with the shift's rounding": Mutant(
-        learners._descend,
-        "_rescale(state.statistics, normalized_prediction - normalized_target, example, inverse=True).abs()",
-        "(unnormalize(state.statistics, normalized_prediction, tasks) - example.y).abs()",
+        algorithms._descend,
+        "example.rescale(statistics, delta, inverse=True).abs()",
+        "(unnormalize(statistics, normalized_prediction, example.tasks) - example.y).abs()",
         {"info"},
     ),
     "ranks' means are joined without their weights": Mutant(
         moments.join,
-        "batches.samples / samples.clamp(min=1)",
+        "batches.samples / _divisor(samples)",
         "batches.samples.clamp(max=1) / batches.samples.clamp(max=1).sum(0).clamp(min=1)",
         {"joined_ranks"},
     ),
@@ -476,9 +486,9 @@ MUTANTS = {
         {"optimizers"},
     ),
     "Algorithm 2 reports with the old statistics": Mutant(
-        learners.normalized_sgd_learner,
-        "normalize(statistics, prediction, tasks)",
-        "normalize(state.statistics, prediction, tasks)",
+        algorithms.normalized_sgd_learner,
+        "normalize(statistics, prediction, example.tasks)",
+        "normalize(state.statistics, prediction, example.tasks)",
         {"info"},
     ),
 }

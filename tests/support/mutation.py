@@ -69,11 +69,13 @@ def built(function: Callable[..., object], code: CodeType) -> object:
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, original: object, other: object) -> None:
-    """Puts another object in the place of the original in every module of the package."""
+    """Puts another object in the place of the original in every module and class of the package."""
     for name, module in list(sys.modules.items()):
         if name.startswith("popart_func"):
-            for attribute in [key for key, value in vars(module).items() if value is original]:
-                monkeypatch.setattr(module, attribute, other)
+            classes = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == name]
+            for owner in (module, *classes):
+                for attribute in [key for key, value in vars(owner).items() if value is original]:
+                    monkeypatch.setattr(owner, attribute, other)
 
 
 def code_of(source: str, line: str, instead: str, fixed: set[str]) -> CodeType:

@@ -22,6 +22,7 @@ class Case(NamedTuple):
     indices: Tensor | None
     shares: tuple[int, ...]
     options: dict[str, Any]
+    weights: Tensor | None = None
 
 
 def cases() -> dict[str, Case]:
@@ -43,6 +44,8 @@ def cases() -> dict[str, Case]:
     far[0] = 1e30  # Its square is beyond float32; the other ranks have none of its task.
     broken = draw(12, 2)
     broken[3, 1] = torch.nan
+    weights = torch.rand(12, 2, generator=random) * (torch.rand(12, 2, generator=random) < 0.7)
+    weights[3, 1] = 0.0
     mean = {"step_size": 0.2}
     return {
         "one task": Case(start(1), draw(12), None, (5, 3), mean),
@@ -62,14 +65,17 @@ def cases() -> dict[str, Case]:
             pf.init_state(1), 1e7 + draw(12).round(), None, (5, 3), {"step_size": 0.01, "bias_correction": True}
         ),
         "a target that is not a number": Case(start(2), broken, None, (5, 3), mean),
+        "weights": Case(start(2), broken, None, (5, 3), {**mean, "bias_correction": True}, weights),
+        "weights of indices": Case(start(4), draw(12), indices, (5, 3), {**mean, "reduction": "sum"}, weights[:, 1]),
+        "a mask in sequence": Case(start(2), broken, None, (0, 7), {**mean, "reduction": "sequential"}, weights > 0),
     }
 
 
-def part(case: Case, rank: int, ranks: int) -> tuple[Tensor, Tensor | None]:
-    """A rank's targets and indices."""
+def part(case: Case, rank: int, ranks: int) -> list[Tensor | None]:
+    """A rank's targets, indices and weights."""
     edges = [0, *torch.tensor(case.shares[: ranks - 1]).cumsum(0).tolist(), case.targets.shape[0]]
     mine = slice(edges[rank], edges[rank + 1])
-    return case.targets[mine], None if case.indices is None else case.indices[mine]
+    return [None if whole is None else whole[mine] for whole in (case.targets, case.indices, case.weights)]
 
 
 def lanes(art: Callable[..., pf.PopArtState], targets: Tensor) -> pf.PopArtState:

@@ -21,7 +21,8 @@ import torch
 from mutants import MUTANTS, OTHERS, SINGLE, SURROUNDINGS
 from mutation import mutate, observe
 
-from popart_func import learners, verify
+from popart_func import verify
+from popart_func.learners import algorithms
 from popart_func.verify.checks import lanes, other_libraries
 
 SEEDS = range(40)
@@ -78,7 +79,7 @@ def run_surroundings(name: str) -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)  # before the processes part: a copy of a process lacks its threads
     # It would refuse some mutants of the networks before a check has seen them: what is asked is whether a check does.
-    learners.check_preservation = lambda *_: None
+    algorithms.check_preservation = lambda *_: None
     failing, reaching = survey()
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         results = pool.imap_unordered(run_mutant, reaching.items())

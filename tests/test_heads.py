@@ -1,0 +1,322 @@
+"""Heads wherever they are, with outputs that share statistics: POP is exact for each, moments and targets included.
+
+`HEADS` is one table: a network, its heads, the statistic of each output. Every test runs over all of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from random_heads import FLOAT64, random_state
+from torch import Tensor, nn
+from torch.func import vmap
+
+import popart_func as pf
+from popart_func import optim
+from popart_func.heads import Head
+from popart_func.learners import losses
+
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+class Row(NamedTuple):
+    apply: Callable[[dict[str, Tensor], Tensor], Tensor]
+    shapes: dict[str, tuple[int, ...]]
+    head: Any
+    tasks: int = 2
+    groups: Tensor | None = None
+
+
+def linear(params, name, h):
+    return h @ params[f"{name}.weight"].mT + params[f"{name}.bias"]
+
+
+def mixture(params, h):
+    share = torch.softmax(h @ params["gate"], -1)
+    return share[..., :1] * linear(params, "a", h) + share[..., 1:] * linear(params, "b", h)
+
+
+HEADS = {
+    "linear": Row(lambda p, h: linear(p, "head", h), {"head.weight": (2, 4), "head.bias": (2,)}, "head"),
+    "tasks x actions": Row(
+        lambda p, h: linear(p, "head", h), {"head.weight": (6, 4), "head.bias": (6,)}, "head", groups=GROUPS
+    ),
+    "actions x tasks": Row(
+        lambda p, h: linear(p, "head", h),
+        {"head.weight": (6, 4), "head.bias": (6,)},
+        "head",
+        groups=GROUPS[::2].repeat(2),
+    ),
+    "one statistic": Row(lambda p, h: linear(p, "head", h), {"head.weight": (6, 4), "head.bias": (6,)}, "head", 1),
+    "two heads": Row(
+        lambda p, h: torch.cat([linear(p, "extrinsic", h), linear(p, "intrinsic", h)], -1),
+        {"extrinsic.weight": (1, 4), "extrinsic.bias": (1,), "intrinsic.weight": (1, 4), "intrinsic.bias": (1,)},
+        ["extrinsic", "intrinsic"],
+    ),
+    "two heads, three outputs, two groups": Row(
+        lambda p, h: torch.cat([linear(p, "a", h), linear(p, "b", h)], -1),
+        {"a.weight": (1, 4), "a.bias": (1,), "b.weight": (2, 4), "b.bias": (2,)},
+        ["a", "b"],
+        groups=torch.tensor([1, 0, 1]),
+    ),
+    "ensemble": Row(
+        lambda p, h: torch.einsum("moi,...i->...mo", p["head.weight"], h) + p["head.bias"],
+        {"head.weight": (3, 2, 4), "head.bias": (3, 2)},
+        "head",
+    ),
+    "ensemble, inputs first": Row(
+        lambda p, h: torch.einsum("mio,...i->...mo", p["head.weight"], h) + p["head.bias"],
+        {"head.weight": (3, 4, 2), "head.bias": (3, 2)},
+        Head("head", axis=-1),
+    ),
+    "inputs first, square, other names": Row(
+        lambda p, h: h @ p["kernel"] + p["b"],
+        {"kernel": (4, 4), "b": (4,)},
+        Head("", axis=-1, weight="kernel", bias="b"),
+        groups=torch.tensor([0, 1, 1, 0]),
+    ),
+    "convolution": Row(
+        lambda p, h: nn.functional.conv2d(h[..., :, None, None], p["head.weight"], p["head.bias"]).squeeze((-1, -2)),
+        {"head.weight": (2, 4, 1, 1), "head.bias": (2,)},
+        "head",
+    ),
+    "mixture": Row(
+        mixture, {"gate": (4, 2), "a.weight": (2, 4), "a.bias": (2,), "b.weight": (2, 4), "b.bias": (2,)}, ["a", "b"]
+    ),
+    "an indexed head": Row(
+        lambda p, h: linear(p, "head", h),
+        {"head.weight": (3, 4), "head.bias": (3,)},
+        Head("head", indices=torch.tensor([1, 0, 1])),
+        groups=torch.tensor([1, 0, 1]),
+    ),
+}
+ROWS = pytest.mark.parametrize("row", HEADS.values(), ids=HEADS.keys())
+
+
+def params_of(row: Row) -> dict[str, Tensor]:
+    shapes = {"body.weight": (4, 3), **row.shapes}
+    return {name: torch.randn(shape, dtype=FLOAT64) for name, shape in shapes.items()}
+
+
+def apply_of(row: Row) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    return lambda params, x: row.apply(params, torch.tanh(x @ params["body.weight"].mT))
+
+
+def unnormalized(row: Row, params, x, state):
+    indices = None if row.tasks == 1 else row.groups
+    return pf.unnormalize(state, apply_of(row)(params, x), indices)
+
+
+@ROWS
+def test_a_whole_network_moves_at_once(row):
+    """Statistics, heads, a target network and moments; predictions stay to 1e-12 of their size, in float64."""
+    popart, x = pf.popart(row.tasks, 0.5, groups=row.groups), torch.randn(5, 3, dtype=FLOAT64)
+    params, target, state = params_of(row), params_of(row), random_state(row.tasks)
+    opt_state = pf.adam(0.1).init(params)
+    opt_state[0].mu.update({name: torch.randn_like(leaf) for name, leaf in params.items()})
+    opt_state[0].nu.update({name: torch.rand_like(leaf) for name, leaf in params.items()})
+    y = torch.randn(9, row.tasks, dtype=FLOAT64) * 1e3 - 500
+    (popped, popped_target), moments, new = popart.update_network((params, target), opt_state, state, y, head=row.head)
+    assert not torch.allclose(new.scale, state.scale, rtol=0.5)
+    for before, after in ((params, popped), (target, popped_target)):
+        torch.testing.assert_close(
+            unnormalized(row, after, x, new), unnormalized(row, before, x, state), rtol=1e-12, atol=1e-10
+        )
+    assert torch.equal(popped["body.weight"], params["body.weight"])
+
+    # The gradient of a sum of normalized errors, of which the popped network has σ/σ' times as large ones.
+    def gradient(network, statistics):
+        indices = None if row.tasks == 1 else row.groups
+
+        def total(p):
+            outputs = apply_of(row)(p, x)
+            goal = pf.normalize(statistics, torch.full_like(outputs, 3.0), indices)
+            return 0.5 * (outputs - goal).square().sum()
+
+        return torch.func.grad(total)(network)
+
+    old_grads, new_grads = gradient(params, state), gradient(popped, new)
+    factors = {name: leaf / opt_state[0].mu[name] for name, leaf in moments[0].mu.items()}
+    for name in row.shapes.keys() - {"gate"}:
+        torch.testing.assert_close(factors[name] * old_grads[name], new_grads[name], rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(moments[0].nu[name] / opt_state[0].nu[name], factors[name].square())
+    assert torch.equal(moments[0].mu["body.weight"], opt_state[0].mu["body.weight"])
+
+
+@ROWS
+def test_learners_train_it_and_move_no_prediction_at_rate_0(row):
+    """By batches of targets at every output; also with every lane at its own step size."""
+    apply, params, x = apply_of(row), params_of(row), torch.randn(7, 3, dtype=FLOAT64)
+    y = apply(params_of(row), x) * 100 + 300
+
+    def learned(step_size, rate=0.0, steps=1):
+        popart = pf.popart(row.tasks, step_size, groups=row.groups)
+        learner = pf.popart_learner(apply, pf.sgd(rate), popart, head=row.head)
+        state = learner.init(params)
+        for _ in range(steps):
+            state, info = learner.update(state, (x, y))
+        return state, info
+
+    state, _ = learned(0.5)
+    torch.testing.assert_close(
+        unnormalized(row, state.params, x, state.statistics),
+        unnormalized(row, params, x, pf.init_state(row.tasks, dtype=FLOAT64)),
+        rtol=1e-12,
+        atol=1e-10,
+    )
+    first, last = learned(0.3, 0.02)[1], learned(0.3, 0.02, 60)[1]
+    assert last.error.mean() < 0.7 * first.error.mean()
+    lanes = vmap(lambda step_size: learned(step_size, 0.02)[0])(torch.tensor([0.1, 0.5], dtype=FLOAT64))
+    alone = learned(0.5, 0.02)[0]
+    for name, leaf in alone.params.items():
+        torch.testing.assert_close(lanes.params[name][1], leaf, rtol=1e-10, atol=1e-10)
+
+
+def test_pop_fold_and_normalize_take_the_statistic_of_each_output():
+    old, new, h = random_state(2), random_state(2), torch.randn(8, 5, dtype=FLOAT64)
+    head = {"weight": torch.randn(6, 5, dtype=FLOAT64), "bias": torch.randn(6, dtype=FLOAT64)}
+    popped = pf.pop(head, old, new, GROUPS)
+
+    def outputs(head, state):
+        return pf.unnormalize(state, h @ head["weight"].mT + head["bias"], GROUPS)
+
+    torch.testing.assert_close(outputs(popped, new), outputs(head, old), rtol=1e-12, atol=1e-12)
+    folded = pf.fold(head, old, GROUPS)
+    torch.testing.assert_close(h @ folded["weight"].mT + folded["bias"], outputs(head, old), rtol=1e-12, atol=1e-12)
+    turned = pf.pop({"weight": head["weight"].mT, "bias": head["bias"]}, old, new, GROUPS, axis=-1)
+    assert torch.equal(turned["weight"], popped["weight"].mT)
+    values = torch.randn(4, 6, dtype=FLOAT64)
+    by_hand = torch.cat([pf.normalize(old, values[:, i : i + 1], torch.full((1,), i // 3)) for i in range(6)], -1)
+    assert torch.equal(pf.normalize(old, values, GROUPS), by_hand)
+
+
+def test_one_action_per_example_moves_the_statistic_of_its_task():
+    """Q-learning on [tasks x actions]: indices name outputs, and their task's statistic moves."""
+    row = HEADS["tasks x actions"]
+    learner = pf.popart_learner(apply_of(row), pf.sgd(0.0), pf.popart(2, 1.0, groups=GROUPS), head="head")
+    state = learner.init(params_of(row))
+    y, action = torch.tensor([10.0, 12.0, -5.0], dtype=FLOAT64), torch.tensor([0, 2, 4])
+    state, info = learner.update(state, (torch.randn(3, 3, dtype=FLOAT64), y, action))
+    assert state.statistics.shift.tolist() == [11.0, -5.0]
+    torch.testing.assert_close(info.normalized_target[:2], torch.tensor([-1.0, 1.0], dtype=FLOAT64))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
+    """Two tasks of three quantiles: targets uniform on [0, 1000] and [-10, 0] have the quantiles 0.25, 0.5, 0.75."""
+    quantiles, groups = torch.tensor([0.25, 0.5, 0.75]).repeat(2), GROUPS
+    learner = pf.popart_learner(
+        lambda p, x: linear(p, "head", x),
+        pf.sgd(0.1),
+        pf.popart(2, 0.01, groups=groups),
+        head="head",
+        loss=losses.quantile(quantiles),
+    )
+    state = learner.init({"head.weight": torch.zeros(6, 1), "head.bias": torch.zeros(6)})
+    update = torch.compile(learner.update) if False else learner.update
+    spread = torch.rand(400, 64, 2) * torch.tensor([1000.0, 10.0]) - torch.tensor([0.0, 10.0])
+    for y in spread:
+        state, info = update(state, (torch.zeros(64, 1), y))
+    got = pf.unnormalize(state.statistics, state.params["head.bias"], groups)
+    torch.testing.assert_close(got, torch.tensor([250.0, 500, 750, -7.5, -5, -2.5]), rtol=0.1, atol=0.5)
+    assert info.loss.ndim == 0
+    assert info.normalized_target.shape == (64, 6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_statistics_that_stand_still_for_some_epochs():
+    """One update_network per rollout, then gradient steps on a loss of one's own: three lines."""
+    row, popart, optimizer = HEADS["linear"], pf.popart(2, 0.5), pf.adam(0.05)
+    params, x = params_of(row), torch.randn(32, 3, dtype=FLOAT64)
+    y = torch.stack([1e4 * x[:, 0], x[:, 1] - 7], -1)
+    opt_state, state = optimizer.init(params), popart.init(params)
+
+    def error(params, goal):
+        return (apply_of(row)(params, x) - goal).abs().mean()
+
+    first = (unnormalized(row, params, x, state) - y).abs().mean(0)
+    for _ in range(20):
+        params, opt_state, state = popart.update_network(params, opt_state, state, y, head="head")
+        for _ in range(8):
+            grads = torch.func.grad(lambda p, goal: (apply_of(row)(p, x) - goal).abs().mean())(
+                params, pf.normalize(state, y)
+            )
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            params = pf.apply_updates(params, updates)
+    assert (unnormalized(row, params, x, state) - y).abs().mean(0).div(first).max() < 0.3
+
+
+def test_weight_decay_pulls_the_folded_head_toward_zero():
+    """Not toward the mean of the targets, as plain decay does: decayed alone, the folded head shrinks by 1 - rate."""
+    row, popart = HEADS["tasks x actions"], pf.popart(2, 0.5, groups=GROUPS)
+    makers = {
+        "adamw": lambda: pf.chain(optim.add_decayed_weights(0.1), optim.scale_by_learning_rate(1.0)),
+        "torch": lambda: optim.from_torch(torch.optim.SGD, lr=1.0, weight_decay=0.1),
+    }
+    for name, make in makers.items():
+        optimizer = make()
+        params, state = params_of(row), pf.init_state(2, dtype=FLOAT64)
+        opt_state = optimizer.init(params)
+        for _ in range(5):
+            y = torch.randn(9, 2, dtype=FLOAT64) * 300 + 1000
+            params, opt_state, state = popart.update_network(params, opt_state, state, y, head="head")
+            head = {key: leaf for key, leaf in params.items() if key.startswith("head.")}
+            before = pf.fold(head, state, GROUPS)
+            zeros = {key: torch.zeros_like(leaf) for key, leaf in params.items()}
+            updates, opt_state = optimizer.update(zeros, opt_state, params)
+            params = pf.apply_updates(params, updates)
+            after = pf.fold({key: params[key] for key in head}, state, GROUPS)
+            for key in head:
+                torch.testing.assert_close(after[key], 0.9 * before[key], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_averages_of_parameters_are_popped():
+    """ASGD's, which make the same predictions before and after."""
+    row, optimizer = HEADS["linear"], optim.from_torch(torch.optim.ASGD, lr=0.1, t0=0)
+    params, state, x = params_of(row), random_state(2), torch.randn(5, 3, dtype=FLOAT64)
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    before = unnormalized(row, opt_state.entries["ax"], x, state)
+    y = torch.randn(9, 2, dtype=FLOAT64) * 1e3
+    _, opt_state, new = pf.popart(2, 0.5).update_network(params, opt_state, state, y, head="head")
+    torch.testing.assert_close(unnormalized(row, opt_state.entries["ax"], x, new), before, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.usefixtures("unchecked")
+class TestErrors:
+    def test_heads(self):
+        row, state = HEADS["two heads"], pf.init_state(2)
+        params = params_of(row)
+        for head, message in (
+            ("nothing", r"`head` must name a layer of `params`, one of \[.*'extrinsic'.*\], got 'nothing'"),
+            (["extrinsic"], "'extrinsic.weight' must have shape .* with outputs = 2 tasks"),
+            (Head("extrinsic", indices=torch.tensor([0, 1])), "must be integers that broadcast to its outputs"),
+            (Head("extrinsic", indices=torch.tensor([5])), r"`indices` must lie in \[0, 2\), got values from 5"),
+        ):
+            with pytest.raises(ValueError, match=f"update_network: .*{message}"):
+                pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
+        with pytest.raises(TypeError, match="`head` must be the name of a layer"):
+            pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
+
+    def test_groups(self):
+        for groups in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]])):
+            with pytest.raises(ValueError, match=r"popart: `groups` must be a tensor of integers, \[outputs\], got"):
+                pf.popart(2, 0.1, groups=groups)
+        with pytest.raises(ValueError, match=r"popart: `groups` must lie in \[0, 2\), got values from 0 to 2"):
+            pf.popart(2, 0.1, groups=torch.tensor([0, 2]))
+
+    def test_an_optimizer_whose_state_is_not_known(self):
+        row, unknown = (
+            HEADS["linear"],
+            pf.GradientTransformation(
+                lambda params: {"norm": torch.zeros(())}, lambda grads, state, params=None: (grads, state)
+            ),
+        )
+        learner = pf.popart_learner(apply_of(row), unknown, pf.popart(2, 0.1), head="head")
+        state = learner.init(params_of(row))
+        with pytest.raises(TypeError, match=r"may be a moment.* register_state.* rescale_moments=False"):
+            learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))
+        learner = pf.popart_learner(apply_of(row), unknown, pf.popart(2, 0.1), head="head", rescale_moments=False)
+        learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))

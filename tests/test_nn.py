@@ -1,0 +1,132 @@
+"""`PopArtHead`: equal to the pure functions to the bit, and right in a training loop of modules."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import popart_func as pf
+from popart_func import optim, scales
+from popart_func.nn import PopArtHead
+
+GROUPS = torch.tensor([0, 0, 1])
+OPTIMIZERS = {
+    "SGD": (torch.optim.SGD, {"momentum": 0.9}),
+    "Adam": (torch.optim.Adam, {"amsgrad": True}),
+    "RMSprop": (torch.optim.RMSprop, {"momentum": 0.5, "centered": True}),
+    "Rprop": (torch.optim.Rprop, {}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+    "Adadelta": (torch.optim.Adadelta, {}),
+    "Adamax": (torch.optim.Adamax, {}),
+    "NAdam": (torch.optim.NAdam, {}),
+    "RAdam": (torch.optim.RAdam, {}),
+    "ASGD": (torch.optim.ASGD, {"t0": 1}),
+    "Adafactor": (torch.optim.Adafactor, {}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equal_to_the_pure_functions_to_the_bit(name):
+    """Three updates with weights and groups, the optimizer's state included."""
+    head = PopArtHead(4, 3, 0.3, num_tasks=2, groups=GROUPS)
+    cls, options = OPTIMIZERS[name]
+    optimizer = cls(head.parameters(), 0.01, **options)
+    popart = pf.popart(2, 0.3, groups=GROUPS)
+    for _ in range(3):
+        y, weights = torch.randn(8, 2) * 100 + 40, (torch.rand(8, 2) < 0.7).float()
+        params = {key: leaf.detach().clone() for key, leaf in head.named_parameters()}
+        held = copy.deepcopy(optim.torch_optimizers.state_of(optimizer, dict(head.named_parameters())))
+        expected = popart.update_network(
+            params, held, pf.PopArtState(*map(torch.clone, head.statistics)), y, weights=weights, head=pf.Head("")
+        )
+        head.update(torch.where(weights > 0, y, torch.nan), weights=weights, optimizer=optimizer)
+        assert all(torch.equal(leaf, expected[0][key]) for key, leaf in head.named_parameters())
+        now = optim.torch_optimizers.state_of(optimizer, dict(head.named_parameters()))
+        assert pf.tree.max_difference(now.entries, expected[1].entries) == 0
+        assert all(map(torch.equal, head.statistics, expected[2]))
+        optimizer.zero_grad()
+        (head(torch.randn(8, 4)) - head.normalize(y[:, :1].expand(8, 3))).square().mean().backward()
+        optimizer.step()
+
+
+def test_updates_move_no_prediction_whatever_the_targets():
+    head, h = PopArtHead(4, 3, 0.5, num_tasks=2, groups=GROUPS, dtype=torch.float64), torch.randn(9, 4).double()
+    before = head.unnormalize(head(h))
+    for size in (1.0, 1e4, 1e-2):
+        head.update(torch.randn(5, 2) * size)
+        torch.testing.assert_close(head.unnormalize(head(h)), before, rtol=1e-9, atol=1e-9)
+    by_index = head.normalize(torch.ones(2), torch.tensor([0, 1]))
+    assert torch.equal(by_index, head.normalize(torch.ones(1, 2))[0])
+
+
+def test_it_is_saved_moved_cast_and_copied():
+    head = PopArtHead(4, 2, 0.5, bias_correction=True)
+    head.update(torch.randn(6, 2) * 30 + 1e5)
+    assert set(head.state_dict()) == {"weight", "bias", "shift", "scale", "variance", "count", "residue"}
+    file = io.BytesIO()
+    torch.save(head.state_dict(), file)
+    file.seek(0)
+    other = PopArtHead(4, 2, 0.5, bias_correction=True)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert all(map(torch.equal, head.statistics, other.statistics))
+    file = io.BytesIO()
+    torch.save(head, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(head), torch.load(file, weights_only=False)):
+        y = torch.randn(3, 2)
+        twin.update(y)
+        other.load_state_dict(head.state_dict())
+        other.update(y)
+        assert all(map(torch.equal, twin.statistics, other.statistics))
+    narrow = copy.deepcopy(head).bfloat16()
+    assert narrow.weight.dtype == torch.bfloat16
+    assert all(map(torch.equal, narrow.statistics, head.statistics))
+    assert narrow.unnormalize(narrow(torch.ones(1, 4).bfloat16())).dtype == torch.float32
+    wide = copy.deepcopy(head).double()
+    assert wide.shift.dtype == torch.float64
+    assert wide.count.dtype == torch.int32
+    assert head.to("meta").shift.device.type == "meta"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("make", [None, lambda: scales.percentiles(1, 0.1)])
+def test_a_loop_of_modules_learns_at_any_scale(make):
+    """A critic in five lines: with targets of 1e4 it is as good as with targets of 1."""
+    x = torch.randn(64, 3)
+    errors = []
+    for size in (1.0, 1e4):
+        torch.manual_seed(0)
+        head = PopArtHead(16, 1, 0.1, popart=None if make is None else make())
+        body = nn.Sequential(nn.Linear(3, 16), nn.Tanh())
+        optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 3e-2)
+        y = size * (x.sum(-1, keepdim=True).sin() + 5)
+        for _ in range(60):
+            head.update(y, optimizer=optimizer)
+            loss = (head(body(x)) - head.normalize(y)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        errors.append(float((head.unnormalize(head(body(x))) - y).abs().mean().detach()) / size)
+    assert errors[0] < 0.4  # the mean alone is off by 0.6
+    assert errors[1] < 1.5 * errors[0] + 0.02
+
+
+def test_an_optimizer_of_ones_own_is_refused():
+    class Mine(torch.optim.SGD):
+        def step(self):
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self.state[param]["mystery"] = param.detach().clone()
+
+    head = PopArtHead(2, 1)
+    optimizer = Mine(head.parameters(), 0.1)
+    optimizer.step()
+    with pytest.raises(
+        TypeError, match=r"PopArtHead.update: `optimizer` must be one of torch.optim, got Mine, .*'mystery'"
+    ):
+        head.update(torch.ones(3, 1), optimizer=optimizer)
+    head.update(torch.ones(3, 1))
