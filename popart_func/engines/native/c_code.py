@@ -24,7 +24,7 @@ C_TYPES = {
 """The dtypes that the engine has, and their types in C++."""
 
 
-HEADERS = ("cpu/kernel.hpp", "cuda/kernel.hpp", "arithmetic.hpp")
+HEADERS = ("cpu/kernel.hpp", "cpu/elements.hpp", "cuda/kernel.hpp", "arithmetic.hpp")
 """The header files, which are the same in every kernel."""
 
 

@@ -10,11 +10,17 @@ from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.native.cpu.compile import ask_compiler, build
 from popart_func.engines.native.cpu.launch import launcher
-from popart_func.engines.native.cpu.source import CpuSource, cpu_source
+from popart_func.engines.native.cpu.elements_in_registers import ElementsInRegisters
+from popart_func.engines.native.cpu.lanes_in_registers import LanesInRegisters
+from popart_func.engines.native.cpu.source import CpuSource, Schedule
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.target import Launch
 
 __all__ = ["CPU", "CpuTarget"]
+
+
+SCHEDULES: dict[str, Schedule] = {"lanes": LanesInRegisters(), "elements": ElementsInRegisters()}
+"""The schedules by name: what fills the vector registers."""
 
 
 class CpuTarget:
@@ -34,11 +40,12 @@ class CpuTarget:
 
     def variant(self, scan: LaneScan) -> str:
         """A step has one kernel on a CPU, for any number of lanes."""
-        return "block"
+        import os
+        return os.environ.get("SCHED", "lanes")
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CpuSource:
         """The C++ of a kernel."""
-        return cpu_source(plan)
+        return SCHEDULES[variant].source(plan)
 
     def build(self, source: CpuSource, device: torch.device) -> Launch:
         """Compiles and loads a kernel, or loads it from the cache."""
