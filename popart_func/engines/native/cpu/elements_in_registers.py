@@ -12,6 +12,7 @@ from popart_func.engines.native.c_code import header, memory_type
 from popart_func.engines.native.cpu.element_loops import nest_function
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
 from popart_func.engines.native.expressions import Buffer
+from popart_func.engines.native.memory import share_memory
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
 
@@ -26,6 +27,7 @@ class ElementsInRegisters:
 
     def source(self, plan: KernelPlan) -> CpuSource:
         """The source of a kernel."""
+        plan = share_memory(plan)
         functions: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
         lines, room = _time_loop(plan, functions)
         carry = plan.program.inputs[: len(plan.program.carry)]

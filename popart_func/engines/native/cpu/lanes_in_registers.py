@@ -10,6 +10,7 @@ import torch
 from popart_func.engines.native.c_code import header, memory_type
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
 from popart_func.engines.native.loops import LoopWriter
+from popart_func.engines.native.memory import share_memory
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
 
@@ -31,6 +32,7 @@ class LanesInRegisters:
 
     def source(self, plan: KernelPlan) -> CpuSource:
         """The source of a kernel."""
+        plan = share_memory(plan)
         capability = torch.backends.cpu.get_cpu_capability()
         writer = LoopWriter(plan, memory="b.", tile=TILES.get(capability, 12))
         with writer.block(

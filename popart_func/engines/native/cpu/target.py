@@ -7,6 +7,7 @@ import sys
 import torch
 
 from popart_func.engines.compiler import why_no_compiler
+from popart_func.engines.cost_model import faster_schedule
 from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.native.cpu.compile import ask_compiler, build
 from popart_func.engines.native.cpu.launch import launcher
@@ -24,7 +25,7 @@ SCHEDULES: dict[str, Schedule] = {"lanes": LanesInRegisters(), "elements": Eleme
 
 
 class CpuTarget:
-    """Kernels for CPUs; there is one for each step."""
+    """Kernels for CPUs; a step has one for each of `SCHEDULES`, for any number of lanes."""
 
     language = "C++"
 
@@ -38,10 +39,9 @@ class CpuTarget:
         """Begins to ask the compiler about this machine; see `ask_compiler`."""
         ask_compiler()
 
-    def variant(self, scan: LaneScan) -> str:
-        """A step has one kernel on a CPU, for any number of lanes."""
-        import os
-        return os.environ.get("SCHED", "lanes")
+    def variant(self, scan: LaneScan, schedule: str) -> str:
+        """The schedule; ``"auto"`` is the one that should be faster."""
+        return faster_schedule(scan.graph(), scan.lanes) if schedule == "auto" else schedule
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CpuSource:
         """The C++ of a kernel."""
