@@ -36,6 +36,7 @@ __all__ = [
     "faster_schedule",
     "predict",
     "predict_here",
+    "register_bytes",
     "why_inductor",
 ]
 
@@ -101,7 +102,7 @@ class OperationCounts(NamedTuple):
             graph: of a step.
             register: the bytes of a vector register; by default this machine's.
         """
-        register = _register() if register is None else register
+        register = register_bytes() if register is None else register
         return graph.cached(_CountsKey(register), lambda: cls._count(graph.calls, register))
 
     @classmethod
@@ -146,7 +147,7 @@ class PredictedSeconds(NamedTuple):
 
 def faster_schedule(graph: StepGraph, lanes: int) -> str:
     """The schedule of `native` that should be faster on this machine's processor: ``"lanes"`` or ``"elements"``."""
-    return predict(OperationCounts.of(graph), lanes, 1, _register()).schedule
+    return predict(OperationCounts.of(graph), lanes, 1, register_bytes()).schedule
 
 
 def why_inductor(scan: LaneScan) -> str | None:
@@ -162,7 +163,7 @@ def why_inductor(scan: LaneScan) -> str | None:
 
 def predict_here(counts: OperationCounts, lanes: int) -> PredictedSeconds:
     """The predicted time of a step on this machine's processor, with PyTorch's number of threads."""
-    return predict(counts, lanes, torch.get_num_threads(), _register())
+    return predict(counts, lanes, torch.get_num_threads(), register_bytes())
 
 
 def predict(counts: OperationCounts, lanes: int, threads: int, register: int) -> PredictedSeconds:
@@ -181,7 +182,8 @@ def predict(counts: OperationCounts, lanes: int, threads: int, register: int) ->
     )
 
 
-def _register() -> int:
+def register_bytes() -> int:
+    """The bytes of a vector register of this machine."""
     return REGISTERS.get(torch.backends.cpu.get_cpu_capability(), 16)
 
 

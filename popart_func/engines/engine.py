@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -61,7 +61,7 @@ def name_and_options(engine: EngineLike) -> tuple[str, dict[str, Any]]:
     """
     name, _, option = str(engine).partition(":")
     if name == "native" and option:
-        return name, asdict(Native(schedule=option))
+        return name, {"schedule": Native(option).schedule}
     return str(engine), {}
 
 

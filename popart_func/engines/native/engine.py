@@ -13,6 +13,7 @@ from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gra
 from popart_func.engines.native import validation
 from popart_func.engines.native.cpu import CPU
 from popart_func.engines.native.cuda import CUDA
+from popart_func.engines.native.layouts import contiguous_strides
 from popart_func.engines.native.lower import lower
 from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations
@@ -141,8 +142,7 @@ def _outer_axes(scan: LaneScan) -> list[int]:
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
     leaf = leaf.resolve_neg()
-    strides = torch.empty(leaf.shape[outer:], device="meta").stride()
-    return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
+    return leaf if leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]) else leaf.contiguous()
 
 
 def _raise_errors(graph: StepGraph, bad: int) -> None:
