@@ -19,7 +19,8 @@ import xarray
 from torch import Tensor
 
 from popart_func.display.progress import show_progress
-from popart_func.engines import ENGINES, UnsupportedError, load_engine, resolve_engine
+from popart_func.engines import ENGINES, EngineLike, Native, UnsupportedError, load_engine, resolve_engine
+from popart_func.engines.engine import name_and_options
 from popart_func.sweeps._checks import as_count, as_device, check_function
 from popart_func.sweeps.configuration import CONFIGURATION, attributes, provenance, read_configuration
 from popart_func.sweeps.files import as_directory
@@ -56,7 +57,7 @@ def run(
     *,
     record: Mapping[str, Record | Callable[[Tensor], Tensor]] | None = None,
     chunk_size: int = CHUNK_SIZE,
-    engine: str = "auto",
+    engine: EngineLike = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     store: str | Path | None = None,
@@ -78,7 +79,8 @@ def run(
         lanes: the grid, as `lanes` builds it.
         record: what is kept, by name; see `records`. By default ``{"error": every()}``, the full curves.
         chunk_size: the number of lanes that run together. Each worker holds one chunk's inputs and series in memory.
-        engine: one of `popart_func.engines.ENGINES`, or ``"auto"``. A store keeps the engine that ``"auto"`` chose.
+        engine: one of `popart_func.engines.ENGINES`, an object with its options, or ``"auto"``. A store keeps what
+            ``"auto"`` chose, and the schedule that ``"native"`` chose for the lanes of the whole grid.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
         store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. Sweeps are
@@ -174,19 +176,31 @@ def _run_missing(job: Job, kept: _Memory | Store, schema: Schema, workers: Worke
 
 
 def _with_engine(job: Job, store: Path | None) -> Job:
-    """Replaces ``"auto"`` by the engine that the store was begun with, else by the first that can run the job."""
+    """Replaces an engine that leaves a choice by what the store was begun with, else by what suits the whole grid.
+
+    ``"auto"`` becomes the first engine that can run the job, and ``"native"`` the schedule for all lanes of the grid:
+    a lane's bits must not depend on the chunks.
+    """
     steps = job.steps()
-    if job.engine != "auto":
-        return replace(job, engine=resolve_engine(job.engine, job.device, steps, caller="run"))
+
+    def resolved(engine: EngineLike) -> Job:
+        return replace(job, engine=resolve_engine(engine, job.device, steps, caller="run"))
+
     if store is not None and any((store / name).exists() for name in (CONFIGURATION, LABELS)):
         there = read_configuration(store)["configuration"]["engine"]
-        return replace(job, engine=resolve_engine(there, job.device, steps, caller="run"))
-    job = replace(job, engine=resolve_engine("auto", job.device, steps, caller="run"))
-    if job.engine == "native":
+        if job.engine == "auto" or (str(job.engine) == "native" and name_and_options(there)[0] == "native"):
+            return resolved(there)
+    chosen = resolved(job.engine)
+    if chosen.engine == "native":
         try:
-            job.try_engine()
+            if job.device.type == "cpu":
+                chosen = replace(chosen, engine=str(Native(chosen.faster_schedule())))
+            if job.engine == "auto":
+                chosen.try_engine()
         except UnsupportedError as error:
+            if job.engine != "auto":
+                raise
             other = next(name for name in ENGINES if name != "native" and steps >= load_engine(name).pays_off_after)
             warnings.warn(f"engine 'auto': {error} Going on with {other}.", stacklevel=3)
-            job = replace(job, engine=resolve_engine(other, job.device, steps, caller="run"))
-    return job
+            return resolved(other)
+    return chosen
