@@ -9,6 +9,7 @@ in small buffers of their own, once for all that use them. Then nothing reads th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -56,11 +57,11 @@ def _read_first(statements: Sequence[Statement], old: Buffer, new: Buffer) -> tu
     others = [
         part if part is writers[0] else _with_loads(part, old, kept) for part in statements if id(part) not in moved
     ]
-    needed = _producers(others, first)
+    needed = _producers([*others, *first], first)
     if any(writes(part) is new for part in needed):
         return None  # what is read from the old buffer depends on what the new one holds
     chosen = set(map(id, needed))
-    return (*needed, *first, *(part for part in others if id(part) not in chosen))
+    return (*_in_order(needed), *(part for part in others if id(part) not in chosen))
 
 
 def _copies(statement: Statement, old: Buffer) -> bool:
@@ -84,14 +85,35 @@ def _index_key(value: Expr) -> Hashable:
 
 
 def _producers(statements: Sequence[Statement], readers: Sequence[Statement]) -> list[Statement]:
-    """The statements on which others depend, in their order."""
-    wanted = {load.buffer for statement in readers for load in reads(statement)}
+    """The readers and all statements on which they depend."""
+    wanted = {writes(statement) for statement in readers}
     while True:
         found = [statement for statement in statements if writes(statement) in wanted]
         more = {load.buffer for statement in found for load in reads(statement)} | wanted
         if more == wanted:
             return found
         wanted = more
+
+
+def _in_order(statements: Sequence[Statement]) -> list[Statement]:
+    """The statements in an order in which they may run: what fills a buffer before what reads it."""
+    left, ordered = list(statements), []
+    while left:
+        to_come = Counter(map(writes, left))
+        ready, waiting = [], []
+        begun: set[Buffer] = set()  # buffers of which an earlier writer waits
+        for statement in left:
+            target = writes(statement)
+            if target in begun or any(to_come[load.buffer] for load in reads(statement)):
+                waiting.append(statement)
+                begun.add(target)
+            else:
+                ready.append(statement)
+                to_come[target] -= 1
+        assert ready, "statements depend on each other in a circle"
+        ordered += ready
+        left = waiting
+    return ordered
 
 
 def _with_loads(statement: Statement, old: Buffer, kept: dict[Hashable, Load]) -> Statement:
