@@ -20,7 +20,7 @@ from popart_func.engines.native.schedule import LoopNest, is_idle
 from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter, Statement
 from popart_func.engines.native.writer import CodeWriter
 
-__all__ = ["NestFunction", "nest_function"]
+__all__ = ["SPARE", "NestFunction", "nest_function"]
 
 ANY_ORDER = frozenset(
     (
@@ -32,6 +32,9 @@ ANY_ORDER = frozenset(
 
 SIDE_BY_SIDE = 64
 """At most so many partial results of a reduction are under way at once."""
+
+SPARE = 16
+"""Elements for which there is room behind each buffer, and a multiple of which loops may go through."""
 
 SHORT = 4
 """Axes that are shorter than this are not vectorized."""
@@ -144,6 +147,8 @@ class _NestWriter(CodeWriter):
         axes = _axes(shape, [layout for part in statements for layout in _layouts(part.value, part.target)])
         axes = _innermost_last(axes)
         checked = any(_is_checked(part.value) for part in statements)
+        if axes and not checked and self._may_run_over(axes, statements):
+            axes[-1] = axes[-1]._replace(size=-(-axes[-1].size // SPARE) * SPARE)
         indices = _indices(shape, axes)
         with self._all(axes, simd=True, checked=checked), self.lanes():
             # All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
@@ -156,6 +161,26 @@ class _NestWriter(CodeWriter):
                     stores.append(f"{self.element(statement.target, indices)} = {value};")
             for store in stores:
                 self.line(store)
+
+    def _may_run_over(self, axes: Sequence[_Axis], statements: Sequence[Pointwise]) -> bool:
+        """Whether the innermost loop may go on to a multiple of `SPARE`, so that no elements are left for scalar code.
+
+        What it computes too many lies behind its row: in a later row, which has yet to be computed, or behind the
+        buffer, where there is room. Nothing may read it before it is overwritten, and inputs have no room behind them.
+        """
+        inner = axes[-1].axis
+        if axes[-1].size < SHORT or [axis.axis for axis in axes] != sorted(axis.axis for axis in axes):
+            return False
+        written = {self._merged.get(part.target.buffer, part.target.buffer) for part in statements}
+        own = {part.target.buffer for part in statements}
+        for load in (leaf for part in statements for leaf in leaves(part.value) if isinstance(leaf, Load)):
+            stride, buffer = load.layout.strides[inner], self._merged.get(load.buffer, load.buffer)
+            if stride not in (0, 1) or (stride == 1 and buffer in self.constant):
+                return False
+            if len(axes) > 1 and buffer in written and load.buffer not in own:
+                return False
+        stored = [part.target for part in statements if part.target.buffer not in self._local]
+        return all(target.is_whole and target.layout.strides[inner] == 1 for target in stored)
 
     def _scatter(self, statement: Scatter) -> None:
         shape, target = statement.value.shape, statement.target
@@ -203,15 +228,21 @@ class _NestWriter(CodeWriter):
         """Reduces neighbours at once, block by block: each has a place in ``best``, and is combined in order."""
         shape, name, size = statement.value.shape, kept[-1].name, blocks.step
         indices = _indices(shape, [*kept, along])
-        each = _Axis(len(shape), size, 0)
+        each, wide = _Axis(len(shape), size, 0), size
+        loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
+        strides = [load.layout.strides[kept[-1].axis] for load in loads]
+        inside = all(load.buffer not in self.constant for load in loads) and not _is_checked(statement.value)
+        if inside and all(stride in (0, 1) for stride in strides):
+            wide = -(-size // SPARE) * SPARE
+        every = each._replace(size=wide)
         indices[kept[-1].axis] = f"({name} + {each.name})"
         with self.block(f"for (int {name} = {blocks.start}; {name} < {blocks.stop}; {name} += {size})"):
-            self.line(f"alignas(64) {ctype} best[{size}];")
-            with self._loop(each, simd=True):
+            self.line(f"alignas(64) {ctype} best[{wide}];")
+            with self._loop(every, simd=True):
                 self.line(f"best[{each.name}] = {start};")
             with (
                 self._loop(along),
-                self._loop(each, simd=True, checked=_is_checked(statement.value)),
+                self._loop(every, simd=True, checked=_is_checked(statement.value)),
                 self.lanes(),
             ):
                 value = self.value(statement.value, indices)

@@ -139,6 +139,17 @@ template <int ROWS, int COLUMNS, int ROW, int COLUMN, int TO_ROW, class T> stati
   }
 }
 
+// Stores the first N elements of a vector, which lie STEP apart.
+template <int N, int STEP, class T> INLINE void store_apart(T* to, Vector<T> vector) {
+  if constexpr (STEP == 1) {
+    store<N>(to, vector);
+  } else {
+    T all[WIDTH<T>];
+    store<WIDTH<T>>(all, vector);
+    for (int i = 0; i < N; ++i) to[i * STEP] = all[i];
+  }
+}
+
 // One tile of a product: R rows and V vectors of columns, of the last of which LAST elements count.
 template <int R, int V, int LAST, int K, int AM, int AK, int BK, int CM, int CN, class T>
 INLINE void tile(const T* a, const T* b, T* c) {
@@ -152,10 +163,12 @@ INLINE void tile(const T* a, const T* b, T* c) {
   for (int k = 0; k < K; ++k) {
     Vector<T> right[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      right[v] = v == V - 1 ? load<LAST>(b + k * BK + v * W) : load<W>(b + k * BK + v * W);
+    for (int v = 0; v < V - 1; ++v) {
+      right[v] = load<W>(b + k * BK + v * W);
       if constexpr (R > 1) IN_REGISTER(right[v]);
     }
+    right[V - 1] = load<LAST>(b + k * BK + (V - 1) * W);
+    if constexpr (R > 1) IN_REGISTER(right[V - 1]);
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const T left = a[r * AM + k * AK];
@@ -164,17 +177,11 @@ INLINE void tile(const T* a, const T* b, T* c) {
     }
   }
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      T* to = c + r * CM + v * W * CN;
-      if constexpr (CN == 1) {
-        if (v == V - 1) store<LAST>(to, sums[r][v]);
-        else store<W>(to, sums[r][v]);
-      } else {
-        for (int i = 0; i < (v == V - 1 ? LAST : W); ++i) to[i * CN] = sums[r][v][i];
-      }
-    }
+    for (int v = 0; v < V - 1; ++v) store_apart<W, CN>(c + r * CM + v * W * CN, sums[r][v]);
+    store_apart<LAST, CN>(c + r * CM + (V - 1) * W * CN, sums[r][V - 1]);
+  }
 }
 
 // The number of rows of a tile: one that divides them all, if it leaves few registers unused.

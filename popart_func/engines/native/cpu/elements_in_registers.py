@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from popart_func.engines.native.c_code import header, memory_type
-from popart_func.engines.native.cpu.element_loops import nest_function
+from popart_func.engines.native.cpu.element_loops import SPARE, nest_function
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.memory import share_memory
@@ -17,10 +17,6 @@ from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
 
 __all__ = ["ElementsInRegisters"]
-
-PAGE = 4096
-"""Bytes after which the first-level cache begins again: arrays that lie a multiple of it apart displace each other."""
-
 
 class ElementsInRegisters:
     """One lane in a block; vectors along the axes of a lane's arrays."""
@@ -48,8 +44,8 @@ class ElementsInRegisters:
 
 
 def _member(buffer: Buffer) -> str:
-    apart = 0 if buffer.nbytes % PAGE else 64 // buffer.dtype.itemsize
-    return f"  ALIGNED {memory_type(buffer)} {buffer.name}[{max(buffer.numel, 1) + apart}];"
+    """The room behind a buffer also keeps arrays from lying a multiple of 4096 bytes apart, in one set of the cache."""
+    return f"  ALIGNED {memory_type(buffer)} {buffer.name}[{buffer.numel + SPARE}];"
 
 
 def _time_loop(
