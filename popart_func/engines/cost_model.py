@@ -4,13 +4,14 @@ The rule counts operations in the step graph, and nothing else. A register holds
 row of numbers cut into whole registers. In nanoseconds for a step of all lanes, with the names of `Constants`:
 
     lanes in registers = (lane_product · products + lane_other · others) · ⌈⌈lanes / width⌉ / threads⌉
-    elements in registers = (node · nodes + vector_product · product vectors + vector_other · other vectors)
-                            · ⌈lanes / threads⌉
+    elements in registers = (loop · loops + vector_product · product vectors + vector_other · other vectors
+                             + scalar · scalars) · ⌈lanes / threads⌉
     inductor = inductor_node · nodes + (inductor_product · products / threads + inductor_other · others) · lanes / width
 
-``products`` are the multiplications in matrix products, ``others`` the numbers that all other nodes compute. With one
-schedule a lane's bits depend on nothing but the lane, so the schedule may not depend on the number of threads: it is
-the faster one on one thread. ``"auto"`` takes `inductor` where it saves more than the 10 s that it may take to compile.
+``products`` are the multiplications in matrix products, ``others`` the numbers that all other nodes compute, ``loops``
+the nodes that compute at least `FEW` numbers, and ``scalars`` what the others compute. With one schedule a lane's bits
+depend on nothing but the lane, so the schedule may not depend on the number of threads: it is the faster one on one
+thread. ``"auto"`` takes `inductor` where it saves more than the 10 s that it may take to compile.
 
 `tests/benchmarks/fit_cost_model.py` measures steps on the machine that it runs on, fits the constants to them and
 prints what the rule chooses and how far it is from the best.
@@ -47,9 +48,10 @@ class Constants(NamedTuple):
     Attributes:
         lane_product: a multiplication in a product, with lanes in registers.
         lane_other: any other operation, with lanes in registers.
-        node: a node of the graph, however small, with elements in registers.
+        loop: a node of the graph that computes at least `FEW` numbers, with elements in registers.
         vector_product: a multiplication of a register in a product, with elements in registers.
         vector_other: any other operation on a register, with elements in registers.
+        scalar: any other number, with elements in registers.
         inductor_node: a node of the graph, however small, on `inductor`.
         inductor_product: a multiplication of a register in a product, on `inductor`.
         inductor_other: any other operation on a register, on `inductor`.
@@ -57,19 +59,23 @@ class Constants(NamedTuple):
 
     lane_product: float
     lane_other: float
-    node: float
+    loop: float
     vector_product: float
     vector_other: float
+    scalar: float
     inductor_node: float
     inductor_product: float
     inductor_other: float
 
 
-CONSTANTS = Constants(0.4, 0.8, 4, 0.2, 1, 50, 0.5, 1.5)
+CONSTANTS = Constants(0.308, 0.294, 2.88, 0.209, 0.203, 0.0679, 50, 0.5, 1.5)
 """Found by `tests/benchmarks/fit_cost_model.py`."""
 
 COMPILE = 10.0
 """Seconds that `inductor` may take to compile: 3 to 10."""
+
+FEW = 4
+"""Fewer numbers than this are computed one by one, without a loop."""
 
 REGISTERS = {"AVX512": 64, "AVX2": 32}
 """Bytes of a vector register; 16 elsewhere."""
@@ -84,7 +90,9 @@ class OperationCounts(NamedTuple):
         others: numbers that all other nodes compute, views left out.
         bytes: the size of the widest floating-point number.
         product_vectors: multiplications of registers in matrix products.
-        other_vectors: registers that all other nodes compute.
+        loops: matrix products, and other nodes that compute at least `FEW` numbers.
+        other_vectors: registers that these other nodes compute.
+        scalars: numbers that the nodes compute which compute fewer.
     """
 
     nodes: int
@@ -92,7 +100,9 @@ class OperationCounts(NamedTuple):
     others: int
     bytes: int
     product_vectors: int
+    loops: int
     other_vectors: int
+    scalars: int
 
     @classmethod
     def of(cls, graph: StepGraph, register: int | None = None) -> OperationCounts:
@@ -118,7 +128,9 @@ class OperationCounts(NamedTuple):
             others=sum(others),
             bytes=widest,
             product_vectors=sum(_vectors(size, width) for size in sizes),
-            other_vectors=sum(-(-numel // width) for numel in others),
+            loops=len(sizes) + sum(numel >= FEW for numel in others),
+            other_vectors=sum(-(-numel // width) for numel in others if numel >= FEW),
+            scalars=sum(numel for numel in others if numel < FEW),
         )
 
 
@@ -172,7 +184,10 @@ def predict(counts: OperationCounts, lanes: int, threads: int, register: int) ->
     blocks = math.ceil(lanes / width)
     in_lanes = of.lane_product * counts.products + of.lane_other * counts.others
     in_elements = (
-        of.node * counts.nodes + of.vector_product * counts.product_vectors + of.vector_other * counts.other_vectors
+        of.loop * counts.loops
+        + of.vector_product * counts.product_vectors
+        + of.vector_other * counts.other_vectors
+        + of.scalar * counts.scalars
     )
     on_inductor = of.inductor_product * counts.products / threads + of.inductor_other * counts.others
     return PredictedSeconds(
@@ -205,8 +220,8 @@ def _product_size(node: fx.Node) -> tuple[int, int, int, int] | None:
 
 def _vectors(size: tuple[int, int, int, int], width: int) -> int:
     """The multiplications of registers in a product: along its columns, or of few columns along the longest side."""
-    batch, rows, columns, inner = size
-    along = columns if min(rows, columns) > 1 and 2 * columns > width else max(rows, columns, inner)
+    _, rows, columns, inner = size
+    along = columns if min(rows, columns) > 1 and 4 * columns > width else max(rows, columns, inner)
     return math.prod(size) // max(along, 1) * -(-along // width)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.tree import PyTree
 
@@ -80,15 +80,13 @@ class Engine(Protocol):
     def why_not(self, device: torch.device) -> str | None:
         """Why the engine can't run on a device, a sentence; None where it can."""
 
-    def run(self, scan: LaneScan, **options: Any) -> tuple[PyTree, PyTree]:
+    @property
+    def run(self) -> Callable[..., tuple[PyTree, PyTree]]:
         """Runs a scan: the last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[steps, lanes, ...]``.
 
-        Args:
-            scan: what is run.
-            options: those of the engine's own object, such as `Native`.
-
-        Raises:
-            UnsupportedError: an op, dtype or shape that the engine lacks; the message begins with the engine's name.
+        It is called as ``run(scan, **options)``, with the `LaneScan` and the options of the engine's own object, such
+        as `Native`. It raises `UnsupportedError` for an op, dtype or shape that the engine lacks; the message begins
+        with the engine's name.
         """
 
 

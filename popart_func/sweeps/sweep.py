@@ -118,7 +118,7 @@ def run(
     learners, lane_axes = as_learners_and_lanes(make_learner, lanes, dtype)
     records = as_records(record, lane_axes)
     chunk_size = min(chunk_size, max(lane_axes.count(name) for name in learners))
-    job = Job(learners, Inputs(init, data, device, dtype), lane_axes, records, chunk_size, engine)
+    job = Job(learners, Inputs(init, data, device, dtype), lane_axes, records, chunk_size, str(engine))
     variables = job.variables()
     check_dimensions(variables, lane_axes)
     job = _with_engine(job, path)

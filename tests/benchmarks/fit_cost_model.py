@@ -10,8 +10,11 @@ begins with ``CONSTANTS`` into the module.
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +41,14 @@ def network_scan(width: int, batch: int, lanes: int, depth: int, optimizer: Any,
 
     def make() -> nn.Module:
         sizes = [16] + depth * [width]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.Tanh())]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
         return nn.Sequential(*layers, nn.Linear(width, 1))
 
     head = str(2 * depth)
     learner = pf.popart_learner(pf.stateless(make()), optimizer, pf.popart(1, 0.01), head=head)
-    state = torch.vmap(learner.init)({name: leaf.expand(lanes, *leaf.shape) for name, leaf in pf.init_params(make, 0).items()})
+    state = torch.vmap(learner.init)(
+        {name: leaf.expand(lanes, *leaf.shape) for name, leaf in pf.init_params(make, 0).items()}
+    )
     x = torch.randn(steps, lanes, batch, 16)
     return make_lane_scan("fit", learner_step(learner), state, (x, x.sum(-1, keepdim=True)), shared=False)
 
@@ -68,7 +73,11 @@ def walk_scan(lanes: int, steps: int) -> LaneScan:
         q = q.index_put((place, action), q[place, action] + 0.1 * (target - q[place, action]))
         return (q, torch.where(after == 19, 0, after), key), after
 
-    carry = torch.zeros(lanes, 20, 2), torch.zeros(lanes, dtype=torch.int64), torch.vmap(pf.random.key)(torch.arange(lanes))
+    carry = (
+        torch.zeros(lanes, 20, 2),
+        torch.zeros(lanes, dtype=torch.int64),
+        torch.vmap(pf.random.key)(torch.arange(lanes)),
+    )
     return make_lane_scan("fit", step, carry, None, length=steps)
 
 
@@ -90,6 +99,17 @@ def seconds_of(make: Callable[[int], LaneScan], engine: str, guess: float, **opt
     return max(timed(many) - timed(one), 1e-9) / (steps - 1)
 
 
+def measure(make: Callable[[int], LaneScan], inductor: bool) -> dict[str, float]:
+    """Seconds of a step on each engine, by its name in `cost_model.PredictedSeconds`."""
+    scan = make(1)
+    guess = cost_model.predict_here(cost_model.OperationCounts.of(scan.graph()), scan.lanes)
+    found = {
+        schedule: seconds_of(make, "native", getattr(guess, schedule), schedule=schedule)
+        for schedule in ("lanes", "elements")
+    }
+    return {**found, "inductor": seconds_of(make, "inductor", guess.inductor)} if inductor else found
+
+
 def fitted(features: list[list[float]], seconds: list[float]) -> list[float]:
     """Non-negative constants for which the relative errors of ``features @ constants`` are least, in nanoseconds."""
     rows = torch.tensor(features, dtype=torch.float64) * 1e-9 / torch.tensor(seconds, dtype=torch.float64)[:, None]
@@ -107,6 +127,9 @@ def fitted(features: list[list[float]], seconds: list[float]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inductor", action="store_true", help="measure inductor, too")
+    parser.add_argument(
+        "--measurements", type=Path, default=Path("measurements.json"), help="read from this file if it is there"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     makers: dict[str, Callable[[int], LaneScan]] = {}
@@ -116,31 +139,35 @@ def main() -> None:
                 makers[f"{name} {point}"] = lambda steps, p=point, o=optimizer: network_scan(*p, o, steps)
     for lanes in (1, 4, 16, 64):
         makers[f"walk {lanes}"] = lambda steps, lanes=lanes: walk_scan(lanes, steps)
-    rows: dict[str, list[Any]] = {schedule: [[], []] for schedule in ("lanes", "elements", "inductor")}
-    measured: dict[str, dict[str, float]] = {}
+    if arguments.measurements.exists():
+        measured = json.loads(arguments.measurements.read_text())
+    else:
+        measured = {
+            name: measure(make, arguments.inductor and name[4:] in map(str, FEW)) for name, make in makers.items()
+        }
+        arguments.measurements.write_text(json.dumps(measured))
+    rows: dict[str, list[Any]] = {engine: [[], []] for engine in ("lanes", "elements", "inductor")}
     register = cost_model.register_bytes()
-    for name, make in makers.items():
-        scan = make(1)
+    for name, found in measured.items():
+        scan = makers[name](1)
         counts, lanes = cost_model.OperationCounts.of(scan.graph()), scan.lanes
-        guess, width = cost_model.predict(counts, lanes, 1, register), register // counts.bytes
+        width = register // counts.bytes
         features = {
             "lanes": [-(-lanes // width) * value for value in (counts.products, counts.others)],
-            "elements": [lanes * value for value in (counts.nodes, counts.product_vectors, counts.other_vectors)],
+            "elements": [
+                lanes * value for value in (counts.loops, counts.product_vectors, counts.other_vectors, counts.scalars)
+            ],
             "inductor": [counts.nodes, counts.products * lanes / width, counts.others * lanes / width],
         }
-        measured[name] = {}
-        for engine in ("lanes", "elements", *(["inductor"] if arguments.inductor and name[4:] in map(str, FEW) else [])):
-            if engine == "inductor":
-                seconds = seconds_of(make, "inductor", guess.inductor)
-            else:
-                seconds = seconds_of(make, "native", getattr(guess, engine), schedule=engine)
-            measured[name][engine] = seconds
+        for engine, seconds in found.items():
             rows[engine][0].append(features[engine])
             rows[engine][1].append(seconds)
     constants = [fitted(*rows["lanes"]), fitted(*rows["elements"])]
-    constants.append(fitted(*rows["inductor"]) if arguments.inductor else list(cost_model.CONSTANTS[5:]))
+    constants.append(fitted(*rows["inductor"]) if arguments.inductor else list(cost_model.CONSTANTS[6:]))
     cost_model.CONSTANTS = cost_model.Constants(*(value for part in constants for value in part))
-    print(f"{'microseconds of a step, measured (predicted)':44s} {'lanes':>22s} {'elements':>22s} {'inductor':>22s}  choice")
+    print(
+        f"{'microseconds of a step, measured (predicted)':44s} {'lanes':>22s} {'elements':>22s} {'inductor':>22s}  choice"
+    )
     losses = []
     for name, found in measured.items():
         scan = makers[name](1)
@@ -148,7 +175,9 @@ def main() -> None:
         loss = found[predicted.schedule] / min(found["lanes"], found["elements"])
         losses.append(loss)
         cells = [
-            f"{1e6 * found[engine]:12.4g} {f'({1e6 * getattr(predicted, engine):.4g})':>9s}" if engine in found else " " * 22
+            f"{1e6 * found[engine]:12.4g} {f'({1e6 * getattr(predicted, engine):.4g})':>9s}"
+            if engine in found
+            else " " * 22
             for engine in ("lanes", "elements", "inductor")
         ]
         print(f"{name:44s} {' '.join(cells)}  {predicted.schedule}{f' x {loss:.2f}' * (loss > 1.05)}")

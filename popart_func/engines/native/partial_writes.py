@@ -41,12 +41,14 @@ def _read_first(statements: Sequence[Statement], old: Buffer, new: Buffer) -> tu
     # A read of the whole buffer costs as much as the copy.
     if not loads or sum(math.prod(load.shape) for load in loads.values()) >= old.numel:
         return None
-    first, kept = [], {}
+    first: list[Statement] = []
+    kept: dict[Hashable, Load] = {}
     for part in late:
-        if isinstance(part, Pointwise) and part.target.is_whole and not part.overwrites and isinstance(part.value, Load):
-            if part.value.buffer is old and _key(part.value) not in kept:  # it stores what is read already
-                kept[_key(part.value)] = part.target
-                first.append(part)
+        whole = isinstance(part, Pointwise) and part.target.is_whole and not part.overwrites
+        value = part.value if isinstance(part, Pointwise) else None
+        if whole and isinstance(value, Load) and value.buffer is old and _key(value) not in kept:
+            kept[_key(value)] = part.target  # it stores what is read already
+            first.append(part)
     moved = set(map(id, first))
     for number, (key, load) in enumerate(loads.items()):
         if key not in kept:
@@ -77,7 +79,9 @@ def _copies(statement: Statement, old: Buffer) -> bool:
 
 def _key(load: Load) -> Hashable:
     """What loads of the same elements of a buffer have in common."""
-    return load.layout, tuple((_index_key(index.value), index.stride, index.size, index.wraps) for index in load.dynamic)
+    return load.layout, tuple(
+        (_index_key(index.value), index.stride, index.size, index.wraps) for index in load.dynamic
+    )
 
 
 def _index_key(value: Expr) -> Hashable:
@@ -132,13 +136,14 @@ def _with_loads(statement: Statement, old: Buffer, kept: dict[Hashable, Load]) -
             return replace(expr, operands=tuple(map(replaced, expr.operands)))
         if not isinstance(expr, Load):
             return expr
-        if expr.buffer is old:
-            return kept[_key(expr)]
-        return indexed(expr)
+        return read(expr)
+
+    def read(load: Load) -> Load:
+        return kept[_key(load)] if load.buffer is old else indexed(load)
 
     def indexed(load: Load) -> Load:
         return replace(load, dynamic=tuple(replace(index, value=replaced(index.value)) for index in load.dynamic))
 
     if isinstance(statement, MatMul):
-        return replace(statement, left=replaced(statement.left), right=replaced(statement.right))
+        return replace(statement, left=read(statement.left), right=read(statement.right))
     return replace(statement, target=indexed(statement.target), value=replaced(statement.value))

@@ -7,7 +7,6 @@ function of the pointers that it reads and writes, so that equal nests over othe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from popart_func.engines.native.expressions import Buffer, Expr, Iota, Load, Ope
 from popart_func.engines.native.layouts import StridedLayout, address
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest, is_idle
-from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter, Statement
+from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
 from popart_func.engines.native.writer import CodeWriter
 
 __all__ = ["SPARE", "NestFunction", "nest_function"]
@@ -136,9 +135,9 @@ class _NestWriter(CodeWriter):
         if not axes:
             yield
             return
-        with self._loop(axes[0], simd=simd and len(axes) == 1, checked=checked):
-            with self._all(axes[1:], simd=simd, checked=checked):
-                yield
+        outermost = self._loop(axes[0], simd=simd and len(axes) == 1, checked=checked)
+        with outermost, self._all(axes[1:], simd=simd, checked=checked):
+            yield
 
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
         statements = [statement for statement in statements if not is_idle(statement, self._merged)]
@@ -268,9 +267,9 @@ class _NestWriter(CodeWriter):
                 combined = statement.combine.format(f"best[{each.name}]", value)
                 self.line(f"best[{each.name}] = ({ctype})({combined});")
 
-            with self.block(f"for (int {along.name} = 0; {along.name} < {whole}; {along.name} += {parts})"):
-                with self._loop(each, simd=True, checked=checked), self.lanes():
-                    take(along.name)
+            blocks = self.block(f"for (int {along.name} = 0; {along.name} < {whole}; {along.name} += {parts})")
+            with blocks, self._loop(each, simd=True, checked=checked), self.lanes():
+                take(along.name)
             if rest:
                 with self._loop(each._replace(size=rest), simd=True, checked=checked), self.lanes():
                     take(str(whole))

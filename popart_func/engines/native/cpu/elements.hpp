@@ -281,7 +281,7 @@ static void multiply(const T* a, const T* b, T* c, T* room) {
       for (int k = 0; k < K; ++k) sum = multiply_add(a[k * AK], b[k * BK + n * BN], sum);
       c[n] = sum;
     }
-  } else if constexpr (N <= W / 2 && M >= 2 * N && (AM == 1 || AK == 1)) {  // few columns: the rows fill registers
+  } else if constexpr (N <= W / 4 && M >= 2 * N && (AM == 1 || AK == 1)) {  // few columns: the rows fill registers
     if constexpr (AM == 1) {
       tiled<N, M, K, BN, BK, AK, 1, N>(b, a, c);
     } else {

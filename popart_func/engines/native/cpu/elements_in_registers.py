@@ -18,6 +18,7 @@ from popart_func.engines.native.schedule import LoopNest
 
 __all__ = ["ElementsInRegisters"]
 
+
 class ElementsInRegisters:
     """One lane in a block; vectors along the axes of a lane's arrays."""
 

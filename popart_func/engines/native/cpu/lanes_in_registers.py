@@ -43,7 +43,9 @@ class LanesInRegisters:
         widest = max((dtype.itemsize for dtype in floats), default=4)
         carry = plan.program.inputs[: len(plan.program.carry)]
         registers = 2 if sum(buffer.numel for buffer in carry) <= SMALL else 1
-        members = [f"  ALIGNED {memory_type(buffer)} {buffer.name}[{max(buffer.numel, 1)}][L];" for buffer in plan.buffers]
+        members = [
+            f"  ALIGNED {memory_type(buffer)} {buffer.name}[{max(buffer.numel, 1)}][L];" for buffer in plan.buffers
+        ]
         head = [
             f"#define BLOCK ({registers} * REGISTER / {widest})",
             header("cpu/kernel.hpp"),

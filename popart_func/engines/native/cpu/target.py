@@ -10,9 +10,9 @@ from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.cost_model import faster_schedule
 from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.native.cpu.compile import ask_compiler, build
-from popart_func.engines.native.cpu.launch import launcher
 from popart_func.engines.native.cpu.elements_in_registers import ElementsInRegisters
 from popart_func.engines.native.cpu.lanes_in_registers import LanesInRegisters
+from popart_func.engines.native.cpu.launch import launcher
 from popart_func.engines.native.cpu.source import CpuSource, Schedule
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.target import Launch
