@@ -165,9 +165,7 @@ def main() -> None:
     constants = [fitted(*rows["lanes"]), fitted(*rows["elements"])]
     constants.append(fitted(*rows["inductor"]) if arguments.inductor else list(cost_model.CONSTANTS[6:]))
     cost_model.CONSTANTS = cost_model.Constants(*(value for part in constants for value in part))
-    print(
-        f"{'microseconds of a step, measured (predicted)':44s} {'lanes':>22s} {'elements':>22s} {'inductor':>22s}  choice"
-    )
+    print(f"{'µs of a step, measured (predicted)':44s} {'lanes':>22s} {'elements':>22s} {'inductor':>22s}  choice")
     losses = []
     for name, found in measured.items():
         scan = makers[name](1)
