@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 from typing import Any
 
 import native_scenarios as scenarios
 import pytest
+import small_sweep
 import torch
 from native_scenarios import assert_bit_equal, difference, pick
 from random_steps import random_step
 from torch import Tensor
 
+from popart_func import sweeps
 from popart_func.engines import Native, cost_model, eager, explain, native, scan_lanes
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.cpu.target import SCHEDULES
@@ -201,6 +204,18 @@ def test_a_schedule_is_asked_for_by_an_object_or_as_text() -> None:
     assert "multiply<" in (shown.own_source or "")
     with pytest.raises(ValueError, match="`schedule` must be"):
         scan_lanes(step, scan.carry, engine="native:steam", **arguments)
+
+
+def test_a_sweep_has_one_schedule_whatever_its_chunks_and_keeps_that_of_its_store(tmp_path: Path) -> None:
+    """Of one lane alone the other schedule is the faster one."""
+    found = [sweeps.run(**small_sweep.arguments(engine="native", chunk_size=size)) for size in (1, 4, 1000)]
+    assert {one.attrs["engine"] for one in found} == {"native:lanes"}
+    for one in found[1:]:
+        assert one.equals(found[0])
+    there = sweeps.run(**small_sweep.arguments(engine=Native(schedule="elements"), store=tmp_path / "sweep"))
+    again = sweeps.run(**small_sweep.arguments(engine="native", store=tmp_path / "sweep"))
+    assert there.attrs["engine"] == again.attrs["engine"] == "native:elements"
+    assert again.attrs["lane_steps"] == 0
 
 
 # Memory.
