@@ -186,9 +186,10 @@ def _with_engine(job: Job, store: Path | None) -> Job:
     def resolved(engine: EngineLike) -> Job:
         return replace(job, engine=resolve_engine(engine, job.device, steps, caller="run"))
 
-    if store is not None and any((store / name).exists() for name in (CONFIGURATION, LABELS)):
-        there = read_configuration(store)["configuration"]["engine"]
-        if job.engine == "auto" or (str(job.engine) == "native" and name_and_options(there)[0] == "native"):
+    asked = store if job.engine in ("auto", "native") else None
+    if asked is not None and any((asked / name).exists() for name in (CONFIGURATION, LABELS)):
+        there = read_configuration(asked)["configuration"]["engine"]
+        if job.engine == "auto" or name_and_options(there)[0] == "native":
             return resolved(there)
     chosen = resolved(job.engine)
     if chosen.engine == "native":
