@@ -47,7 +47,7 @@ START = torch.zeros(5, 3, 3)
 def test_shows_every_part_of_a_step(listed: list[LaneScan]) -> None:
     explained = explain(step, START, torch.ones(700))
     assert (explained.engine, explained.lanes, explained.steps, explained.state_bytes) == ("native", 5, 700, 36)
-    assert explained.counts == (4, 27, 9 + 9 + 1, 4)
+    assert explained.counts[:4] == (4, 27, 9 + 9 + 1, 4)
     assert explained.seconds is not None
     assert (explained.memory_bytes, explained.why_no_source) == (76, None)
     assert len(listed) == 1
@@ -62,7 +62,7 @@ def test_shows_every_part_of_a_step(listed: list[LaneScan]) -> None:
         "4 operations: 1 mm, 1 tanh, 1 mul, 1 sum",
         "a lane: 36 bytes of state; the native kernel stores 76 bytes in all",
         "a lane's step: 27 multiplications in matrix products, 19 other numbers, in 4 nodes; the widest number has 4 b",
-        " µs on native, ",
+        " µs on native with lanes in registers, ",
         "at each time step:\n",
         "// arithmetic.hpp: ",
         "static void run_block(",
@@ -149,8 +149,10 @@ def test_says_that_gradients_are_for_eager() -> None:
 
 @pytest.mark.usefixtures("listed")
 def test_chooses_as_auto_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long run of large products in one lane: on inductor, if that can run."""
+    """A long run of large products in one lane, on many threads: on inductor, if that can run."""
     start = torch.zeros(1, 128, 128)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr("popart_func.engines.cost_model.register_bytes", lambda: 64)
     monkeypatch.setattr("popart_func.engines.inductor.why_not", lambda device: None)
     monkeypatch.setattr("popart_func.engines.inductor.run", lambda scan: ("inductor", ()))
     explained = explain(step, start, torch.ones(10**6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import native_scenarios as scenarios
@@ -26,6 +27,12 @@ pytestmark = [
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
     pytest.mark.usefixtures("unchecked"),  # thousands of steps in eager
 ]
+
+
+@pytest.fixture(autouse=True)
+def lanes_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This schedule for any number of lanes; `test_native_elements` has the other one."""
+    monkeypatch.setattr(native, "run", functools.partial(native.run, schedule="lanes"))
 
 
 def test_targets_have_one_shape() -> None:

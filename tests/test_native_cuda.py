@@ -94,7 +94,7 @@ class OnHost(CudaTarget):
     def why_not(self, device: torch.device) -> str | None:
         return None
 
-    def variant(self, scan: LaneScan) -> str:
+    def variant(self, scan: LaneScan, schedule: str) -> str:
         return f"on the host, {'team' if self._team else 'thread'}"
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CudaSource:
@@ -147,7 +147,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     """`native.run` runs the CUDA kernel: on the host or on a device, a lane by a thread or by a team."""
     way = request.param.split()[0]
     if request.param.endswith("device"):
-        monkeypatch.setattr(CudaTarget, "variant", lambda self, scan: way)
+        monkeypatch.setattr(CudaTarget, "variant", lambda self, scan, schedule: way)
         monkeypatch.setattr(native, "run", functools.partial(on_device, native.run))
     elif compiler() is None:
         pytest.skip("no C++ compiler to run the kernel on the host")

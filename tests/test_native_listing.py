@@ -22,9 +22,9 @@ def step(carry: Any, x: Any, rate: Any) -> Any:
     return (weight - rate * torch.outer(hidden, x), count + 1), (hidden.sum(), weight.argmax(), product.cumsum(0))
 
 
-def list_step() -> Listing:
+def list_step(schedule: str = "lanes") -> Listing:
     carry = (torch.zeros(3, 4, 5), torch.zeros(3, dtype=torch.int64))
-    return listing(make_lane_scan("scan", step, carry, torch.ones(9, 3, 5), torch.full((3,), 0.1)))
+    return listing(make_lane_scan("scan", step, carry, torch.ones(9, 3, 5), torch.full((3,), 0.1)), schedule=schedule)
 
 
 def test_shows_the_loops_and_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,15 @@ def test_shows_the_loops_and_the_source(monkeypatch: pytest.MonkeyPatch) -> None
     assert "carry in0 <- " in always
     assert ", in place" in always
     assert "static void run_block" in shown.source
-    assert (shown.language, shown.variant) == ("C++", "block")
+    assert (shown.language, shown.variant) == ("C++", "lanes")
+
+
+def test_shows_the_source_of_the_other_schedule() -> None:
+    lanes, elements = list_step(), list_step("elements")
+    assert elements.loops == lanes.loops
+    assert elements.variant == "elements"
+    assert "multiply<1, 4, 5, 0, 1, 1, 5>" in elements.own_source
+    assert "multiply<" not in lanes.own_source
 
 
 def test_counts_bytes() -> None:

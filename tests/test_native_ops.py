@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import native_scenarios as scenarios
@@ -19,6 +20,12 @@ from popart_func.engines.tracing.tracer import trace_step
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 needs_compiler = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def lanes_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This schedule for any number of lanes; `test_native_elements` has the other one."""
+    monkeypatch.setattr(native, "run", functools.partial(native.run, schedule="lanes"))
 
 
 @needs_compiler

@@ -71,7 +71,7 @@ def limit(more):
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
 
-run = lambda lanes: scan_lanes(wide, torch.zeros(lanes, BIG), torch.ones(2), engine="native")[0][0, 0].item()
+run = lambda lanes: scan_lanes(wide, torch.zeros(lanes, BIG), torch.ones(2), engine="native:lanes")[0][0, 0].item()
 assert run(1) == 1.5
 limit(2**26)
 try:

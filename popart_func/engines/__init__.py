@@ -4,7 +4,7 @@
 step. `eager` defines what is right; every other engine is tested to agree with it.
 """
 
-from popart_func.engines.engine import ENGINES, Engine, load_engine
+from popart_func.engines.engine import ENGINES, Engine, EngineLike, Native, load_engine
 from popart_func.engines.explain import Explanation, explain
 from popart_func.engines.lane_scan import EngineUnavailableError, UnsupportedError
 from popart_func.engines.scans import scan, scan_lanes
@@ -13,8 +13,10 @@ from popart_func.engines.selection import available_engines, resolve_engine
 __all__ = [
     "ENGINES",
     "Engine",
+    "EngineLike",
     "EngineUnavailableError",
     "Explanation",
+    "Native",
     "UnsupportedError",
     "available_engines",
     "explain",

@@ -1,35 +1,20 @@
-"""The cost model: predicts whether `inductor` is faster than `native` on a CPU, for ``engine="auto"``.
+"""The cost model: predicts a step's time on a CPU, by which `native` chooses its schedule and ``"auto"`` an engine.
 
-`native` fills a vector register with lanes and gives blocks of lanes to threads; `inductor` fills a register with the
-elements of one lane and shares matrix products between threads. With few lanes and large matrices most of a register
-of `native` is empty. The rule counts operations in the step graph, and nothing else:
+The rule counts operations in the step graph, and nothing else. A register holds ``width`` numbers, and a *vector* is a
+row of numbers cut into whole registers. In nanoseconds for a step of all lanes, with the names of `Constants`:
 
-    native = 0.5 ns · operations · ⌈blocks / threads⌉,  blocks = ⌈lanes / width⌉
-    inductor = 50 ns · nodes + 0.5 ns · (products / threads + 3 · others) · lanes / width
+    lanes in registers = (lane_product · products + lane_other · others) · ⌈⌈lanes / width⌉ / threads⌉
+    elements in registers = (loop · loops + vector_product · product vectors + vector_other · other vectors
+                             + scalar · scalars) · ⌈lanes / threads⌉
+    inductor = inductor_node · nodes + (inductor_product · products / threads + inductor_other · others) · lanes / width
 
-where ``width`` is how many numbers a register holds, ``products`` the multiplications in matrix products, ``others``
-the numbers that all other nodes compute. ``"auto"`` takes `inductor` where it saves more than the 10 s that it may take
-to compile. The constants come from this measurement: Pop-Art on a network with two layers, float32, one thread of an
-AVX-512 machine (AMD EPYC), torch 2.13, microseconds of processor time per step, the prediction in brackets:
+``products`` are the multiplications in matrix products, ``others`` the numbers that all other nodes compute, ``loops``
+the nodes that compute at least `FEW` numbers, and ``scalars`` what the others compute. With one schedule a lane's bits
+depend on nothing but the lane, so the schedule may not depend on the number of threads: it is the faster one on one
+thread. ``"auto"`` takes `inductor` where it saves more than the 10 s that it may take to compile.
 
-    layers   batch   lanes    native             inductor
-        16       1       1       1.3     (1.3)        6.8     (6.8)
-        64       1      16       8.9      (13)         18      (31)
-       256       1       2       150     (175)         32      (46)
-       128       8      64       853     (951)       1496    (1143)
-       128      32       4       794     (894)        220     (248)
-       128      32      16       818     (894)        788     (971)
-       256      32      64     14610   (13572)      16241   (14408)
-       256     128       2     15340   (13359)       1254    (1727)
-       512      32      16     24168   (13208)      13144   (13891)
-
-In 24 such points the predicted ratio was right within a factor of 2.1. With two threads and layers of 256 it predicts
-that `inductor` is 1.7 (16 lanes, batches of 32), 1.9 (16 and 128) and 15 times as fast (2 and 128), and `native` 1.1
-times (64 and 32); measured were 1.7, 2.2, 17 and 1.4.
-
-It ignores caches (`native` takes twice as long per operation where layers of 512 leave the second-level cache), the
-different costs of operations (a sort takes `native` the square of a row's length), kernels that an earlier call has
-compiled, and GPUs. More than two threads, float64 and other processors were not measured.
+`tests/benchmarks/fit_cost_model.py` measures steps on the machine that it runs on, fits the constants to them and
+prints what the rule chooses and how far it is from the best.
 """
 
 from __future__ import annotations
@@ -44,19 +29,59 @@ from torch import fx
 from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, op_name
 
-__all__ = ["OperationCounts", "PredictedSeconds", "predict", "predict_here", "why_inductor"]
+__all__ = [
+    "CONSTANTS",
+    "Constants",
+    "OperationCounts",
+    "PredictedSeconds",
+    "faster_schedule",
+    "predict",
+    "predict_here",
+    "register_bytes",
+    "why_inductor",
+]
 
-PER_OPERATION = 0.5e-9
-"""Seconds for an operation on one register."""
 
-PER_NODE = 50e-9
-"""Seconds that `inductor` spends on a node of the graph, however small."""
+class Constants(NamedTuple):
+    """Nanoseconds that an operation takes on one thread.
 
-OTHERS = 3
-"""Times that `inductor` takes as long as `native` outside of matrix products: its values go through memory."""
+    Attributes:
+        lane_product: a multiplication in a product, with lanes in registers.
+        lane_other: any other operation, with lanes in registers.
+        loop: a node of the graph that computes at least `FEW` numbers, with elements in registers.
+        vector_product: a multiplication of a register in a product, with elements in registers.
+        vector_other: any other operation on a register, with elements in registers.
+        scalar: any other number, with elements in registers.
+        inductor_node: a node of the graph, however small, on `inductor`.
+        inductor_product: a multiplication of a register in a product, on `inductor`.
+        inductor_other: any other operation on a register, on `inductor`.
+    """
+
+    lane_product: float
+    lane_other: float
+    loop: float
+    vector_product: float
+    vector_other: float
+    scalar: float
+    inductor_node: float
+    inductor_product: float
+    inductor_other: float
+
+
+CONSTANTS = Constants(0.308, 0.294, 2.88, 0.208, 0.204, 0.0679, 47.8, 0.72, 0.343)
+"""Found by `tests/benchmarks/fit_cost_model.py` on one thread of an AVX-512 machine (AMD EPYC), torch 2.13, float32.
+
+In 80 points (Pop-Art on networks 4 to 256 wide, batches of 1 to 128, 1 to 256 lanes, SGD and Adam, and Q-learning with
+its environment inside) the chosen schedule took 1.016 times as long as the better one on average, and at most 1.84
+times. `inductor`, measured in four of the points, was slower in each: it may win where few lanes have large products
+and many threads share them.
+"""
 
 COMPILE = 10.0
 """Seconds that `inductor` may take to compile: 3 to 10."""
+
+FEW = 4
+"""Fewer numbers than this are computed one by one, without a loop."""
 
 REGISTERS = {"AVX512": 64, "AVX2": 32}
 """Bytes of a vector register; 16 elsewhere."""
@@ -70,35 +95,77 @@ class OperationCounts(NamedTuple):
         products: multiplications in matrix products.
         others: numbers that all other nodes compute, views left out.
         bytes: the size of the widest floating-point number.
+        product_vectors: multiplications of registers in matrix products.
+        loops: matrix products, and other nodes that compute at least `FEW` numbers.
+        other_vectors: registers that these other nodes compute.
+        scalars: numbers that the nodes compute which compute fewer.
     """
 
     nodes: int
     products: int
     others: int
     bytes: int
+    product_vectors: int
+    loops: int
+    other_vectors: int
+    scalars: int
 
     @classmethod
-    def of(cls, graph: StepGraph) -> OperationCounts:
-        """The counts of a graph, which are kept with it."""
-        return graph.cached(_CountsKey(), lambda: cls._count(graph.calls))
+    def of(cls, graph: StepGraph, register: int | None = None) -> OperationCounts:
+        """The counts of a graph, which are kept with it.
+
+        Args:
+            graph: of a step.
+            register: the bytes of a vector register; by default this machine's.
+        """
+        register = register_bytes() if register is None else register
+        return graph.cached(_CountsKey(register), lambda: cls._count(graph.calls, register))
 
     @classmethod
-    def _count(cls, nodes: list[fx.Node]) -> OperationCounts:
+    def _count(cls, nodes: list[fx.Node], register: int) -> OperationCounts:
         floats = (value for node in nodes for value in _values(node) if value.dtype.is_floating_point)
         widest = max((value.dtype.itemsize for value in floats), default=4)
-        return cls(len(nodes), sum(map(_products, nodes)), sum(map(_others, nodes)), widest)
+        width = register // widest
+        sizes = [size for size in map(_product_size, nodes) if size is not None]
+        others = [value.numel() for node in nodes if _computes(node) for value in _values(node)]
+        return cls(
+            nodes=len(nodes),
+            products=sum(map(math.prod, sizes)),
+            others=sum(others),
+            bytes=widest,
+            product_vectors=sum(_vectors(size, width) for size in sizes),
+            loops=len(sizes) + sum(numel >= FEW for numel in others),
+            other_vectors=sum(-(-numel // width) for numel in others if numel >= FEW),
+            scalars=sum(numel for numel in others if numel < FEW),
+        )
 
 
 @dataclass(frozen=True)
 class _CountsKey(CacheKey[OperationCounts]):
-    pass
+    register: int
 
 
 class PredictedSeconds(NamedTuple):
-    """The predicted time of a step of all lanes, on each engine."""
+    """The predicted time of a step of all lanes: on `native` with each of its schedules, and on `inductor`."""
 
-    native: float
+    lanes: float
+    elements: float
     inductor: float
+
+    @property
+    def schedule(self) -> str:
+        """The faster schedule of `native`."""
+        return "lanes" if self.lanes <= self.elements else "elements"
+
+    @property
+    def native(self) -> float:
+        """The time of the faster schedule."""
+        return min(self.lanes, self.elements)
+
+
+def faster_schedule(graph: StepGraph, lanes: int) -> str:
+    """The schedule of `native` that should be faster on this machine's processor: ``"lanes"`` or ``"elements"``."""
+    return predict(OperationCounts.of(graph), lanes, 1, register_bytes()).schedule
 
 
 def why_inductor(scan: LaneScan) -> str | None:
@@ -108,25 +175,37 @@ def why_inductor(scan: LaneScan) -> str | None:
     seconds = predict_here(OperationCounts.of(scan.graph()), scan.lanes)
     if (seconds.native - seconds.inductor) * scan.steps <= COMPILE:
         return None
-    native, inductor = (f"{1e3 * value:.2g}" for value in seconds)
+    native, inductor = (f"{1e3 * value:.2g}" for value in (seconds.native, seconds.inductor))
     return f"a step should take {inductor} ms on inductor and {native} ms on native (lanes: {scan.lanes})."
 
 
 def predict_here(counts: OperationCounts, lanes: int) -> PredictedSeconds:
     """The predicted time of a step on this machine's processor, with PyTorch's number of threads."""
-    register = REGISTERS.get(torch.backends.cpu.get_cpu_capability(), 16)
-    return predict(counts, lanes, torch.get_num_threads(), register)
+    return predict(counts, lanes, torch.get_num_threads(), register_bytes())
 
 
 def predict(counts: OperationCounts, lanes: int, threads: int, register: int) -> PredictedSeconds:
     """The predicted time of a step by the rule above, with vector registers of so many bytes."""
-    width = register // counts.bytes
-    rounds = math.ceil(math.ceil(lanes / width) / threads)
-    per_lane = counts.products / threads + OTHERS * counts.others
-    return PredictedSeconds(
-        native=PER_OPERATION * (counts.products + counts.others) * rounds,
-        inductor=PER_NODE * counts.nodes + PER_OPERATION * per_lane * lanes / width,
+    width, of = register // counts.bytes, CONSTANTS
+    blocks = math.ceil(lanes / width)
+    in_lanes = of.lane_product * counts.products + of.lane_other * counts.others
+    in_elements = (
+        of.loop * counts.loops
+        + of.vector_product * counts.product_vectors
+        + of.vector_other * counts.other_vectors
+        + of.scalar * counts.scalars
     )
+    on_inductor = of.inductor_product * counts.products / threads + of.inductor_other * counts.others
+    return PredictedSeconds(
+        lanes=1e-9 * in_lanes * math.ceil(blocks / threads),
+        elements=1e-9 * in_elements * math.ceil(lanes / threads),
+        inductor=1e-9 * (of.inductor_node * counts.nodes + on_inductor * lanes / width),
+    )
+
+
+def register_bytes() -> int:
+    """The bytes of a vector register of this machine."""
+    return REGISTERS.get(torch.backends.cpu.get_cpu_capability(), 16)
 
 
 def _values(node: fx.Node) -> list[torch.Tensor]:
@@ -134,15 +213,24 @@ def _values(node: fx.Node) -> list[torch.Tensor]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _products(node: fx.Node) -> int:
+def _product_size(node: fx.Node) -> tuple[int, int, int, int] | None:
+    """The batch, rows, columns and summands of a matrix product; None for another node."""
     left = {"mm": 0, "bmm": 0, "addmm": 1, "addmv": 1}.get(op_name(node))
     if left is None:
-        return 0
-    factor: fx.Node = node.args[left]  # type: ignore[assignment]
-    return int(node.meta["val"].numel() * factor.meta["val"].shape[-1])
+        return None
+    factor = node.args[left].meta["val"]  # type: ignore[union-attr]
+    batch, inner = factor.shape[:-2].numel(), factor.shape[-1]
+    rows = factor.shape[-2]
+    return batch, rows, node.meta["val"].numel() // max(batch * rows, 1), inner
 
 
-def _others(node: fx.Node) -> int:
-    if op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _products(node):
-        return 0
-    return sum(value.numel() for value in _values(node))
+def _vectors(size: tuple[int, int, int, int], width: int) -> int:
+    """The multiplications of registers in a product: along its columns, or of few columns along the longest side."""
+    _, rows, columns, inner = size
+    along = columns if min(rows, columns) > 1 and 4 * columns > width else max(rows, columns, inner)
+    return math.prod(size) // max(along, 1) * -(-along // width)
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node other than a matrix product computes what it gives, and does not only show it."""
+    return not (op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _product_size(node))

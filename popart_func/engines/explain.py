@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from popart_func.engines.cost_model import OperationCounts, PredictedSeconds, predict_here
-from popart_func.engines.engine import ENGINES
+from popart_func.engines.engine import ENGINES, EngineLike, name_and_options
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, make_lane_scan
 from popart_func.engines.scans import Step
 from popart_func.engines.selection import available_engines, choose_engines
@@ -86,14 +86,17 @@ class Explanation:
         memory = "" if self.memory_bytes is None else f"; the native kernel stores {self.memory_bytes:,} bytes in all"
         yield f"a lane: {self.state_bytes:,} bytes of state{memory}"
         if self.counts is not None:
-            nodes, products, others, widest = self.counts
+            nodes, products, others, widest = self.counts[:4]
             yield (
                 f"a lane's step: {products:,} multiplications in matrix products, {others:,} other numbers, in "
                 f"{_count(nodes, 'node')}; the widest number has {widest} bytes"
             )
         if self.seconds is not None:
-            native, inductor = (f"{1e6 * seconds:,.3g} µs" for seconds in self.seconds)
-            yield f"a step of all lanes, predicted: {native} on native, {inductor} on inductor"
+            lanes, elements, inductor = (f"{1e6 * seconds:,.3g} µs" for seconds in self.seconds)
+            yield (
+                f"a step of all lanes, predicted: {lanes} on native with lanes in registers, {elements} with elements "
+                f"in registers, {inductor} on inductor"
+            )
 
 
 def explain(
@@ -104,7 +107,7 @@ def explain(
     hparams: PyTree = None,
     shared: bool | PyTree | None = None,
     length: int | None = None,
-    engine: str = "auto",
+    engine: EngineLike = "auto",
 ) -> Explanation:
     """Shows what an engine makes of a step: graph, loops, source, costs, and what ``"auto"`` chooses.
 
@@ -117,7 +120,7 @@ def explain(
         hparams: leaves ``[lanes]``, or numbers.
         shared: which leaves of ``xs`` all lanes share.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``.
+        engine: as in `scan_lanes`.
 
     Returns:
         The parts as fields; printed, all of it.
@@ -135,6 +138,7 @@ def explain(
     2 operations: 1 mul, 1 add
     """
     scan = make_lane_scan("explain", step, carry, xs, hparams, shared=shared, length=length)
+    engine, options = name_and_options(engine)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"explain: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
     parts: dict[str, Any] = {"state_bytes": sum(leaf[0].numel() * leaf.itemsize for leaf in scan.carry)}
@@ -145,17 +149,17 @@ def explain(
     else:
         counts = OperationCounts.of(graph)
         parts |= {"graph": graph, "counts": counts}
-        parts |= _native_parts(scan) if engine in ("auto", "native") else {}
+        parts |= _native_parts(scan, options) if engine in ("auto", "native") else {}
         parts["seconds"] = predict_here(counts, scan.lanes) if scan.device.type == "cpu" else None
     chosen, reasons = _chosen(engine, scan, parts.get("why_no_graph"), parts.get("why_no_source"))
     return Explanation(engine, chosen, reasons, scan.device, scan.lanes, scan.steps, **parts)
 
 
-def _native_parts(scan: LaneScan) -> dict[str, Any]:
+def _native_parts(scan: LaneScan, options: dict[str, Any]) -> dict[str, Any]:
     from popart_func.engines import native
 
     try:
-        listing = native.listing(scan)
+        listing = native.listing(scan, **options)
     except UnsupportedError as error:
         return {"why_no_source": str(error)}
     names = ("loops", "source", "own_source", "memory_bytes")

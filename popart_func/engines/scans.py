@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import optree
 
+from popart_func.engines.engine import EngineLike
 from popart_func.engines.lane_scan import check_tensors, make_lane_scan
 from popart_func.engines.selection import run_scan
 from popart_func.tree import PyTree
@@ -17,7 +18,7 @@ Step = Callable[..., tuple[PyTree, PyTree]]
 
 
 def scan(
-    step: Step, carry: PyTree, xs: PyTree = None, *, length: int | None = None, engine: str = "auto"
+    step: Step, carry: PyTree, xs: PyTree = None, *, length: int | None = None, engine: EngineLike = "auto"
 ) -> tuple[PyTree, PyTree]:
     """Applies a step along the leading axis of ``xs`` and passes a carry from step to step, as `jax.lax.scan` does.
 
@@ -28,7 +29,7 @@ def scan(
         carry: a pytree of tensors.
         xs: a pytree of tensors ``[time, ...]``, or None.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``; see `scan_lanes`.
+        engine: one of `ENGINES`, an object with its options, or ``"auto"``; see `scan_lanes`.
 
     Returns:
         The last carry, and the ys stacked on a leading time axis.
@@ -56,7 +57,7 @@ def scan_lanes(
     hparams: PyTree = None,
     shared: bool | PyTree | None = None,
     length: int | None = None,
-    engine: str = "auto",
+    engine: EngineLike = "auto",
 ) -> tuple[PyTree, PyTree]:
     """Runs `scan` in many lanes at once: a lane is one seed with one setting of the hyper-parameters.
 
@@ -65,8 +66,9 @@ def scan_lanes(
     reads the values of closed-over tensors again, so that it sees what is written into them. Pass what changes from
     call to call in the carry, the xs or the hyper-parameters. Gradients flow through `eager` only, which ``"auto"``
     takes then. Engines agree to rounding only, and ``"auto"`` may change the engine between calls of the same scan, as
-    described below: name an engine where results must be equal to the bit. `popart_func.engines.explain` shows what an
-    engine makes of a step.
+    described below: name an engine where results must be equal to the bit. On a CPU ``"native"`` has two schedules, and
+    takes the faster one for the shapes and the number of lanes: its bits may change with the number of lanes, unless
+    ``engine=Native(schedule=...)`` names one. `popart_func.engines.explain` shows what an engine makes of a step.
 
     Args:
         step: pure, written for one lane: ``step(carry, x)``, or ``step(carry, x, hparams)`` with this lane's 0-d
@@ -79,11 +81,12 @@ def scan_lanes(
             If not given, a leaf is taken to be per lane when its second axis is as long as there are lanes: say it
             where a shared leaf's second axis may have that length by chance.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, or ``"auto"``: the first of them that can run here and pays off; but `inductor` where
-            few lanes of large matrix products make that faster (the rule is in `popart_func.engines.cost_model`). The
-            steps of all calls with the same step function, shapes and dtypes add up: a short scan that is repeated
-            moves from `eager` to `native` once that pays off. Keep the function for that: a lambda or a bound method
-            that is made anew in each call is another function.
+        engine: one of `ENGINES`; an object with an engine's options, such as ``Native(schedule="elements")``; or
+            ``"auto"``: the first of `ENGINES` that can run here and pays off, but `inductor` where large matrix
+            products make that faster (the rule is in `popart_func.engines.cost_model`). The steps of all calls with the
+            same step function, shapes and dtypes add up: a short scan that is repeated moves from `eager` to `native`
+            once that pays off. Keep the function for that: a lambda or a bound method that is made anew in each call is
+            another function.
 
     Returns:
         The last carry, leaves ``[lanes, ...]``, and the ys, leaves ``[time, lanes, ...]``.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from popart_func.engines.cost_model import why_inductor
-from popart_func.engines.engine import ENGINES, load_engine
+from popart_func.engines.engine import ENGINES, EngineLike, load_engine, name_and_options
 from popart_func.engines.lane_scan import EngineUnavailableError, LaneScan, UnsupportedError
 from popart_func.engines.tracing.source_lines import TraceError, user_line
 from popart_func.tree import PyTree
@@ -30,8 +30,8 @@ def available_engines(device: torch.device | str = "cpu") -> dict[str, str | Non
     return {name: load_engine(name).why_not(torch.device(device)) for name in ENGINES}
 
 
-def resolve_engine(engine: str, device: torch.device | str, steps: int, *, caller: str = "scan") -> str:
-    """The engine that ``"auto"`` means for a scan of so many steps; any other name stands for itself.
+def resolve_engine(engine: EngineLike, device: torch.device | str, steps: int, *, caller: str = "scan") -> str:
+    """The engine that ``"auto"`` means for a scan of so many steps, as text; any other engine stands for itself.
 
     It has not seen the step: a scan with ``engine="auto"`` takes `inductor` where the cost model says that the step is
     faster there.
@@ -49,12 +49,13 @@ def resolve_engine(engine: str, device: torch.device | str, steps: int, *, calle
         for notice in _notices(able[0], unable):
             _say_once(notice)
         return able[0]
-    if engine not in ENGINES:
+    name, _ = name_and_options(engine)
+    if name not in ENGINES:
         raise ValueError(f"{caller}: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
-    reason = load_engine(engine).why_not(device)
+    reason = load_engine(name).why_not(device)
     if reason is not None:
-        raise EngineUnavailableError(f"{caller}: the engine {engine!r} can't run on {device}: {reason}")
-    return engine
+        raise EngineUnavailableError(f"{caller}: the engine {name!r} can't run on {device}: {reason}")
+    return str(engine)
 
 
 class Choice(NamedTuple):
@@ -99,7 +100,7 @@ def choose_engines(scan: LaneScan) -> Choice:
     return Choice(in_turn, reasons, _notices("inductor", {"native": faster}))
 
 
-def run_scan(engine: str, scan: LaneScan) -> tuple[PyTree, PyTree]:
+def run_scan(engine: EngineLike, scan: LaneScan) -> tuple[PyTree, PyTree]:
     """Runs a scan on the engine that is asked for, or on the first of ``engine="auto"`` that supports the step.
 
     Raises:
@@ -108,7 +109,8 @@ def run_scan(engine: str, scan: LaneScan) -> tuple[PyTree, PyTree]:
     """
     try:
         if engine != "auto":
-            return load_engine(_named(engine, scan)).run(scan)
+            name, options = name_and_options(_named(engine, scan))
+            return load_engine(name).run(scan, **options)
         choice = choose_engines(scan)
         for notice in choice.notices:
             _say_once(notice)
@@ -159,13 +161,14 @@ def _add_steps(scan: LaneScan, engine: str) -> None:
         _totals.setdefault(scan.step, {})[_shapes(scan)] = 0 if refused else total
 
 
-def _named(engine: str, scan: LaneScan) -> str:
-    name, reason = resolve_engine(engine, scan.device, scan.steps, caller=scan.caller), scan.why_only_eager()
+def _named(engine: EngineLike, scan: LaneScan) -> str:
+    text, reason = resolve_engine(engine, scan.device, scan.steps, caller=scan.caller), scan.why_only_eager()
+    name, _ = name_and_options(text)
     if reason is not None and name != "eager":
         raise EngineUnavailableError(
             f"{scan.caller}: the engine {name!r} can't do this: {reason}. Use the engine 'eager'."
         )
-    return name
+    return text
 
 
 def _worthwhile(device: torch.device, steps: int, total: int) -> tuple[list[str], dict[str, str]]:

@@ -20,7 +20,9 @@ from torch import Tensor, vmap
 
 from popart_func._torch import without_dynamo
 from popart_func._version import __version__
-from popart_func.engines import scan_lanes
+from popart_func.engines import cost_model, scan_lanes
+from popart_func.engines.engine import name_and_options
+from popart_func.engines.lane_scan import make_lane_scan
 from popart_func.learners import Learner
 from popart_func.sweeps.dry_run import kept_variable, over_lanes, recorded_first_step
 from popart_func.sweeps.inputs import Inputs, SeedInputs
@@ -41,7 +43,7 @@ class Job:
         lanes: each learner's lanes.
         record: the records by name.
         chunk_size: lanes in a chunk.
-        engine: one of `popart_func.engines.ENGINES`.
+        engine: one of `popart_func.engines.ENGINES`, as text with its options.
     """
 
     learners: Mapping[str, Callable[..., Learner]]
@@ -96,6 +98,20 @@ class Job:
                     )
         return variables
 
+    def faster_schedule(self) -> str:
+        """The schedule of the engine `native` that should be faster on a CPU for all lanes of all learners together."""
+        seconds = []
+        for learner in self.learners:
+            with torch.no_grad():
+                state, xs, hparams = self._arguments(learner, slice(0, 1), 1)
+            one = make_lane_scan("run", self._step(learner), state, xs, hparams, shared=self.inputs.shared)
+            counts = cost_model.OperationCounts.of(one.graph())
+            lanes = self.lanes.count(learner)
+            # The number of threads must not change a lane's bits: the prediction is for one.
+            seconds.append(cost_model.predict(counts, lanes, 1, cost_model.register_bytes()))
+        total = cost_model.PredictedSeconds(*map(sum, zip(*seconds, strict=True)))
+        return total.schedule
+
     def try_engine(self) -> None:
         """Runs one step of each learner on the engine, which compiles it or raises the reason why it can't."""
         for learner in self.learners:
@@ -104,7 +120,7 @@ class Job:
 
     def run(self, chunk: Chunk) -> Arrays:
         """Runs one chunk, and returns what is kept of its lanes, ``[lanes, ...]`` by variable."""
-        with torch.no_grad(), threads(None if self.engine == "native" else 1):
+        with torch.no_grad(), threads(None if name_and_options(self.engine)[0] == "native" else 1):
             _, series = self.scan(chunk.learner, slice(chunk.start, chunk.stop), self.engine, padded=True)
         # The number of threads that share a sum shows in its last bits.
         with torch.no_grad(), threads(1):
@@ -125,6 +141,18 @@ class Job:
             steps: how many steps; by default all.
             padded: fill the lanes up to a whole chunk with copies of the last one.
         """
+        with without_dynamo() if engine == "eager" else nullcontext():
+            state, xs, hparams = self._arguments(learner, lanes, steps, padded=padded)
+            state, found = scan_lanes(
+                self._step(learner), state, xs, hparams=hparams, shared=self.inputs.shared, engine=engine
+            )
+        series = dict(zip(self._quantities(), found, strict=True))
+        return state, {name: series[record.of] for name, record in self.record.items()}
+
+    def _arguments(
+        self, learner: str, lanes: slice, steps: int | None, *, padded: bool = False
+    ) -> tuple[PyTree, PyTree, dict[str, Tensor]]:
+        """The states of some lanes before the first step, their xs and their hyper-parameters; see `scan`."""
         coordinates = self._coordinates(learner, lanes)
         if padded:
             missing = self.chunk_size - len(coordinates["seed"])
@@ -145,13 +173,7 @@ class Job:
         def initial(params: Any, hparams: Any) -> Any:
             return make(**hparams).init(params)
 
-        with without_dynamo() if engine == "eager" else nullcontext():
-            state = over_lanes(initial, params, hparams)
-            state, found = scan_lanes(
-                self._step(learner), state, xs, hparams=hparams, shared=self.inputs.shared, engine=engine
-            )
-        series = dict(zip(self._quantities(), found, strict=True))
-        return state, {name: series[record.of] for name, record in self.record.items()}
+        return over_lanes(initial, params, hparams), xs, hparams
 
     def _step(self, learner: str) -> Callable[..., Any]:
         """The step of a learner: always the same function object, so that an engine compiles it once for all chunks."""

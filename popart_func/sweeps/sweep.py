@@ -19,7 +19,8 @@ import xarray
 from torch import Tensor
 
 from popart_func.display.progress import show_progress
-from popart_func.engines import ENGINES, UnsupportedError, load_engine, resolve_engine
+from popart_func.engines import ENGINES, EngineLike, Native, UnsupportedError, load_engine, resolve_engine
+from popart_func.engines.engine import name_and_options
 from popart_func.engines.tracing.source_lines import TraceError
 from popart_func.sweeps._checks import as_count, as_device, check_function
 from popart_func.sweeps.configuration import CONFIGURATION, attributes, provenance, read_configuration
@@ -57,7 +58,7 @@ def run(
     *,
     record: Mapping[str, Record | Callable[[Tensor], Tensor]] | None = None,
     chunk_size: int = CHUNK_SIZE,
-    engine: str = "auto",
+    engine: EngineLike = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     store: str | Path | None = None,
@@ -79,7 +80,8 @@ def run(
         lanes: the grid, as `lanes` builds it.
         record: what is kept, by name; see `records`. By default ``{"error": every()}``, the full curves.
         chunk_size: the number of lanes that run together. Each worker holds one chunk's inputs and series in memory.
-        engine: one of `popart_func.engines.ENGINES`, or ``"auto"``. A store keeps the engine that ``"auto"`` chose.
+        engine: one of `popart_func.engines.ENGINES`, an object with its options, or ``"auto"``. A store keeps what
+            ``"auto"`` chose, and the schedule that ``"native"`` chose for the lanes of the whole grid.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
         store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. Sweeps are
@@ -117,7 +119,7 @@ def run(
     learners, lane_axes = as_learners_and_lanes(make_learner, lanes, dtype)
     records = as_records(record, lane_axes)
     chunk_size = min(chunk_size, max(lane_axes.count(name) for name in learners))
-    job = Job(learners, Inputs(init, data, device, dtype), lane_axes, records, chunk_size, engine)
+    job = Job(learners, Inputs(init, data, device, dtype), lane_axes, records, chunk_size, str(engine))
     variables = job.variables()
     check_dimensions(variables, lane_axes)
     job = _with_engine(job, path)
@@ -175,26 +177,39 @@ def _run_missing(job: Job, kept: _Memory | Store, schema: Schema, workers: Worke
 
 
 def _with_engine(job: Job, store: Path | None) -> Job:
-    """Replaces ``"auto"`` by the engine that the store was begun with, else by the first that can run the job."""
+    """Replaces an engine that leaves a choice by what the store was begun with, else by what suits the whole grid.
+
+    ``"auto"`` becomes the first engine that can run the job, and ``"native"`` the schedule for all lanes of the grid:
+    a lane's bits must not depend on the chunks.
+    """
     steps = job.steps()
-    if job.engine != "auto":
-        return replace(job, engine=resolve_engine(job.engine, job.device, steps, caller="run"))
-    if store is not None and any((store / name).exists() for name in (CONFIGURATION, LABELS)):
-        there = read_configuration(store)["configuration"]["engine"]
-        return replace(job, engine=resolve_engine(there, job.device, steps, caller="run"))
-    job = replace(job, engine=resolve_engine("auto", job.device, steps, caller="run"))
-    while job.engine != "eager":
+
+    def resolved(engine: EngineLike) -> Job:
+        return replace(job, engine=resolve_engine(engine, job.device, steps, caller="run"))
+
+    asked = store if job.engine in ("auto", "native") else None
+    if asked is not None and any((asked / name).exists() for name in (CONFIGURATION, LABELS)):
+        there = read_configuration(asked)["configuration"]["engine"]
+        if job.engine == "auto" or name_and_options(there)[0] == "native":
+            return resolved(there)
+    chosen = resolved(job.engine)
+    while chosen.engine != "eager":
         try:
-            job.try_engine()
+            if chosen.engine == "native" and job.device.type == "cpu":
+                chosen = replace(chosen, engine=str(Native(chosen.faster_schedule())))
+            if job.engine == "auto":
+                chosen.try_engine()
+            break
         except (TraceError, UnsupportedError) as error:
+            if job.engine != "auto":
+                raise
             # What can't be traced runs on no compiled engine.
-            after = ENGINES[-1:] if isinstance(error, TraceError) else ENGINES[ENGINES.index(job.engine) + 1 :]
+            place = ENGINES.index(name_and_options(chosen.engine)[0])
+            after = ENGINES[-1:] if isinstance(error, TraceError) else ENGINES[place + 1 :]
             other = next(name for name in after if _pays_off(name, job.device, steps))
             warnings.warn(f"engine 'auto': {error} Going on with {other}.", stacklevel=3)
-            job = replace(job, engine=other)
-        else:
-            break
-    return job
+            chosen = replace(job, engine=other)
+    return chosen
 
 
 def _pays_off(engine: str, device: torch.device, steps: int) -> bool:

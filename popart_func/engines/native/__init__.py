@@ -1,9 +1,11 @@
-"""The fastest engine: the step as one kernel, the time loop inside, the lanes in SIMD registers or in a GPU's threads.
+"""The fastest engine: the step as one kernel with the time loop inside.
 
-On a CPU, a block of lanes, a register or two wide, runs from the first step to the last before the next block begins,
-so that its parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. On a CUDA device a
-thread runs each lane or, where there are few lanes or large ones, a team of threads. Results are bit-equal for any
-number of lanes and threads. Floating-point arithmetic is IEEE's; sums of products are fused where the hardware can.
+On a CPU there are two schedules. "Lanes in registers" runs a block of lanes, a register or two wide; "elements in
+registers" runs one lane, with vectors along the axes of its arrays. Either runs from the first step to the last before
+the next block begins, so that parameters stay in cache; blocks are spread over ``torch.get_num_threads()`` threads. On
+a CUDA device a thread runs each lane or, where there are few lanes or large ones, a team of threads. Within one
+schedule results are bit-equal for any number of lanes and threads. Floating-point arithmetic is IEEE's; sums of
+products are fused where the hardware can.
 
 A step graph goes through these stages, each of which can be printed: `lower` makes a `Program` of statements over
 buffers, `make_plan` schedules it, a `Target` writes its source, builds and launches it. `listing` shows them all, and

@@ -13,6 +13,7 @@ from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gra
 from popart_func.engines.native import validation
 from popart_func.engines.native.cpu import CPU
 from popart_func.engines.native.cuda import CUDA
+from popart_func.engines.native.layouts import contiguous_strides
 from popart_func.engines.native.lower import lower
 from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations
@@ -53,11 +54,15 @@ def target_of(device: torch.device) -> Target[Any]:
     return TARGETS[device.type]
 
 
-def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
+def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
     """Runs a scan: ``(carry, ys)``, with ``ys`` leaves ``[steps, lanes, ...]``. Not differentiable.
 
-    The step is traced and compiled once for its shapes and dtypes. The numbers of lanes, steps and threads, and the
-    values of hyper-parameters and inputs, are arguments of the kernel.
+    The step is traced and compiled once for its shapes and dtypes and for each schedule. The numbers of lanes, steps
+    and threads, and the values of hyper-parameters and inputs, are arguments of the kernel.
+
+    Args:
+        scan: what is run.
+        schedule: what fills the vector registers of a CPU; see `popart_func.engines.Native`.
 
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks.
@@ -87,7 +92,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     ]
     time_strides = [leaf.stride(0) if i in moving else 0 for i, leaf in enumerate(tensors)]
     arguments = KernelArguments(tensors, lane_strides, time_strides, outputs, scan.lanes, scan.steps, carries)
-    launch = _kernel(scan, graph)
+    launch = _kernel(scan, graph, schedule)
     _raise_errors(graph, launch(arguments))
     carry, ys = optree.tree_unflatten(graph.out_structure, outputs)
     return carry, ys
@@ -116,10 +121,10 @@ class _KernelKey(CacheKey[Launch]):
     registrations: int
 
 
-def _kernel(scan: LaneScan, graph: StepGraph) -> Launch:
+def _kernel(scan: LaneScan, graph: StepGraph, schedule: str) -> Launch:
     """The step's kernel, built unless that has been done."""
     target = target_of(scan.device)
-    variant = target.variant(scan)
+    variant = target.variant(scan, schedule)
     key = _KernelKey(scan.device, scan.shared, variant, registrations())
     with without_collector():
         return graph.cached(
@@ -140,8 +145,7 @@ def _outer_axes(scan: LaneScan) -> list[int]:
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
     leaf = leaf.resolve_neg()
-    strides = torch.empty(leaf.shape[outer:], device="meta").stride()
-    return leaf if leaf.stride()[outer:] == strides else leaf.contiguous()
+    return leaf if leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]) else leaf.contiguous()
 
 
 def _raise_errors(graph: StepGraph, bad: int) -> None:

@@ -20,8 +20,8 @@ class Listing(NamedTuple):
         source: the code of the kernel.
         own_source: the same without the headers that every kernel has.
         language: of the source, ``"C++"`` or ``"CUDA C++"``.
-        variant: which of the target's kernels this is: on a CPU ``"block"``; on a CUDA device ``"thread"`` or
-            ``"team"``, by what runs a lane.
+        variant: which of the target's kernels this is: on a CPU the schedule, ``"lanes"`` or ``"elements"``, by what
+            fills the vector registers; on a CUDA device ``"thread"`` or ``"team"``, by what runs a lane.
         state_bytes: bytes of the carry in a lane.
         memory_bytes: bytes of all buffers of a lane: its carry, its inputs at a step, and what is stored on the way.
             Values that stay in registers are not counted.
@@ -42,8 +42,12 @@ class Listing(NamedTuple):
         )
 
 
-def listing(scan: LaneScan) -> Listing:
+def listing(scan: LaneScan, *, schedule: str = "auto") -> Listing:
     """Lists what the engine makes of a step. It works where no compiler is installed, and runs nothing.
+
+    Args:
+        scan: what would be run.
+        schedule: what fills the vector registers of a CPU; see `popart_func.engines.Native`.
 
     Raises:
         UnsupportedError: an op, dtype, shape or device that the engine lacks.
@@ -64,7 +68,7 @@ def listing(scan: LaneScan) -> Listing:
     """
     target = target_of(scan.device)
     plan = planned(scan, scan.graph())
-    variant = target.variant(scan)
+    variant = target.variant(scan, schedule)
     carry = plan.program.inputs[: len(plan.program.carry)]
     source = own_source = target.source(plan, scan.device, variant).text
     for name in HEADERS:

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from popart_func.engines.native.c_code import C_TYPES
-from popart_func.engines.native.expressions import Load, index_names
+from popart_func.engines.native.expressions import index_names
 from popart_func.engines.native.plan import KernelPlan
-from popart_func.engines.native.schedule import LoopNest
+from popart_func.engines.native.schedule import LoopNest, is_idle
 from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
 from popart_func.engines.native.writer import CodeWriter, operations
 
 __all__ = ["LoopWriter", "tiles"]
 
 TILE = 12
-"""How many sums of a matrix product are kept in registers at once.
+"""How many sums of a matrix product are kept in registers at once, where there are at least 16.
 
 A sum waits for its last addition, so several must be under way; and each loaded factor serves a whole row or column of
-the tile. The twelve sums and the seven factors of a 3 x 4 tile fit into the 32 vector registers of AVX-512.
+the tile.
 """
 
 
@@ -31,11 +31,21 @@ class LoopWriter(CodeWriter):
         unrolled: loops of at most so many operations in all are unrolled by a pragma.
         team: whether a team of threads shares a lane: each thread takes every TEAM-th element.
         between: a line that follows each nest.
+        tile: how many sums of a matrix product are kept in registers at once.
     """
 
-    def __init__(self, plan: KernelPlan, memory: str, unrolled: int = 0, team: bool = False, between: str = "") -> None:
+    def __init__(
+        self,
+        plan: KernelPlan,
+        memory: str,
+        unrolled: int = 0,
+        team: bool = False,
+        between: str = "",
+        tile: int = TILE,
+    ) -> None:
         super().__init__(plan.merged, memory, unrolled, team)
         self.between = between
+        self._tile = tile
         self._local = plan.local
 
     def nest(self, nest: LoopNest) -> None:
@@ -56,7 +66,7 @@ class LoopWriter(CodeWriter):
 
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
         indices = index_names(shape)
-        statements = [statement for statement in statements if not self._is_idle(statement)]
+        statements = [statement for statement in statements if not is_idle(statement, self._merged)]
         work = operations(statement.value for statement in statements)
         with self.each(indices, shape, work), self.lanes():
             # All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
@@ -69,12 +79,6 @@ class LoopWriter(CodeWriter):
                     stores.append(f"{self.element(statement.target, indices)} = {value};")
             for store in stores:
                 self.line(store)
-
-    def _is_idle(self, statement: Pointwise) -> bool:
-        """Whether a statement copies a buffer onto itself, which merging makes of a leaf that is only copied."""
-        value = statement.value
-        same = isinstance(value, Load) and self._merged.get(statement.target.buffer) is value.buffer
-        return same and statement.target.is_whole and value.is_whole  # type: ignore[union-attr]
 
     def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
         """Declares an array of a number per lane for each name: the compiler keeps it in vector registers."""
@@ -138,8 +142,8 @@ class LoopWriter(CodeWriter):
         _, rows, columns = statement.target.shape
         # A tile of 3 x 4 needs 7 loads for 12 multiplications, one of 1 x 12 needs 13; but of a vector, a square tile
         # would be mostly empty.
-        wide = TILE if rows == 1 else 1 if columns == 1 else 4
-        tall = TILE // wide
+        wide = self._tile if rows == 1 else 1 if columns == 1 else 4
+        tall = self._tile // wide
         for row, tile_rows in tiles(rows, tall):
             for column, tile_columns in tiles(columns, wide):
                 self._matmul_tiles(statement, row, column, tile_rows, tile_columns)

@@ -6,6 +6,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from popart_func.engines.native.expressions import Buffer
+from popart_func.engines.native.partial_writes import read_before_writing
 from popart_func.engines.native.schedule import LoopNest, in_place, invariant, schedule, stay_in_registers
 from popart_func.engines.native.statements import Program, writes
 
@@ -45,6 +46,7 @@ class KernelPlan(NamedTuple):
 
 def make_plan(program: Program) -> KernelPlan:
     """Schedules a program."""
+    program = read_before_writing(program)
     old = program.inputs[: len(program.carry)]
     steady = invariant(program.statements, program.moving)
     once = schedule(statement for statement in program.statements if writes(statement) in steady)

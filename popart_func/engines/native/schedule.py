@@ -9,7 +9,7 @@ from popart_func.engines.native.expressions import Buffer, Load, index_names, le
 from popart_func.engines.native.layouts import Shape
 from popart_func.engines.native.statements import Pointwise, Scatter, Statement, reads, writes
 
-__all__ = ["LoopNest", "in_place", "invariant", "schedule", "stay_in_registers"]
+__all__ = ["LoopNest", "in_place", "invariant", "is_idle", "schedule", "stay_in_registers"]
 
 
 @dataclass
@@ -148,6 +148,13 @@ def in_place(nests: Sequence[LoopNest], old: Sequence[Buffer], new: Sequence[Buf
         if all(writer.target.is_whole for writer in writers) and not any(late):
             merged[after] = before
     return merged
+
+
+def is_idle(statement: Pointwise, merged: dict[Buffer, Buffer]) -> bool:
+    """Whether a statement copies a buffer onto itself, which `in_place` makes of a leaf that is only copied."""
+    value = statement.value
+    same = isinstance(value, Load) and merged.get(statement.target.buffer) is value.buffer
+    return same and statement.target.is_whole and value.is_whole  # type: ignore[union-attr]
 
 
 def stay_in_registers(nests: Sequence[LoopNest]) -> set[Buffer]:

@@ -63,8 +63,16 @@ class Target(Protocol[Source]):
     def prepare(self) -> None:
         """Begins what building a kernel needs and can be done while the step is traced."""
 
-    def variant(self, scan: LaneScan) -> str:
-        """Which of the target's kernels for a step suits the scan's number of lanes."""
+    def variant(self, scan: LaneScan, schedule: str) -> str:
+        """Which of the target's kernels for a step suits the scan's number of lanes.
+
+        Args:
+            scan: what is run.
+            schedule: the option of `popart_func.engines.Native`.
+
+        Raises:
+            UnsupportedError: the target does not have this schedule.
+        """
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> Source:
         """The source of a kernel. It needs no compiler.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from popart_func.engines.native.c_code import C_TYPES, literal
 from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load, Operation
-from popart_func.engines.native.layouts import address
+from popart_func.engines.native.layouts import StridedLayout, address
 
 __all__ = ["CodeWriter", "operations"]
 
@@ -32,6 +32,7 @@ class CodeWriter:
         self._indent = ""
         self._names: dict[object, str] = {}
         self._count = 0
+        self.bad = f"{memory}bad[l]"
 
     def line(self, text: str) -> None:
         """Adds a line, unless it is empty."""
@@ -115,7 +116,7 @@ class CodeWriter:
             if expr in self._names:
                 return self._names[expr]
             operands = [self.value(operand, indices) for operand in expr.operands]
-            code = expr.template.format(*operands).replace("BAD", f"{self.memory}bad[l]")
+            code = expr.template.format(*operands).replace("BAD", self.bad)
         if key not in self._names:
             self._count += 1
             self._names[key] = name = f"v{self._count}"
@@ -130,15 +131,19 @@ class CodeWriter:
 
     def element(self, load: Load, indices: Sequence[str]) -> str:
         """An element of a buffer as C++ that can be read and assigned to; adds the lines that check its indices."""
-        place = address(load.layout, indices)
+        moved = ""
         for index in load.dynamic:
             value = self.value(index.value, indices)
             self._count += 1
             wraps = "true" if index.wraps else "false"
-            checked = f"checked_index({value}, {index.size}, {wraps}, {self.memory}bad[l])"
+            checked = f"checked_index({value}, {index.size}, {wraps}, {self.bad})"
             self.line(f"const int64_t d{self._count} = {checked};")
-            place += f" + d{self._count} * {index.stride}"
-        buffer = self._merged.get(load.buffer, load.buffer)
+            moved += f" + d{self._count} * {index.stride}"
+        return self.place(self._merged.get(load.buffer, load.buffer), load.layout, indices, moved)
+
+    def place(self, buffer: Buffer, layout: StridedLayout, indices: Sequence[str], moved: str) -> str:
+        """An element of a buffer that has memory as C++; ``moved`` is added to its place."""
+        place = address(layout, indices) + moved
         if buffer.uniform:
             return f"{buffer.name.replace('in', 'u')}[{place}]"
         return f"{self.memory}{buffer.name}[{place}][l]"

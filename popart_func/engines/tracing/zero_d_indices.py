@@ -38,6 +38,13 @@ class ZeroDIndices(TorchFunctionMode):
             for axis, position in reversed(axes):
                 part = part[(*(slice(None) for _ in range(axis)), position.reshape(1))].squeeze(axis)
             return part
+        if len(axes) == 1:  # one place, of which the cost does not depend on the length of the axis
+            ((axis, position),) = axes
+            (new,), after = value, part.ndim - axis - 1
+            if isinstance(new, Tensor) and new.ndim > after:
+                new = new.unsqueeze(new.ndim - after)
+            part[(*(slice(None) for _ in range(axis)), position.reshape(1))] = new
+            return None
         mask = torch.ones((), dtype=torch.bool, device=x.device)
         (new,) = value
         for axis, position in reversed(axes):

@@ -1,14 +1,16 @@
-// The beginning of every kernel for a CPU: lanes in vector registers, vector functions, blocks of lanes on threads.
-// arithmetic.hpp follows. The including source defines WIDEST, the bytes of its widest floating-point number, and
-// REGISTERS, how many vector registers a block of lanes fills.
+// The beginning of every kernel for a CPU: vector registers and functions, and blocks of lanes on threads.
+// arithmetic.hpp follows. The including source defines BLOCK, the number of lanes in a block, which may depend on
+// REGISTER, the bytes of a vector register.
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <memory>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 // Two passes keep GCC 12 from vectorizing, so they are turned off. forwprop turns pairs of shifts into rotations; GCC
@@ -19,7 +21,6 @@
 #pragma GCC optimize("no-tree-forwprop", "no-tree-pre")
 #endif
 
-// L lanes make a block: as many as fill REGISTERS vector registers with numbers of the widest floating-point type.
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64;
 #elif defined(__AVX__)
@@ -27,7 +28,7 @@ constexpr int REGISTER = 32;
 #else
 constexpr int REGISTER = 16;
 #endif
-constexpr int L = REGISTERS * REGISTER / WIDEST;
+constexpr int L = BLOCK;
 
 #define ALIGNED alignas(64)
 #define INLINE static inline
@@ -79,6 +80,9 @@ template <int N, class T> static inline void store_lanes(T* to, const T (*block)
 template <int N, class T> static inline void copy_block(T (*to)[L], const T (*from)[L]) {
   for (int i = 0; i < N; ++i) LANES to[i][l] = from[i][l];
 }
+
+// Copies N elements that lie together.
+template <int N, class T> static inline void copy(T* to, const T* from) { memcpy(to, from, N * sizeof(T)); }
 
 // The argument of a kernel.
 struct KernelArguments {

@@ -7,18 +7,25 @@ import sys
 import torch
 
 from popart_func.engines.compiler import why_no_compiler
+from popart_func.engines.cost_model import faster_schedule
 from popart_func.engines.lane_scan import LaneScan
 from popart_func.engines.native.cpu.compile import ask_compiler, build
+from popart_func.engines.native.cpu.elements_in_registers import ElementsInRegisters
+from popart_func.engines.native.cpu.lanes_in_registers import LanesInRegisters
 from popart_func.engines.native.cpu.launch import launcher
-from popart_func.engines.native.cpu.source import CpuSource, cpu_source
+from popart_func.engines.native.cpu.source import CpuSource, Schedule
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.target import Launch
 
 __all__ = ["CPU", "CpuTarget"]
 
 
+SCHEDULES: dict[str, Schedule] = {"lanes": LanesInRegisters(), "elements": ElementsInRegisters()}
+"""The schedules by name: what fills the vector registers."""
+
+
 class CpuTarget:
-    """Kernels for CPUs; there is one for each step."""
+    """Kernels for CPUs; a step has one for each of `SCHEDULES`, for any number of lanes."""
 
     language = "C++"
 
@@ -32,13 +39,13 @@ class CpuTarget:
         """Begins to ask the compiler about this machine; see `ask_compiler`."""
         ask_compiler()
 
-    def variant(self, scan: LaneScan) -> str:
-        """A step has one kernel on a CPU, for any number of lanes."""
-        return "block"
+    def variant(self, scan: LaneScan, schedule: str) -> str:
+        """The schedule; ``"auto"`` is the one that should be faster."""
+        return faster_schedule(scan.graph(), scan.lanes) if schedule == "auto" else schedule
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CpuSource:
         """The C++ of a kernel."""
-        return cpu_source(plan)
+        return SCHEDULES[variant].source(plan)
 
     def build(self, source: CpuSource, device: torch.device) -> Launch:
         """Compiles and loads a kernel, or loads it from the cache."""

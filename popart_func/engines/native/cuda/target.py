@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from popart_func.engines.lane_scan import LaneScan
+from popart_func.engines.lane_scan import LaneScan, UnsupportedError
 from popart_func.engines.native.cuda.launch import cuda_kernel, lanes_in_teams, shared_memory
 from popart_func.engines.native.cuda.nvrtc import why_no_nvrtc
 from popart_func.engines.native.cuda.source import CudaSource, cuda_source
@@ -36,8 +36,10 @@ class CudaTarget:
     def prepare(self) -> None:
         """Nothing can be begun before the source is there."""
 
-    def variant(self, scan: LaneScan) -> str:
+    def variant(self, scan: LaneScan, schedule: str) -> str:
         """Teams for few lanes, threads for many."""
+        if schedule != "auto":
+            raise UnsupportedError(f"native: on CUDA devices there are no schedules, got schedule={schedule!r}.")
         return "team" if scan.lanes <= lanes_in_teams(scan.device) else "thread"
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CudaSource:

@@ -1,0 +1,392 @@
+"""Loop nests of one lane as C++ functions, with elements in vector registers.
+
+Pointwise loops and reductions are vectorized along the axis along which most operands are contiguous, matrix products
+are the tiles of `elements.hpp`. Everything else is a plain loop, in the order of the statement. A nest becomes a
+function of the pointers that it reads and writes, so that equal nests over other buffers are compiled once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from popart_func.engines.native.c_code import C_TYPES, memory_type
+from popart_func.engines.native.expressions import Buffer, Expr, Iota, Load, Operation, index_names, leaves
+from popart_func.engines.native.layouts import StridedLayout, address
+from popart_func.engines.native.plan import KernelPlan
+from popart_func.engines.native.schedule import LoopNest, is_idle
+from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
+from popart_func.engines.native.writer import CodeWriter
+
+__all__ = ["SPARE", "NestFunction", "nest_function"]
+
+ANY_ORDER = frozenset(
+    (
+        *("{0} + {1}", "{0} * {1}", "maximum({0}, {1})", "minimum({0}, {1})"),
+        *("skipping_maximum({0}, {1})", "skipping_minimum({0}, {1})", "({0} != 0) | ({1} != 0)"),
+    )
+)
+"""How elements may be combined in any order, from a start that changes nothing; sums and products up to rounding."""
+
+SIDE_BY_SIDE = 64
+"""At most so many partial results of a reduction are under way at once."""
+
+SPARE = 16
+"""Elements for which there is room behind each buffer, and a multiple of which loops may go through."""
+
+SHORT = 4
+"""Axes that are shorter than this are not vectorized."""
+
+
+class NestFunction(NamedTuple):
+    """A loop nest as a function.
+
+    Attributes:
+        parameters: the C++ of its parameters, without ``bad`` and ``room``, which every nest has.
+        body: the lines between its braces.
+        arguments: for each parameter the buffer and the place of the element that it points to.
+        room: how many bytes its products need for what they pack.
+    """
+
+    parameters: tuple[str, ...]
+    body: tuple[str, ...]
+    arguments: tuple[tuple[Buffer, int], ...]
+    room: int
+
+
+def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
+    """Writes a loop nest; the body is empty where nothing is to be done."""
+    writer = _NestWriter(plan)
+    writer.nest(nest)
+    constant = writer.constant
+    parameters = tuple(
+        f"{'const ' * (buffer in constant)}{memory_type(buffer)}* {name}"
+        for (buffer, _), name in writer.pointers.items()
+    )
+    return NestFunction(parameters, tuple(writer.lines), tuple(writer.pointers), writer.room)
+
+
+class _Axis(NamedTuple):
+    """A loop over one axis, or over several that all layouts walk through as over one."""
+
+    axis: int
+    size: int
+    contiguous: int  # how many layouts have stride 1 along it
+
+    @property
+    def name(self) -> str:
+        return f"i{self.axis}"
+
+
+class _NestWriter(CodeWriter):
+    """The lines of one nest's function."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        super().__init__(plan.merged, memory="")
+        self.bad = "bad"
+        self.room = 0
+        self.pointers: dict[tuple[Buffer, int], str] = {}
+        self.constant = set(plan.program.inputs[len(plan.program.carry) :])
+        self._local = plan.local
+
+    def place(self, buffer: Buffer, layout: StridedLayout, indices: Sequence[str], moved: str) -> str:
+        """An element of a buffer, behind a pointer to the first element of its layout."""
+        return f"{self._pointer(buffer, layout.offset)}[{address(layout._replace(offset=0), indices)}{moved}]"
+
+    @contextmanager
+    def lanes(self) -> Iterator[None]:
+        """One round of the loops; names of values end with it."""
+        with self.block(""):
+            self._names = {}
+            yield
+
+    def nest(self, nest: LoopNest) -> None:
+        """The loops of a nest."""
+        (first, *_) = nest.statements
+        if isinstance(first, Pointwise):
+            self._pointwise(nest.shape or (), [part for part in nest.statements if isinstance(part, Pointwise)])
+        elif isinstance(first, MatMul):
+            self._matmul(first)
+        elif isinstance(first, Scatter):
+            self._scatter(first)
+        elif isinstance(first, Reduce):
+            self._reduce(first)
+        elif isinstance(first, ArgReduce):
+            self._arg_reduce(first)
+        else:
+            self._cumulate(first)
+
+    def _pointer(self, buffer: Buffer, offset: int) -> str:
+        return self.pointers.setdefault((buffer, offset), f"a{len(self.pointers)}")
+
+    # Loops.
+
+    @contextmanager
+    def _loop(self, axis: _Axis, *, simd: bool = False, checked: bool = False) -> Iterator[None]:
+        if simd and axis.size >= SHORT:
+            self.line(f"#pragma omp simd{' reduction(|: bad)' * checked}")
+        with self.block(f"for (int {axis.name} = 0; {axis.name} < {axis.size}; ++{axis.name})"):
+            yield
+
+    @contextmanager
+    def _all(self, axes: Sequence[_Axis], *, simd: bool = False, checked: bool = False) -> Iterator[None]:
+        """Loops over axes, outermost first; ``simd``: the rounds of the innermost one do not depend on each other."""
+        if not axes:
+            yield
+            return
+        outermost = self._loop(axes[0], simd=simd and len(axes) == 1, checked=checked)
+        with outermost, self._all(axes[1:], simd=simd, checked=checked):
+            yield
+
+    def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
+        statements = [statement for statement in statements if not is_idle(statement, self._merged)]
+        if not statements:
+            return
+        axes = _axes(shape, [layout for part in statements for layout in _layouts(part.value, part.target)])
+        axes = _innermost_last(axes)
+        checked = any(_is_checked(part.value) for part in statements)
+        if axes and not checked and self._may_run_over(axes, statements):
+            axes[-1] = axes[-1]._replace(size=-(-axes[-1].size // SPARE) * SPARE)
+        indices = _indices(shape, axes)
+        with self._all(axes, simd=True, checked=checked), self.lanes():
+            # All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
+            stores = []
+            for statement in statements:
+                value = self.value(statement.value, indices)
+                if statement.target.is_whole:
+                    self.name_value(statement.target.buffer, value)
+                if statement.target.buffer not in self._local:
+                    stores.append(f"{self.element(statement.target, indices)} = {value};")
+            for store in stores:
+                self.line(store)
+
+    def _may_run_over(self, axes: Sequence[_Axis], statements: Sequence[Pointwise]) -> bool:
+        """Whether the innermost loop may go on to a multiple of `SPARE`, so that no elements are left for scalar code.
+
+        What it computes too many lies behind its row: in a later row, which has yet to be computed, or behind the
+        buffer, where there is room. Nothing may read it before it is overwritten, and inputs have no room behind them.
+        """
+        inner = axes[-1].axis
+        if axes[-1].size < SHORT or [axis.axis for axis in axes] != sorted(axis.axis for axis in axes):
+            return False
+        written = {self._merged.get(part.target.buffer, part.target.buffer) for part in statements}
+        own = {part.target.buffer for part in statements}
+        for load in (leaf for part in statements for leaf in leaves(part.value) if isinstance(leaf, Load)):
+            stride, buffer = load.layout.strides[inner], self._merged.get(load.buffer, load.buffer)
+            if stride not in (0, 1) or (stride == 1 and buffer in self.constant):
+                return False
+            if len(axes) > 1 and buffer in written and load.buffer not in own:
+                return False
+        stored = [part.target for part in statements if part.target.buffer not in self._local]
+        return all(target.is_whole and target.layout.strides[inner] == 1 for target in stored)
+
+    def _scatter(self, statement: Scatter) -> None:
+        shape, target = statement.value.shape, statement.target
+        axes = _axes(shape, _layouts(statement.value, target))
+        indices = _indices(shape, axes)
+        # Elements that go to one place must be written in order. Along an axis that no computed index depends on, each
+        # goes to a place of its own.
+        moving = [layout for index in target.dynamic for layout in _layouts(index.value)]
+        apart = axes and target.layout.strides[axes[-1].axis] and not any(m.strides[axes[-1].axis] for m in moving)
+        checked = _is_checked(statement.value) or bool(target.dynamic)
+        with self._all(axes, simd=bool(apart), checked=checked), self.lanes():
+            value, place = self.value(statement.value, indices), self.element(target, indices)
+            self.line(f"{place} = {statement.combine.format(place, value)};")
+
+    # Reductions.
+
+    def _reduce(self, statement: Reduce) -> None:
+        shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
+        layouts = _layouts(statement.value)
+        # The target's layout has no axis for what is reduced; a stride of 0 there keeps that axis apart.
+        target = statement.target.layout
+        widened = StridedLayout(shape, (*target.strides, 0), target.offset)
+        kept = _innermost_last(_axes(shape[:-1], [_without_last(layout) for layout in [*layouts, widened]]))
+        along = _Axis(len(shape) - 1, shape[-1], sum(layout.strides[-1] == 1 for layout in layouts))
+        start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
+        start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
+        any_order = statement.combine in ANY_ORDER and along.size >= 2 * SHORT
+        across = bool(kept) and kept[-1].size >= 2 * SHORT
+        if across and (kept[-1].contiguous > along.contiguous + 1 or not any_order):
+            with self._all(kept[:-1]):
+                whole = kept[-1].size // SIDE_BY_SIDE * SIDE_BY_SIDE
+                for begin, end, size in ((0, whole, SIDE_BY_SIDE), (whole, kept[-1].size, kept[-1].size - whole)):
+                    if begin < end:
+                        self._reduce_across(statement, kept, along, ctype, start, range(begin, end, size))
+            return
+        with self._all(kept):
+            if any_order:
+                self._reduce_along(statement, kept, along, ctype, start)
+            else:
+                self._reduce_in_order(statement, kept, along, ctype, start)
+
+    def _reduce_across(
+        self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str, blocks: range
+    ) -> None:
+        """Reduces neighbours at once, block by block: each has a place in ``best``, and is combined in order."""
+        shape, name, size = statement.value.shape, kept[-1].name, blocks.step
+        indices = _indices(shape, [*kept, along])
+        each, wide = _Axis(len(shape), size, 0), size
+        loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
+        strides = [load.layout.strides[kept[-1].axis] for load in loads]
+        inside = all(load.buffer not in self.constant for load in loads) and not _is_checked(statement.value)
+        if inside and all(stride in (0, 1) for stride in strides):
+            wide = -(-size // SPARE) * SPARE
+        every = each._replace(size=wide)
+        indices[kept[-1].axis] = f"({name} + {each.name})"
+        with self.block(f"for (int {name} = {blocks.start}; {name} < {blocks.stop}; {name} += {size})"):
+            self.line(f"alignas(64) {ctype} best[{wide}];")
+            with self._loop(every, simd=True):
+                self.line(f"best[{each.name}] = {start};")
+            with (
+                self._loop(along),
+                self._loop(every, simd=True, checked=_is_checked(statement.value)),
+                self.lanes(),
+            ):
+                value = self.value(statement.value, indices)
+                combined = statement.combine.format(f"best[{each.name}]", value)
+                self.line(f"best[{each.name}] = ({ctype})({combined});")
+            with self._loop(each, simd=True), self.lanes():
+                self.line(f"{self.element(statement.target, indices[:-1])} = best[{each.name}];")
+
+    def _reduce_along(self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str) -> None:
+        """Reduces every n-th element at once, and then the n results."""
+        shape = statement.value.shape
+        parts = next(size for size in (SIDE_BY_SIDE, 16, 8, SHORT) if 2 * size <= along.size)
+        whole, rest = along.size // parts * parts, along.size % parts
+        indices = _indices(shape, [*kept, along])
+        each, checked = _Axis(len(shape), parts, 0), _is_checked(statement.value)
+        with self.block(""):
+            self.line(f"alignas(64) {ctype} best[{parts}];")
+            with self._loop(each, simd=True):
+                self.line(f"best[{each.name}] = {start};")
+
+            def take(block: str) -> None:
+                value = self.value(statement.value, [*indices[:-1], f"({block} + {each.name})"])
+                combined = statement.combine.format(f"best[{each.name}]", value)
+                self.line(f"best[{each.name}] = ({ctype})({combined});")
+
+            blocks = self.block(f"for (int {along.name} = 0; {along.name} < {whole}; {along.name} += {parts})")
+            with blocks, self._loop(each, simd=True, checked=checked), self.lanes():
+                take(along.name)
+            if rest:
+                with self._loop(each._replace(size=rest), simd=True, checked=checked), self.lanes():
+                    take(str(whole))
+            half = parts // 2
+            while half:
+                with self._loop(each._replace(size=half), simd=True):
+                    combined = statement.combine.format(f"best[{each.name}]", f"best[{each.name} + {half}]")
+                    self.line(f"best[{each.name}] = ({ctype})({combined});")
+                half //= 2
+            with self.lanes():
+                self.line(f"{self.element(statement.target, indices[:-1])} = best[0];")
+
+    def _reduce_in_order(self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str) -> None:
+        indices = _indices(statement.value.shape, [*kept, along])
+        with self.block(""):
+            self.line(f"{ctype} best = {start};")
+            with self._loop(along), self.lanes():
+                value = self.value(statement.value, indices)
+                self.line(f"best = ({ctype})({statement.combine.format('best', value)});")
+            with self.lanes():
+                self.line(f"{self.element(statement.target, indices[:-1])} = best;")
+
+    def _arg_reduce(self, statement: ArgReduce) -> None:
+        shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
+        axes = [_Axis(axis, size, 0) for axis, size in enumerate(shape) if size != 1]
+        kept, along = [axis for axis in axes if axis.axis != len(shape) - 1], _Axis(len(shape) - 1, shape[-1], 0)
+        indices = _indices(shape, [*kept, along])
+        with self._all(kept), self.block(""):
+            # It starts from the first element, not from the lowest number: of all NaN or all -inf, the first wins.
+            self.line(f"int64_t position = 0; {ctype} best;")
+            with self.lanes():
+                self.line(f"best = {self.value(statement.value, [*indices[:-1], '0'])};")
+            with self._loop(along), self.lanes():
+                value = self.value(statement.value, indices)
+                self.line(f"const bool better = {statement.better.format(value, 'best')};")
+                self.line(f"best = better ? {value} : best;")
+                self.line(f"position = better ? int64_t({along.name}) : position;")
+            with self.lanes():
+                self.line(f"{self.element(statement.target, indices[:-1])} = position;")
+
+    def _cumulate(self, statement: Cumulate) -> None:
+        shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
+        kept = [_Axis(axis, size, 0) for axis, size in enumerate(shape[:-1]) if size != 1]
+        along = _Axis(len(shape) - 1, shape[-1], 0)
+        indices = _indices(shape, [*kept, along])
+        with self._all(kept), self.block(""):
+            self.line(f"{ctype} total = {'1' if '*' in statement.combine else '0'};")
+            with self._loop(along), self.lanes():
+                value = self.value(statement.value, indices)
+                self.line(f"total = ({ctype})({statement.combine.format('total', value)});")
+                self.line(f"{self.element(statement.target, indices)} = total;")
+
+    # Products.
+
+    def _matmul(self, statement: MatMul) -> None:
+        batch, rows, columns = statement.target.shape
+        inner, dtype = statement.left.shape[2], statement.target.dtype
+        (across, *left), (along, *right) = (_strides(load.layout) for load in (statement.left, statement.right))
+        (step, *_) = _strides(statement.target.layout)
+        starts = [
+            self._pointer(self._merged.get(load.buffer, load.buffer), load.layout.offset)
+            for load in (statement.target, statement.left, statement.right)
+        ]
+        out, first, second = (
+            f"{start} + i0 * {stride}" if stride else start
+            for start, stride in zip(starts, (step, across, along), strict=True)
+        )
+        self.room = inner * (max(rows, columns) + 64 // dtype.itemsize) * dtype.itemsize
+        sizes = ", ".join(map(str, (rows, columns, inner, *left, *right)))
+        with self._all([_Axis(0, batch, 0)] if batch != 1 else []):
+            self.line(f"multiply<{sizes}>({first}, {second}, {out}, ({C_TYPES[dtype]}*)room);")
+
+
+def _layouts(*values: Expr) -> list[StridedLayout]:
+    """The layouts of all that expressions read at strides, and of computed indices."""
+    return [leaf.layout for value in values for leaf in leaves(value) if isinstance(leaf, Load | Iota)]
+
+
+def _strides(layout: StridedLayout) -> list[int]:
+    """The strides, 0 along axes of length 1."""
+    return [stride if size != 1 else 0 for size, stride in zip(layout.shape, layout.strides, strict=True)]
+
+
+def _without_last(layout: StridedLayout) -> StridedLayout:
+    return StridedLayout(layout.shape[:-1], layout.strides[:-1], layout.offset)
+
+
+def _axes(shape: Sequence[int], layouts: Sequence[StridedLayout]) -> list[_Axis]:
+    """The loops over a shape: neighbouring axes are one loop where every layout walks through them as through one."""
+    groups: list[_Axis] = []
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        contiguous = sum(layout.strides[axis] == 1 for layout in layouts)
+        length = size
+        if groups and all(layout.strides[groups[-1].axis] == size * layout.strides[axis] for layout in layouts):
+            length *= groups.pop().size
+        groups.append(_Axis(axis, length, contiguous))
+    return groups
+
+
+def _innermost_last(axes: Sequence[_Axis]) -> list[_Axis]:
+    """The axes with the one last along which most is contiguous; the others keep their order."""
+    if not axes:
+        return []
+    best = max(axes, key=lambda axis: (axis.contiguous, axis.axis))
+    return [*(axis for axis in axes if axis is not best), best]
+
+
+def _indices(shape: Sequence[int], axes: Sequence[_Axis]) -> list[str]:
+    """The index along each axis of a shape: 0 along axes that another one's loop goes through, too."""
+    looped = {axis.axis for axis in axes}
+    return [name if axis in looped else "0" for axis, name in enumerate(index_names(shape))]
+
+
+def _is_checked(value: Expr) -> bool:
+    """Whether computing a value may find an error: an index out of range, or a divisor of 0."""
+    if isinstance(value, Operation):
+        return "BAD" in value.template or any(map(_is_checked, value.operands))
+    return isinstance(value, Load) and bool(value.dynamic)
