@@ -210,11 +210,14 @@ def register_bytes() -> int:
 
 def _values(node: fx.Node) -> list[torch.Tensor]:
     value = node.meta["val"]
-    return list(value) if isinstance(value, list | tuple) else [value]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [one for one in values if isinstance(one, torch.Tensor)]  # an op may leave out a result: None
 
 
 def _product_size(node: fx.Node) -> tuple[int, int, int, int] | None:
-    """The batch, rows, columns and summands of a matrix product; None for another node."""
+    """The batch, rows, columns and summands of a matrix product or a convolution; None for another node."""
+    if op_name(node) in ("convolution", "convolution_backward"):
+        return _convolution_size(node)
     left = {"mm": 0, "bmm": 0, "addmm": 1, "addmv": 1}.get(op_name(node))
     if left is None:
         return None
@@ -222,6 +225,15 @@ def _product_size(node: fx.Node) -> tuple[int, int, int, int] | None:
     batch, inner = factor.shape[:-2].numel(), factor.shape[-1]
     rows = factor.shape[-2]
     return batch, rows, node.meta["val"].numel() // max(batch * rows, 1), inner
+
+
+def _convolution_size(node: fx.Node) -> tuple[int, int, int, int]:
+    """A convolution is the product of its weight and all windows of its input; its backward has two of them."""
+    backward = op_name(node) == "convolution_backward"
+    weight = node.args[2 if backward else 1].meta["val"]  # type: ignore[union-attr]
+    result = (node.args[0] if backward else node).meta["val"]  # type: ignore[union-attr]
+    channels, *window = weight.shape
+    return 1 + backward, channels, result.numel() // max(channels, 1), math.prod(window)
 
 
 def _vectors(size: tuple[int, int, int, int], width: int) -> int:
