@@ -54,6 +54,7 @@ __all__ = [
     "make_wrapper_tensor",
     "mutation_count",
     "overloads",
+    "postpone_dynamo",
     "sample_dirichlet",
     "scan_operator",
     "schema",
@@ -325,27 +326,42 @@ def import_dynamo() -> None:
 
 
 @contextlib.contextmanager
-def without_dynamo() -> Iterator[None]:
-    """Within it, gradients of `torch.func` don't import TorchDynamo; anything else that needs it raises DynamoNeeded.
+def postpone_dynamo() -> Iterator[None]:
+    """Within it, gradients of `torch.func` don't import TorchDynamo; anything else that needs it does.
 
     PyTorch switches compiled autograd off around each gradient of `torch.func`, and imports TorchDynamo for that, which
-    takes a second. Where nothing has imported it yet, compiled autograd can't be on. What really needs it can't have it
-    within a trace: TorchDynamo would keep what it finds there, and fail in this process ever after. Where it has been
-    imported, a function that it has compiled runs as it was written, so that it can be traced.
+    takes a second. Where nothing has imported it yet, compiled autograd can't be on.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    dynamo, autograd = _NotImported("torch._dynamo"), _NotImported("torch._dynamo.compiled_autograd")
+    autograd._disable = contextlib.nullcontext  # type: ignore[attr-defined]
+    dynamo.compiled_autograd = autograd  # type: ignore[attr-defined]
+    names = vars(torch)
+    names["_dynamo"] = dynamo
+    try:
+        yield
+    finally:
+        if names.get("_dynamo") is dynamo:  # else another thread has imported it
+            del names["_dynamo"]
+
+
+@contextlib.contextmanager
+def without_dynamo() -> Iterator[None]:
+    """`postpone_dynamo` in a trace, where what really needs TorchDynamo raises DynamoNeeded instead of importing it.
+
+    Imported within a trace, TorchDynamo would keep what it finds there, and fail in this process ever after. Where it
+    has been imported before, a function that it has compiled runs as it was written, so that it can be traced.
     """
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield
         return
-    dynamo, autograd = _NotImported("torch._dynamo"), _NotImported("torch._dynamo.compiled_autograd")
-    autograd._disable = contextlib.nullcontext  # type: ignore[attr-defined]
-    dynamo.compiled_autograd = autograd  # type: ignore[attr-defined]
-    names, importer = vars(torch), _RefusesDynamo()
-    names["_dynamo"] = dynamo
-    sys.meta_path.insert(0, importer)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(importer)
-        if names.get("_dynamo") is dynamo:  # else another thread has imported it
-            del names["_dynamo"]
+    importer = _RefusesDynamo()
+    with postpone_dynamo():
+        sys.meta_path.insert(0, importer)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(importer)

@@ -283,7 +283,9 @@ class TestRun:
     def test_auto_goes_on_where_compiled_engines_lack_an_operation(self, lacks):
         arguments = small_sweep.arguments(lanes=sweeps.lanes([0, 1]), engine="auto", record={"final": last(5)})
         learner = arguments["make_learner"]["sgd"](0.01)
-        operation = {"matrix_exp": lambda x: torch.linalg.matrix_exp(x[:1, None])[0, 0], "untraceable": untraceable}[lacks]
+        operation = {"matrix_exp": lambda x: torch.linalg.matrix_exp(x[:1, None])[0, 0], "untraceable": untraceable}[
+            lacks
+        ]
 
         def update(state, batch):
             x, y = batch

@@ -360,6 +360,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "DynamoNeeded": keeps_dynamo_out,
     "import_dynamo": imports_dynamo,
     "is_batched": knows_lanes,
+    "postpone_dynamo": keeps_dynamo_out,
     "sample_dirichlet": draws_numbers,
     "standard_gamma": draws_numbers,
     "without_dynamo": keeps_dynamo_out,

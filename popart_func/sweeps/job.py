@@ -18,7 +18,7 @@ import optree
 import torch
 from torch import Tensor, vmap
 
-from popart_func._torch import without_dynamo
+from popart_func._torch import postpone_dynamo
 from popart_func._version import __version__
 from popart_func.engines import cost_model, scan_lanes
 from popart_func.engines.engine import name_and_options
@@ -86,7 +86,7 @@ class Job:
         one_lane = optree.tree_map(lambda leaf: leaf[None], params), optree.tree_map(lambda leaf: leaf[:1], stream)
         for learner, make in self.learners.items():
             hparams = self._hparams(self._coordinates(learner, slice(0, 1)))
-            with torch.no_grad(), without_dynamo():
+            with torch.no_grad(), postpone_dynamo():
                 found = recorded_first_step(learner, make, self.record, *one_lane, hparams)
                 kept = {name: kept_variable(name, one, found[name], self.steps()) for name, one in self.record.items()}
             for name, one in kept.items():
@@ -141,7 +141,7 @@ class Job:
             steps: how many steps; by default all.
             padded: fill the lanes up to a whole chunk with copies of the last one.
         """
-        with without_dynamo() if engine == "eager" else nullcontext():
+        with postpone_dynamo() if engine == "eager" else nullcontext():
             state, xs, hparams = self._arguments(learner, lanes, steps, padded=padded)
             state, found = scan_lanes(
                 self._step(learner), state, xs, hparams=hparams, shared=self.inputs.shared, engine=engine
