@@ -18,7 +18,7 @@ from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
 from popart_func.interop.static_arguments import Static, is_static, static_arguments
-from popart_func.interop.stop_gradients import StopGradientMarks
+from popart_func.engines.stop_gradients import StopGradientMarks
 from popart_func.interop.trees import argument_to_array, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_function"]
@@ -120,7 +120,7 @@ def _flat(
         given = iter(leaves)
         filled = [next(given) if static is None else static.value for static in statics]
         args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
-        with StopGradientMarks(), _ByXla():
+        with StopGradientMarks("to_jax_function", kept=True), _ByXla():
             result = with_plain_tuples(torch_fn(*args, **kwargs))
         paths_and_leaves, out_structure = jax.tree_util.tree_flatten_with_path(result)
         for path, leaf in paths_and_leaves:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from popart_func._torch import (
     TorchDispatchMode,
     disabled_torch_function,
     dispatch_modes,
+    is_functorch_wrapped_tensor,
     is_make_fx_tracing,
     make_wrapper_tensor,
     schema,
     zero_tensor_keys,
 )
-from popart_func.engines.tracing.decompositions import taken_apart
+from popart_func.engines.tracing.decompositions import taken_apart, taken_apart_in_body
 from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
 from popart_func.engines.tracing.known_values import KnownValues, mask_places, stand_in_of, written_by
+from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.mutations import functional_variant
 from popart_func.engines.tracing.shapes import TensorSpec, blank, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
@@ -38,7 +41,7 @@ from popart_func.engines.tracing.source_lines import (
     user_line,
 )
 
-__all__ = ["Recorder", "Traced", "is_recording"]
+__all__ = ["Recorder", "Traced", "is_recording", "recorder_here"]
 
 _aten = torch.ops.aten
 _PURE = "a step must be pure, and keep nothing that it has computed"
@@ -96,15 +99,19 @@ class Recorder(TorchDispatchMode):
     """Records ops in `graph` while it is entered.
 
     Attributes:
+        keeps_ops: whether ops are recorded as they are, rather than taken apart: a loop's body is differentiated and
+            mapped later, by PyTorch's own rules for its ops.
+        outer: the recorder around this one, of the function that calls the loop whose body is recorded here.
         graph: the ops so far; each node has its result in ``meta["val"]`` and its line in ``meta["line"]``.
         constants: tensors that the function closes over, which are placeholders behind the inputs.
         known: the values that do not depend on inputs.
         line: the line of the ops to come; None where that is found on the stack.
     """
 
-    def __init__(self, caller: str) -> None:
+    def __init__(self, caller: str, *, keeps_ops: bool = False, outer: Recorder | None = None) -> None:
         super().__init__()
         self.caller = caller  # the user's function, for errors
+        self.keeps_ops, self.outer = keeps_ops, outer
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.known = KnownValues()
@@ -118,9 +125,7 @@ class Recorder(TorchDispatchMode):
 
     def input(self, spec: TensorSpec) -> Traced:
         """Adds the next input."""
-        return self._placeholder(
-            f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype, device="cpu"), spec.device
-        )
+        return self._placeholder(f"arg{len(self._placeholders)}_1", _plain(spec), spec.device)
 
     def constant(self, tensor: Tensor, *, is_own: bool = False) -> Traced:
         """The input that a tensor becomes which is not computed in the step.
@@ -128,11 +133,15 @@ class Recorder(TorchDispatchMode):
         ``is_own`` if the recorder has made it, so that nobody else can change its values.
         """
         if id(tensor) not in self._traced:
-            stand_in = blank(tensor.shape, tensor.stride(), tensor.dtype)
             name = f"constant_{len(self.constants)}"
-            self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=tensor)
+            if isinstance(tensor, Traced) or is_functorch_wrapped_tensor(tensor):  # of the trace around a loop's body
+                stand_in, known = _plain(TensorSpec.of(tensor)), None
+            else:
+                with DisableTorchDispatch():
+                    stand_in, known = blank(tensor.shape, tensor.stride(), tensor.dtype), tensor
+                self.known.add_constant(tensor, is_own=is_own)
+            self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=known)
             self.constants.append(tensor)  # which keeps it alive, and its id its own
-            self.known.add_constant(tensor, is_own=is_own)
         return self._traced[id(tensor)]
 
     def _placeholder(self, name: str, stand_in: Tensor, device: torch.device, known: Tensor | None = None) -> Traced:
@@ -151,7 +160,7 @@ class Recorder(TorchDispatchMode):
                 f"{self.caller}: make_fx, and so torch.func.linearize, can't be traced, in {self._described()}: use "
                 f"torch.func.jvp."
             )
-        decompose = taken_apart(func)
+        decompose = taken_apart_in_body(func) if self.keeps_ops else taken_apart(func)
         if decompose is not None:
             with self:
                 result = decompose(*args, **kwargs)
@@ -285,11 +294,33 @@ class Recorder(TorchDispatchMode):
 
     def traced(self, tensor: Tensor) -> Traced:
         """The tensor itself if it is traced here, else the input that it becomes."""
-        if not isinstance(tensor, Traced):
+        if not isinstance(tensor, Traced) or self._is_around(tensor):
             return self.constant(tensor)
         if tensor.node is None or tensor.node.graph is not self.graph:
             raise RuntimeError(f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {_PURE}.")
         return tensor
+
+    def _is_around(self, tensor: Traced) -> bool:
+        """Whether a tensor belongs to the trace around this one, which is that of a loop's body."""
+        outer = self.outer
+        while outer is not None and tensor.node is not None:
+            if tensor.node.graph is outer.graph:
+                return True
+            outer = outer.outer
+        return False
+
+    def call(self, target: LoopTarget | Callable[..., Any], args: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Tensor]:
+        """Records a call of something that is no op, and returns its results, which have these specs."""
+        node = self.graph.create_node("call_function", target, map_tensors(lambda one: self.traced(one).node, tuple(args)), {}, getattr(target, "name", "call"))
+        line = node.meta["line"] = self._line()
+        results = []
+        for index, spec in enumerate(specs):
+            part = self.graph.call_function(operator.getitem, (node, index))
+            traced = Traced(_plain(spec), spec.device, part)
+            part.meta["val"], part.meta["line"] = traced, line
+            results.append(traced)
+        node.meta["val"] = results
+        return list(results)
 
     def forget(self) -> None:
         """Drops what only recording needs, so that a graph does not keep stand-ins alive."""
@@ -335,7 +366,18 @@ class Recorder(TorchDispatchMode):
 
 def is_recording() -> bool:
     """Whether a step is being traced in this thread."""
-    return any(isinstance(mode, Recorder) for mode in dispatch_modes())
+    return recorder_here() is not None
+
+
+def recorder_here() -> Recorder | None:
+    """The innermost recorder that is entered in this thread."""
+    return next((mode for mode in reversed(dispatch_modes()) if isinstance(mode, Recorder)), None)
+
+
+def _plain(spec: TensorSpec) -> Tensor:
+    """A contiguous stand-in, made also while the recorder is entered."""
+    with DisableTorchDispatch():
+        return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
 
 
 def _node_of(traced: Any) -> fx.Node:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func._torch import without_dynamo
+from popart_func._torch import outside_functionalize, schema, without_dynamo
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.tracing.plain_paths import plain_paths
@@ -31,7 +31,7 @@ from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.walk import Values, substitute, walk
 
-__all__ = ["trace_step"]
+__all__ = ["record", "trace_step"]
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time
@@ -93,42 +93,64 @@ def _trace(
     caller: str,
     check: Callable[[Any], object],
 ) -> StepGraph:
-    recording = Recorder(caller)
+    structures: list[optree.PyTreeSpec] = []
+
+    def flat(*leaves: Tensor) -> list[Any]:
+        with plain_paths():
+            result = function(*optree.tree_unflatten(structure, leaves))
+        check(result)
+        outputs, out_structure = optree.tree_flatten(result)
+        for path, leaf in zip(optree.tree_paths(result), outputs, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{caller}: every leaf that `step` returns must be a tensor, got {type(leaf).__name__} at {path}."
+                )
+        structures.append(out_structure)
+        return outputs
+
+    with without_dynamo():
+        recording, outputs = record(flat, inputs, Recorder(caller))
+    refuse_draws(caller, recording.graph)
+    return StepGraph(
+        graph=recording.graph,
+        inputs=inputs,
+        outputs=outputs,
+        out_structure=structures[0],
+        constants=tuple(constant.detach() for constant in recording.constants),
+        read=tuple((tensor.detach(), value) for tensor, value in recording.known.read.values()),
+        wants_gradient=any(constant.requires_grad for constant in recording.constants),
+    )
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorSpec], recording: Recorder
+) -> tuple[Recorder, tuple[TensorSpec, ...]]:
+    """Records a function of flat tensors, and cleans its graph: no in-place ops, no op twice, none whose value is unused.
+
+    Returns:
+        A recorder that has the graph, its constants, and what was read; and the specs of the results.
+
+    Raises:
+        TraceError: as `trace_step`.
+    """
+    caller = recording.caller
     arguments = [recording.input(spec) for spec in inputs]
     try:
-        with without_dynamo(), recording:
-            with plain_paths():
-                result = function(*optree.tree_unflatten(structure, arguments))
-            check(result)
-            outputs, out_structure = optree.tree_flatten(result)
+        with recording:
+            outputs = function(*arguments)
     except RuntimeError as error:
         explanation = _explained(caller, error)
         if explanation is None:
             raise
         raise explanation from error
-    for path, leaf in zip(optree.tree_paths(result), outputs, strict=True):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{caller}: every leaf that `step` returns must be a tensor, got {type(leaf).__name__} at {path}."
-            )
     recording.graph.output([recording.traced(output).node for output in outputs])
     specs = tuple(TensorSpec.of(output) for output in outputs)
-    read = tuple((tensor.detach(), value) for tensor, value in recording.known.read.values())
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
     _merge_equal(recording.graph)
     _drop_unused(recording.graph)
-    refuse_draws(caller, recording.graph)
     recording.forget()
-    return StepGraph(
-        graph=recording.graph,
-        inputs=inputs,
-        outputs=specs,
-        out_structure=out_structure,
-        constants=tuple(constant.detach() for constant in recording.constants),
-        read=read,
-        wants_gradient=any(constant.requires_grad for constant in recording.constants),
-    )
+    return recording, specs
 
 
 def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Recorder:
@@ -136,7 +158,8 @@ def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Record
 
     In one pass together with the transforms of `torch.func`, a custom autograd.Function would break.
     """
-    again = Recorder(recording.caller)
+    again = Recorder(recording.caller, keeps_ops=recording.keeps_ops, outer=recording.outer)
+    again.known.read = recording.known.read
     arguments = [again.input(spec) for spec in inputs] + [again.constant(tensor) for tensor in recording.constants]
     with again:
         replay = functools.partial(_replay, again, recording.graph)
@@ -155,9 +178,15 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
     def call(node: fx.Node, values: Values) -> Any:
         recording.line = node.meta.get("line")
         args, kwargs = substitute((node.args, node.kwargs), values)
+        if schema(node.target) is None:
+            return outside_functionalize(lambda *inner: recording.call(node.target, inner, _specs(node)), args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     return walk(graph, inputs, call)
+
+
+def _specs(node: fx.Node) -> list[TensorSpec]:
+    return [TensorSpec.of(part) for part in node.meta["val"]]
 
 
 def _drop_unused(graph: fx.Graph) -> None:
