@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from popart_func.engines.loops.arguments import (
+    Outline,
     check_function,
     check_length,
     check_predicate,
@@ -47,7 +48,7 @@ def inner_scan(
     """`scan` inside a step or a transform, where no engine can run it alone."""
     caller = "scan"
     check_function(caller, "step", step)
-    check_tensors(caller, "`carry`", carry)
+    start = Outline.of(caller, "`carry`", carry)
     rounds = check_length(caller, xs, length)
     if not is_recording() and rounds:
         return scan_in_python(step, carry, xs, rounds, reverse)
@@ -57,7 +58,7 @@ def inner_scan(
     def flat(*leaves: Tensor) -> list[Tensor]:
         given: Any = optree.tree_unflatten(structure, leaves)
         new, y = pair(caller, step(*given))
-        check_same(caller, "step", given[0], new)
+        check_same(caller, "step", start, new)
         y_leaves, y_structure = optree.tree_flatten(y)
         y_structures.append(y_structure)
         return [*optree.tree_leaves(new), *y_leaves]
@@ -177,22 +178,21 @@ def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyT
     leaves = check_tensors(caller, "`carry`", carry)
     if not is_recording():
         return while_in_python(cond, body, carry)
-    structure = optree.tree_structure(carry)
+    start = Outline.of(caller, "`carry`", carry)
 
     def condition(*flat: Tensor) -> list[Tensor]:
-        return [check_predicate(caller, "what `cond` returns", cond(optree.tree_unflatten(structure, flat)))]
+        return [check_predicate(caller, "what `cond` returns", cond(optree.tree_unflatten(start.structure, flat)))]
 
     def step(*flat: Tensor) -> list[Tensor]:
-        before: PyTree = optree.tree_unflatten(structure, flat)
-        after = body(before)
-        check_same(caller, "body", before, after)
+        after = body(optree.tree_unflatten(start.structure, flat))
+        check_same(caller, "body", start, after)
         return optree.tree_leaves(after)
 
     specs = [TensorSpec.of(leaf) for leaf in leaves]
     traced = [closed(caller, function, specs) for function in (condition, step)]
     (test, do), constants = with_same_inputs(traced, len(leaves))
     results: Any = WhileLoop(caller, test, do, len(leaves))(*leaves, *constants)
-    return optree.tree_unflatten(structure, results)
+    return optree.tree_unflatten(start.structure, results)
 
 
 def cond(predicate: bool | Tensor, true: Callable[..., PyTree], false: Callable[..., PyTree], *operands: PyTree) -> PyTree:
@@ -225,21 +225,23 @@ def cond(predicate: bool | Tensor, true: Callable[..., PyTree], false: Callable[
     chooser = check_predicate(caller, "`predicate`", predicate)
     if not is_recording():
         return cond_in_python(chooser, true, false, operands)
-    structure, results = optree.tree_structure(operands), []
+    structure = optree.tree_structure(operands)
+    returned: list[Outline] = []
 
     def branch(name: str, function: Callable[..., PyTree]) -> Callable[..., list[Tensor]]:
         def flat(*values: Tensor) -> list[Tensor]:
             given: Any = optree.tree_unflatten(structure, values)
             result = function(*given)
-            check_tensors(caller, f"what `{name}` returns", result)
-            results.append(result)
+            if returned:
+                check_same(caller, name, returned[0], result, "what `true` returns")
+            else:
+                returned.append(Outline.of(caller, f"what `{name}` returns", result))
             return optree.tree_leaves(result)
 
         return flat
 
     specs = [TensorSpec.of(leaf) for leaf in leaves]
     traced = [closed(caller, branch(name, one), specs) for name, one in (("true", true), ("false", false))]
-    check_same(caller, "false", results[0], results[1], "what `true` returns")
     (first, second), constants = with_same_inputs(traced, len(leaves))
-    found: Any = Cond(caller, first, second)(chooser, *leaves, *constants)
-    return optree.tree_unflatten(optree.tree_structure(results[0]), found)
+    results: Any = Cond(caller, first, second)(chooser, *leaves, *constants)
+    return optree.tree_unflatten(returned[0].structure, results)

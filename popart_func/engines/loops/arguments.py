@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
+from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.tree import PyTree
 
-__all__ = ["check_function", "check_length", "check_predicate", "check_same", "check_tensors"]
+__all__ = ["Outline", "check_function", "check_length", "check_predicate", "check_same", "check_tensors", "pair"]
 
 
 def check_function(caller: str, name: str, function: Any) -> None:
@@ -49,26 +50,45 @@ def check_length(caller: str, xs: PyTree, length: int | None) -> int:
     return int(found)
 
 
-def check_same(caller: str, function: str, before: PyTree, after: PyTree, before_name: str = "the carry it took") -> None:
-    """Raises TypeError unless what a function returned has the structure, shapes and dtypes of what it took.
+class Outline(NamedTuple):
+    """What a loop needs to know of a tree of tensors: its structure, and the paths and specs of its leaves."""
+
+    structure: optree.PyTreeSpec
+    paths: list[Any]
+    specs: list[TensorSpec]
+
+    @classmethod
+    def of(cls, caller: str, name: str, tree: PyTree) -> Outline:
+        """The outline of a tree; raises TypeError if a leaf is not a tensor."""
+        leaves = check_tensors(caller, name, tree)
+        return cls(optree.tree_structure(tree), optree.tree_paths(tree), [TensorSpec.of(leaf) for leaf in leaves])
+
+
+def check_same(caller: str, function: str, before: Outline, result: PyTree, what: str = "the carry it took") -> Outline:
+    """Raises TypeError unless what a function returned has a given structure, shapes and dtypes.
 
     Args:
         caller: the function that the user has called.
         function: its argument, the function that has returned.
-        before: the tree that went in.
-        after: the tree that came back.
-        before_name: what ``before`` is.
+        before: the outline that the result must have.
+        result: what came back.
+        what: whose outline that is.
+
+    Returns:
+        The outline of the result.
     """
-    expected, got = optree.tree_structure(before), optree.tree_structure(after)
-    if expected != got:
-        raise TypeError(f"{caller}: `{function}` must return the structure of {before_name}, {expected}, got {got}.")
-    new = check_tensors(caller, f"what `{function}` returns", after)
-    for path, old_leaf, new_leaf in zip(optree.tree_paths(before), optree.tree_leaves(before), new, strict=True):
-        if old_leaf.dtype != new_leaf.dtype or old_leaf.shape != new_leaf.shape:
+    after = Outline.of(caller, f"what `{function}` returns", result)
+    if before.structure != after.structure:
+        raise TypeError(
+            f"{caller}: `{function}` must return the structure of {what}, {before.structure}, got {after.structure}."
+        )
+    for path, old, new in zip(before.paths, before.specs, after.specs, strict=True):
+        if old[:2] != new[:2]:
             raise TypeError(
-                f"{caller}: `{function}` must return the shapes and dtypes of {before_name}: at {path} that has "
-                f"{old_leaf.dtype} {tuple(old_leaf.shape)} and it returned {new_leaf.dtype} {tuple(new_leaf.shape)}."
+                f"{caller}: `{function}` must return the shapes and dtypes of {what}: at {path} that has {old.dtype} "
+                f"{old.shape} and it returned {new.dtype} {new.shape}."
             )
+    return after
 
 
 def check_predicate(caller: str, name: str, value: Any) -> Tensor:

@@ -104,7 +104,7 @@ def with_same_inputs(traced: Sequence[tuple[Body, list[Tensor]]], inputs: int) -
                 if node is None:
                     node = body.graph.placeholder(f"constant_{len(order)}")
                     with apart_from_transforms():
-                        one = torch.empty(1, dtype=constant.dtype, device=constant.device)
+                        one = torch.empty((), dtype=constant.dtype, device=constant.device)
                         node.meta["val"] = one.expand(constant.shape)
             if last is not None:
                 last.append(node)
@@ -148,14 +148,15 @@ class _Lifts(TorchFunctionMode):
         """The tensor itself if the body computes it, else the input that it becomes."""
         if recorder_here() is not self._recording:
             return tensor
-        inside = tensor
-        while is_functorch_wrapped_tensor(inside):
-            inside = get_unwrapped(inside)
-        if isinstance(inside, Traced) and inside.node is not None and inside.node.graph is self._recording.graph:
-            return tensor
-        if is_functorch_wrapped_tensor(tensor):
-            return self._recording.constant(tensor)
-        return self._recording.traced(tensor)
+        with torch._C.DisableTorchFunction():  # this mode, too
+            inside = tensor
+            while is_functorch_wrapped_tensor(inside):
+                inside = get_unwrapped(inside)
+            if isinstance(inside, Traced) and inside.node is not None and inside.node.graph is self._recording.graph:
+                return tensor
+            if is_functorch_wrapped_tensor(tensor):
+                return self._recording.constant(tensor)
+            return self._recording.traced(tensor)
 
     def call(self, function: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Records the call of a user's `torch.autograd.Function` as one node, so that its own backward is used."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from popart_func._torch import get_unwrapped, is_functorch_wrapped_tensor
-from popart_func.engines.loops.arguments import check_predicate, check_same, pair
+from popart_func.engines.loops.arguments import Outline, check_predicate, check_same, pair
 from popart_func.engines.loops.while_loop import NO_GRADIENT
 from popart_func.tree import PyTree
 
@@ -21,7 +21,7 @@ def scan_in_python(
     step: Callable[..., Any], carry: PyTree, xs: PyTree, length: int, reverse: bool
 ) -> tuple[PyTree, PyTree]:
     """Runs a scan of at least one round."""
-    start = carry
+    start = Outline.of("scan", "`carry`", carry)
     ys: list[PyTree] = []
     for time in reversed(range(length)) if reverse else range(length):
         carry, y = pair("scan", step(carry, optree.tree_map(lambda leaf, time=time: leaf[time], xs)))
@@ -34,7 +34,7 @@ def scan_in_python(
 
 def while_in_python(condition: Callable[..., Any], body: Callable[..., Any], carry: PyTree) -> PyTree:
     """Runs a while loop; within `torch.vmap` until the last lane is done, and a lane that is done keeps its carry."""
-    start = carry
+    start = Outline.of("while_loop", "`carry`", carry)
     while True:
         going = check_predicate("while_loop", "what `cond` returns", condition(carry))
         lanes = _values(going)
@@ -53,7 +53,7 @@ def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[
     if not lanes.ndim:
         return true(*operands) if lanes else false(*operands)
     first, second = true(*operands), false(*operands)
-    check_same("cond", "false", first, second, "what `true` returns")
+    check_same("cond", "false", Outline.of("cond", "what `true` returns", first), second, "what `true` returns")
     return optree.tree_map(lambda one, other: torch.where(predicate, one, other), first, second)
 
 

@@ -69,6 +69,11 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
 
 
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """`copy`: the source in the shape, dtype and device of x."""
+    return source.to(x.dtype).to(x.device).expand(x.shape).clone()
+
+
 def _sinc(x: Tensor) -> Tensor:
     """`sinc` whose derivative at 0 is not NaN, as that of PyTorch's decomposition would be."""
     at_zero = x == 0
@@ -180,6 +185,7 @@ def taken_apart_in_body(op: Any) -> Decomposition | None:
 _EVEN_IN_BODIES: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,  # whose schema hides that it writes
     torch.ops.aten.detach: torch.ops.aten.alias.default,  # autograd's own: the user's are marked otherwise
+    torch.ops.aten.copy: _copy,  # which has no derivative
     torch.ops.aten.take: _take,
     torch.ops.aten.rrelu_with_noise: _rrelu,
 }

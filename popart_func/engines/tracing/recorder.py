@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from popart_func._torch import (
     DisableTorchDispatch,
     TorchDispatchMode,
+    apart_from_transforms,
     disabled_torch_function,
     dispatch_modes,
     is_functorch_wrapped_tensor,
@@ -137,7 +138,7 @@ class Recorder(TorchDispatchMode):
             if isinstance(tensor, Traced) or is_functorch_wrapped_tensor(tensor):  # of the trace around a loop's body
                 stand_in, known = _plain(TensorSpec.of(tensor)), None
             else:
-                with DisableTorchDispatch():
+                with apart_from_transforms():
                     stand_in, known = blank(tensor.shape, tensor.stride(), tensor.dtype), tensor
                 self.known.add_constant(tensor, is_own=is_own)
             self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=known)
@@ -375,8 +376,8 @@ def recorder_here() -> Recorder | None:
 
 
 def _plain(spec: TensorSpec) -> Tensor:
-    """A contiguous stand-in, made also while the recorder is entered."""
-    with DisableTorchDispatch():
+    """A contiguous stand-in, made also while the recorder, or a transform of `torch.func`, is entered."""
+    with apart_from_transforms():
         return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
 
 
