@@ -12,7 +12,7 @@ import torch
 
 from popart_func import engines, learners, models, optim, pop_art, random, tree
 from popart_func._version import __version__ as __version__
-from popart_func.engines import scan, scan_lanes
+from popart_func.engines import cond, fori_loop, scan, scan_lanes, while_loop
 from popart_func.learners import (
     Info,
     Learner,
@@ -63,8 +63,10 @@ __all__ = [
     "art",
     "art_learner",
     "chain",
+    "cond",
     "engines",
     "fold",
+    "fori_loop",
     "gradient_factors",
     "init_lanes",
     "init_params",
@@ -90,6 +92,7 @@ __all__ = [
     "unify",
     "unnormalize",
     "verify",
+    "while_loop",
 ]
 
 

@@ -42,6 +42,7 @@ import torch
 from torch import fx
 
 from popart_func.engines.lane_scan import LaneScan
+from popart_func.engines.tracing.loop_nodes import bodies_of, rounds_of
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, op_name
 
 __all__ = ["OperationCounts", "PredictedSeconds", "predict", "predict_here", "why_inductor"]
@@ -66,7 +67,7 @@ class OperationCounts(NamedTuple):
     """Counts the operations of one lane in a step.
 
     Attributes:
-        nodes: nodes of the graph.
+        nodes: nodes of the graph; those of a loop's body, as all else in it, count as often as the loop runs it.
         products: multiplications in matrix products.
         others: numbers that all other nodes compute, views left out.
         bytes: the size of the widest floating-point number.
@@ -80,13 +81,20 @@ class OperationCounts(NamedTuple):
     @classmethod
     def of(cls, graph: StepGraph) -> OperationCounts:
         """The counts of a graph, which are kept with it."""
-        return graph.cached(_CountsKey(), lambda: cls._count(graph.calls))
+        return graph.cached(_CountsKey(), lambda: cls._count(graph.graph))
 
     @classmethod
-    def _count(cls, nodes: list[fx.Node]) -> OperationCounts:
+    def _count(cls, graph: fx.Graph) -> OperationCounts:
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
         floats = (value for node in nodes for value in _values(node) if value.dtype.is_floating_point)
         widest = max((value.dtype.itemsize for value in floats), default=4)
-        return cls(len(nodes), sum(map(_products, nodes)), sum(map(_others, nodes)), widest)
+        loops = [(rounds_of(node), cls._count(body.graph)) for node in nodes for _, body in bodies_of(node)]
+        return cls(
+            len(nodes) + sum(rounds * counts.nodes for rounds, counts in loops),
+            sum(map(_products, nodes)) + sum(rounds * counts.products for rounds, counts in loops),
+            sum(map(_others, nodes)) + sum(rounds * counts.others for rounds, counts in loops),
+            max([widest, *(counts.bytes for _, counts in loops)]),
+        )
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,6 @@ def _products(node: fx.Node) -> int:
 
 
 def _others(node: fx.Node) -> int:
-    if op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _products(node):
+    if op_name(node) == "getitem" or bodies_of(node) or getattr(node.target, "is_view", False) or _products(node):
         return 0
     return sum(value.numel() for value in _values(node))

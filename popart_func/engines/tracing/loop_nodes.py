@@ -13,7 +13,7 @@ from torch import fx
 
 from popart_func.engines.tracing.shapes import TensorSpec
 
-__all__ = ["Body", "LoopTarget", "all_nodes", "bodies_of"]
+__all__ = ["Body", "LoopTarget", "all_nodes", "bodies_of", "rounds_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,11 @@ class LoopTarget:
 def bodies_of(node: fx.Node) -> tuple[tuple[str, Body], ...]:
     """The bodies that a node runs; none if it is no loop."""
     return node.target.bodies if isinstance(node.target, LoopTarget) else ()
+
+
+def rounds_of(node: fx.Node) -> int:
+    """How often a node runs each of its bodies; 1 where that is not known."""
+    return node.target.rounds if isinstance(node.target, LoopTarget) else 1
 
 
 def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
