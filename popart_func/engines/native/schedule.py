@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from popart_func.engines.native.expressions import Buffer, Load, index_names, leaves
 from popart_func.engines.native.layouts import Shape
-from popart_func.engines.native.statements import Pointwise, Scatter, Statement, reads, writes
+from popart_func.engines.native.statements import NestedResult, Pointwise, Scatter, Statement, reads, writes
 
 __all__ = ["LoopNest", "in_place", "invariant", "schedule", "stay_in_registers"]
 
@@ -51,7 +51,7 @@ def schedule(statements: Iterable[Statement]) -> list[LoopNest]:
                 earliest = max(earliest, nest if fits else nest + 1)
         # What changes a buffer must come after the statement that filled it: the two visit its elements in different
         # orders, so they can't share a loop.
-        if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
+        if isinstance(statement, Scatter) or (isinstance(statement, Pointwise | NestedResult) and statement.overwrites):
             earliest = max(earliest, written[writes(statement)] + 1)
         # Only pointwise loops are merged. The last fitting nest, not the first: its operands were computed most
         # recently, so they are most likely to be in registers or in cache.
