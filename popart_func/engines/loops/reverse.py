@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from popart_func.engines.tracing.loop_nodes import Body
-from popart_func.engines.tracing.shapes import TensorSpec
+from popart_func.engines.tracing.tidy import part_of
 
 __all__ = ["Backward", "Forward", "split_backward"]
 
@@ -79,8 +79,8 @@ def split_backward(
     read_xs = [node for node in moving_xs if node in again]
     read_constants = [node for node in constants if node in again]
     early = [*carry, *moving_xs, *constants]
-    forward = _part(joint, early, set(joint.graph.nodes) - late, [*joint.results[:results], *stored])
-    backward = _part(joint, [*stored, *read_xs, *read_constants, *given], again, joint.results[results:])
+    forward = part_of(joint, early, [*joint.results[:results], *stored])
+    backward = part_of(joint, [*stored, *read_xs, *read_constants, *given], joint.results[results:])
     return (
         Forward(forward, len(stored)),
         Backward(backward, [moving_xs.index(node) for node in read_xs], [constants.index(n) for n in read_constants]),
@@ -102,24 +102,3 @@ def _is_wide_view(node: fx.Node) -> bool:
         return False
     value, source = node.meta["val"], node.all_input_nodes[0].meta["val"]
     return isinstance(value, torch.Tensor) and isinstance(source, torch.Tensor) and value.numel() >= source.numel()
-
-
-def _part(body: Body, inputs: list[fx.Node], nodes: set[fx.Node], outputs: list[fx.Node]) -> Body:
-    """The body that computes some outputs from some values, by some of the nodes; those that nothing reads are left."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for number, node in enumerate(inputs):
-        copies[node] = graph.placeholder(f"arg{number}_1")
-        copies[node].meta = dict(node.meta)
-    for node in body.graph.nodes:
-        if node in nodes and node not in copies and node.op == "call_function":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output([copies[node] for node in outputs])
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users:
-            graph.erase_node(node)
-    return Body(graph, _specs(inputs), _specs(outputs))
-
-
-def _specs(nodes: Iterable[fx.Node]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec.of(node.meta["val"]) for node in nodes)

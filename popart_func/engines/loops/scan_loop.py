@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import jvp, vjp, vmap
 
 from popart_func.engines.loops.bodies import replay, trace_body
 from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real
 from popart_func.engines.loops.reverse import split_backward
+from popart_func.engines.loops.same import covering
 from popart_func.engines.tracing.loop_nodes import Body
 from popart_func.engines.tracing.shapes import TensorSpec
+from popart_func.engines.tracing.tidy import part_of
 
 __all__ = ["ScanLoop"]
 
@@ -214,6 +216,37 @@ class ScanLoop(Loop):
         results = back._with_body(step, specs, operands, len(start), len(residual_specs))
         found = dict(zip((*carry_out, *sums, *x_grads), results, strict=True))
         return [found.get(n) if one else None for n, one in enumerate(needed)]
+
+    def simplify(self, node: fx.Node) -> None:
+        places = sorted({part.args[1] for part in node.users})  # type: ignore[type-var]
+        body, (carries, xs) = self.body, (self.carries, self.xs)
+        needed = set(places)
+        while True:  # what the results are computed from, over all rounds
+            read = frozenset[int]().union(*(body.dependencies[place] for place in needed))
+            more = needed | {position for position in read if position < carries}
+            if more == needed:
+                break
+            needed = more
+        outputs = [n for n in range(len(body.outputs)) if n in needed]
+        inputs = [n for n in range(len(body.inputs)) if n in read or (n < carries and n in needed)]
+        if len(outputs) == len(body.outputs) and len(inputs) == len(body.inputs):
+            return
+        part = part_of(body, [body.placeholders[n] for n in inputs], [body.results[n] for n in outputs])
+        kept_carries = sum(n < carries for n in outputs)
+        kept_xs = sum(carries <= n < carries + xs for n in inputs)
+        node.target = replace(self, body=part, carries=kept_carries, xs=kept_xs)
+        node.args = tuple(node.args[n] for n in inputs)
+        node.meta["val"] = [node.meta["val"][n] for n in outputs]
+        for user in list(node.users):
+            user.args = (node, outputs.index(user.args[1]))
+
+    def covers(self, node: fx.Node, other: fx.Node) -> list[int] | None:
+        loop = other.target
+        if not isinstance(loop, ScanLoop) or (loop.length, loop.reverse) != (self.length, self.reverse):
+            return None
+        return covering(
+            (loop.body, other.args, loop.carries, loop.xs), (self.body, node.args, self.carries, self.xs)
+        )
 
     def _with_body(self, function: object, specs: Sequence[TensorSpec], operands: Tensors, carries: int, xs: int) -> list[Tensor]:
         """The results of a loop with another body."""

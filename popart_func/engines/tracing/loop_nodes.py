@@ -94,6 +94,11 @@ class LoopTarget:
         """Removes from a loop what its graph does not use, by changing the node that calls it."""
 
 
+    def covers(self, node: fx.Node, other: fx.Node) -> list[int] | None:
+        """Where a node that calls this loop has the results of another node; None if it does not have them all."""
+        return None
+
+
 def bodies_of(node: fx.Node) -> tuple[tuple[str, Body], ...]:
     """The bodies that a node runs; none if it is no loop."""
     return node.target.bodies if isinstance(node.target, LoopTarget) else ()

@@ -12,7 +12,7 @@ import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
@@ -29,6 +29,7 @@ from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, depends_on_values, reads_values, user_line
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
+from popart_func.engines.tracing.tidy import drop_unused, join_loops, merge_equal
 from popart_func.engines.tracing.walk import Values, substitute, walk
 
 __all__ = ["record", "trace_step"]
@@ -147,8 +148,10 @@ def record(
     specs = tuple(TensorSpec.of(output) for output in outputs)
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
-    _merge_equal(recording.graph)
-    _drop_unused(recording.graph)
+    merge_equal(recording.graph)
+    join_loops(recording.graph)
+    merge_equal(recording.graph)
+    drop_unused(recording.graph)
     recording.forget()
     return recording, specs
 
@@ -187,35 +190,6 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
 
 def _specs(node: fx.Node) -> list[TensorSpec]:
     return [TensorSpec.of(part) for part in node.meta["val"]]
-
-
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erases the nodes whose value nothing reads."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and not is_mutable(node):
-            graph.erase_node(node)
-
-
-def _merge_equal(graph: fx.Graph) -> None:
-    """Erases the nodes that compute what another one has computed before."""
-    seen: dict[Hashable, fx.Node] = {}
-    for node in [node for node in graph.nodes if node.op == "call_function"]:
-        key = node.target, _key(node.args), _key(node.kwargs)
-        same = node.args[0] if node.target is torch.ops.aten.alias.default else seen.setdefault(key, node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-
-
-def _key(argument: Any) -> Hashable:
-    """Equal for equal arguments of an op; but 1, 1.0 and True differ, and so do 0.0 and -0.0, unlike in Python."""
-    if isinstance(argument, fx.Node):
-        return argument
-    if isinstance(argument, list | tuple):
-        return tuple(map(_key, argument))
-    if isinstance(argument, dict):
-        return tuple((name, _key(value)) for name, value in argument.items())
-    return type(argument), repr(argument)
 
 
 _READS = ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not allocated")
