@@ -35,16 +35,17 @@ def scan_in_python(
 def while_in_python(condition: Callable[..., Any], body: Callable[..., Any], carry: PyTree) -> PyTree:
     """Runs a while loop; within `torch.vmap` until the last lane is done, and a lane that is done keeps its carry."""
     start = Outline.of("while_loop", "`carry`", carry)
+    before = carry
     while True:
         going = check_predicate("while_loop", "what `cond` returns", condition(carry))
         lanes = _values(going)
         if not lanes.any():
             return optree.tree_map(_without_gradient, carry)
-        new = body(carry)
+        if lanes.ndim:  # a lane that is done repeats its last round: another one might fail, say by an index
+            before = _selected(going, carry, before)
+        new = body(before if lanes.ndim else carry)
         check_same("while_loop", "body", start, new)
-        if lanes.ndim:
-            new = optree.tree_map(lambda one, other, going=going: torch.where(going, one, other), new, carry)
-        carry = new
+        carry = _selected(going, new, carry) if lanes.ndim else new
 
 
 def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[..., Any], operands: Any) -> PyTree:
@@ -54,7 +55,11 @@ def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[
         return true(*operands) if lanes else false(*operands)
     first, second = true(*operands), false(*operands)
     check_same("cond", "false", Outline.of("cond", "what `true` returns", first), second, "what `true` returns")
-    return optree.tree_map(lambda one, other: torch.where(predicate, one, other), first, second)
+    return _selected(predicate, first, second)
+
+
+def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
+    return optree.tree_map(lambda one, other: torch.where(predicate, one, other), true, false)
 
 
 def _values(tensor: Tensor) -> Tensor:

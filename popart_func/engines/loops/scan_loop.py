@@ -143,10 +143,7 @@ class ScanLoop(Loop):
         xs = sum(kinds[position] == 1 for position, _ in order)
         results = self._with_body(function, specs, operands, carries, xs)
         moved = dict(zip((*carry_out, *ys_out), results[self.carries :], strict=True))
-        return [
-            moved.get(n, torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device)) if is_real(spec) else None
-            for n, spec in enumerate(self.outputs)
-        ]
+        return [moved.get(n) for n in range(len(self.outputs))]
 
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
         active, outputs = self._active([one and is_real(t) for one, t in zip(needed, tensors, strict=True)])

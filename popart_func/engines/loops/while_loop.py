@@ -124,11 +124,11 @@ class WhileLoop(Loop):
 
         specs = [self.body.inputs[n] for n, _ in order]
         if not carried:
-            return [torch.zeros_like(t) if is_real(t) else None for t in tensors[: self.carries]]
+            return [None] * self.carries
         condition: Callable[..., list[Tensor]] = lambda *t: replay(self.condition, primals(t))  # noqa: E731
         results = self._with_bodies(condition, step, specs, operands, self.carries + len(carried))
         found = dict(zip(carried, results[self.carries :], strict=True))
-        return [found.get(n, torch.zeros_like(t)) if is_real(t) else None for n, t in enumerate(tensors[: self.carries])]
+        return [found.get(n) for n in range(self.carries)]
 
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
         raise NotImplementedError(NO_GRADIENT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from popart_func.engines.native.c_code import memory_type
 from popart_func.engines.native.expressions import Buffer, Load
@@ -19,6 +19,7 @@ from popart_func.engines.native.statements import Nested
 __all__ = ["NestWriter", "write_nested"]
 
 
+@runtime_checkable
 class NestWriter(Protocol):
     """What writes the loop nests within a loop's body.
 

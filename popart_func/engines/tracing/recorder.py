@@ -30,7 +30,6 @@ from popart_func._torch import (
 from popart_func.engines.tracing.decompositions import taken_apart, taken_apart_in_body
 from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
 from popart_func.engines.tracing.known_values import KnownValues, mask_places, stand_in_of, written_by
-from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.mutations import functional_variant
 from popart_func.engines.tracing.shapes import TensorSpec, blank, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
@@ -183,8 +182,12 @@ class Recorder(TorchDispatchMode):
             return Traced(zeros.stand_in, zeros.device, zeros.node, keys=zero_tensor_keys())
         if func is _aten._new_zeros_with_same_feature_meta.default:  # the tangents after it under `torch.vmap`
             tangent, value = args
+            lanes = tangent.shape[: kwargs.get("self_num_batch_dims", 0)]
+            # Of the value's strides, too: PyTorch compares them.
+            order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
             with self:
-                return value.new_zeros((*tangent.shape[: kwargs.get("self_num_batch_dims", 0)], *value.shape))
+                zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
+                return zeros.permute(*range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim)))
         if func is _aten.lift_fresh.default:  # a tensor that was made from Python numbers
             func, kwargs = _aten.clone.default, {}
         if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
@@ -295,6 +298,11 @@ class Recorder(TorchDispatchMode):
 
     def traced(self, tensor: Tensor) -> Traced:
         """The tensor itself if it is traced here, else the input that it becomes."""
+        if not isinstance(tensor, Traced) and not is_functorch_wrapped_tensor(tensor) and tensor._is_zerotensor():
+            # The tangent of what has none, which has no memory: PyTorch makes it where no mode sees that.
+            zeros = self._record(_aten.zeros.default, (list(tensor.shape),), {"dtype": tensor.dtype, "device": tensor.device})
+            assert isinstance(zeros, Traced), "an op on traced tensors gives one"
+            return zeros
         if not isinstance(tensor, Traced) or self._is_around(tensor):
             return self.constant(tensor)
         if tensor.node is None or tensor.node.graph is not self.graph:
@@ -310,17 +318,19 @@ class Recorder(TorchDispatchMode):
             outer = outer.outer
         return False
 
-    def call(self, target: LoopTarget | Callable[..., Any], args: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Tensor]:
-        """Records a call of something that is no op, and returns its results, which have these specs."""
-        node = self.graph.create_node("call_function", target, map_tensors(lambda one: self.traced(one).node, tuple(args)), {}, getattr(target, "name", "call"))
-        line = node.meta["line"] = self._line()
-        results = []
-        for index, spec in enumerate(specs):
-            part = self.graph.call_function(operator.getitem, (node, index))
-            traced = Traced(_plain(spec), spec.device, part)
-            part.meta["val"], part.meta["line"] = traced, line
-            results.append(traced)
-        node.meta["val"] = results
+    def call(self, target: Callable[..., Any], args: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor]:
+        """Records a call of something that is no op, such as a loop, and returns its results, which have these specs."""
+        line = self._line()
+        with torch._C.DisableTorchFunction():  # a mode would take the results' stand-ins for tensors of the user's
+            nodes = tuple(self.traced(one).node for one in args)
+            node = self.graph.create_node("call_function", target, nodes, {}, getattr(target, "name", "call"))
+            results = []
+            for index, spec in enumerate(specs):
+                part = self.graph.call_function(operator.getitem, (node, index))
+                traced = Traced(_plain(spec), spec.device, part)
+                part.meta["val"], part.meta["line"] = traced, line
+                results.append(traced)
+        node.meta["val"], node.meta["line"] = results, line
         return list(results)
 
     def forget(self) -> None:
