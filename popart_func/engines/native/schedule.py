@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from popart_func.engines.native.expressions import Buffer, Load, index_names, leaves
 from popart_func.engines.native.layouts import Shape
-from popart_func.engines.native.statements import NestedResult, Pointwise, Scatter, Statement, reads, writes
+from popart_func.engines.native.statements import Nested, NestedResult, Pointwise, Scatter, Statement, reads, writes
 
 __all__ = ["LoopNest", "in_place", "invariant", "schedule", "stay_in_registers"]
 
@@ -102,9 +102,10 @@ def invariant(statements: Sequence[Statement], moving: Iterable[Buffer]) -> set[
     # Repeated until nothing is added: a buffer may be filled by several statements, and a later one that depends on
     # the time makes it changing for the statements between as well.
     while True:
-        more = {
-            writes(statement) for statement in statements if any(load.buffer in changing for load in reads(statement))
-        }
+        again = [statement for statement in statements if any(load.buffer in changing for load in reads(statement))]
+        more = set(map(writes, again))
+        # A loop inside the step begins anew each time, also with a carry whose last value nothing reads.
+        more.update(*(statement.changed for statement in again if isinstance(statement, Nested)))
         if more <= changing:
             return {writes(statement) for statement in statements} - changing
         changing |= more
