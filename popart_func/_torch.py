@@ -35,7 +35,6 @@ from torch.utils import _pytree as torch_pytree
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode_stack,
-    _len_torch_dispatch_stack,
     _pop_mode,
     _push_mode,
 )
@@ -178,7 +177,7 @@ def apart_from_transforms() -> Iterator[None]:
 
     A loop traces its body so, whatever transforms the loop itself is in.
     """
-    modes = [_pop_mode() for _ in range(_len_torch_dispatch_stack())]
+    modes = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]
     try:
         with temporarily_clear_interpreter_stack():
             yield
@@ -195,21 +194,21 @@ def through_hooks(replaced: Callable[[Tensor], Tensor], called: Callable[..., An
         replaced: gives the tensor that `torch.func` wraps in the place of the one that a transform is called with.
         called: is called instead of `torch.autograd.Function.apply`, with the class, that method, and its arguments.
     """
-    add_batch_dim, wrap_for_grad = vmap_module._add_batch_dim, eager_transforms._wrap_for_grad
+    modules: tuple[Any, Any] = vmap_module, eager_transforms
+    add_batch_dim, wrap_for_grad = modules[0]._add_batch_dim, modules[1]._wrap_for_grad
     apply = vars(torch.autograd.Function)["apply"]
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
         return called(cls, functools.partial(apply.__func__, cls), *args, **kwargs)
 
-    names: Any = (vmap_module, eager_transforms)
-    names[0]._add_batch_dim = lambda tensor, axis, level: add_batch_dim(replaced(tensor), axis, level)
-    names[1]._wrap_for_grad = lambda tensor, level: wrap_for_grad(replaced(tensor), level)
-    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment]
+    modules[0]._add_batch_dim = lambda tensor, axis, level: add_batch_dim(replaced(tensor), axis, level)
+    modules[1]._wrap_for_grad = lambda tensor, level: wrap_for_grad(replaced(tensor), level)
+    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
-        names[0]._add_batch_dim, names[1]._wrap_for_grad = add_batch_dim, wrap_for_grad
-        torch.autograd.Function.apply = apply
+        modules[0]._add_batch_dim, modules[1]._wrap_for_grad = add_batch_dim, wrap_for_grad
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
 
 def outside_functionalize(function: Callable[..., list[Tensor]], args: Any) -> list[Tensor]:
@@ -222,7 +221,8 @@ def outside_functionalize(function: Callable[..., list[Tensor]], args: Any) -> l
     inner = torch_pytree.tree_map(unwrap, args)
     with interpreter.lower():
         results = function(*inner)
-    return [eager_transforms._wrap_functional_tensor(result, interpreter.level()) for result in results]
+    wrap: Any = vars(eager_transforms)["_wrap_functional_tensor"]
+    return [wrap(result, interpreter.level()) for result in results]
 
 
 def is_forward_derivative_on() -> bool:

@@ -8,7 +8,20 @@ from typing import Any
 import optree
 import pytest
 import torch
-from loop_programs import H, MANY, PROGRAMS, W, XS, grown, numbers, random_program, recurrent, replayed, traced, transformed
+from loop_programs import (
+    MANY,
+    PROGRAMS,
+    XS,
+    H,
+    W,
+    grown,
+    numbers,
+    random_program,
+    recurrent,
+    replayed,
+    traced,
+    transformed,
+)
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -118,7 +131,10 @@ def test_an_episode_ends_lane_by_lane(engine: str):
     limit = torch.linspace(1, 500, 1000, dtype=torch.float64)
     step = lambda c, limit: (grown(c, limit), ())  # noqa: E731
     got, _ = pf.scan_lanes(step, many, limit[None], shared=False, engine=engine)
-    alone = [pf.scan_lanes(step, many[n : n + 1], limit[None, n : n + 1], shared=False, engine="eager")[0][0] for n in range(0, 1000, 37)]
+    alone = [
+        pf.scan_lanes(step, many[n : n + 1], limit[None, n : n + 1], shared=False, engine="eager")[0][0]
+        for n in range(0, 1000, 37)
+    ]
     assert torch.equal(got[::37], torch.stack(alone))
 
 
@@ -145,7 +161,9 @@ def test_reverse_mode_of_a_while_loop_says_what_to_use():
 
 
 def test_a_graph_shows_its_loops():
-    graph = traced(lambda h, xs: pf.scan(lambda c, x: (pf.cond(c > x, torch.sin, torch.cos, c), c), h, xs), H[0], XS[:, 0])
+    graph = traced(
+        lambda h, xs: pf.scan(lambda c, x: (pf.cond(c > x, torch.sin, torch.cos, c), c), h, xs), H[0], XS[:, 0]
+    )
     assert str(graph).splitlines()[2:] == [
         "  scan: float64[], float64[5] = scan(arg0_1, arg1_1)",
         "    5 rounds; carry: 1, xs: 1:",
@@ -172,9 +190,13 @@ def test_a_graph_shows_its_loops():
 
 def test_explain_counts_what_a_loop_repeats():
     def explained(length: int) -> Any:
-        return pf.engines.explain(lambda c, x: (recurrent(W, c, x), ())[1:] and (c + recurrent(W, c, x), ()), MANY, numbers(1, length, 3))
+        return pf.engines.explain(
+            lambda c, x: (recurrent(W, c, x), ())[1:] and (c + recurrent(W, c, x), ()), MANY, numbers(1, length, 3)
+        )
 
-    assert explained(50).counts.products + explained(50).counts.others > 9 * (explained(5).counts.products + explained(5).counts.others)
+    assert explained(50).counts.products + explained(50).counts.others > 9 * (
+        explained(5).counts.products + explained(5).counts.others
+    )
     assert "scan 50 rounds" in explained(50).loops
 
 
@@ -188,7 +210,9 @@ def test_inductor_unrolls_loops_or_refuses_them_by_name():
         with pytest.raises(pf.engines.UnsupportedError, match=match):
             pf.scan_lanes(step, MANY, length=1, engine="inductor")
 
-    refused(lambda c, _: (pf.while_loop(lambda s: s.sum() < 1, lambda s: s + 1, c), ()), "no `while_loop` inside a step")
+    refused(
+        lambda c, _: (pf.while_loop(lambda s: s.sum() < 1, lambda s: s + 1, c), ()), "no `while_loop` inside a step"
+    )
     refused(lambda c, _: (pf.fori_loop(0, 3000, lambda i, s: s.sin() + i, c), ()), "more than 2000")
 
 
@@ -200,11 +224,19 @@ def test_inductor_computes_what_eager_does():
 
 
 ERRORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
-    "dtype": (lambda h: pf.scan(lambda c, _: (c.float(), ()), h, length=2), TypeError, "scan: `step` must return the shapes"),
+    "dtype": (
+        lambda h: pf.scan(lambda c, _: (c.float(), ()), h, length=2),
+        TypeError,
+        "scan: `step` must return the shapes",
+    ),
     "structure": (lambda h: pf.scan(lambda c, _: ((c, c), ()), h, length=2), TypeError, "the structure of the carry"),
     "pair": (lambda h: pf.scan(lambda c, _: c, h, length=2), TypeError, r"must return \(carry, y\), got a tensor"),
     "number": (lambda h: pf.scan(lambda c, _: (c, 1.0), h, length=2), TypeError, "as y must be a tensor, got float"),
-    "length": (lambda h: pf.scan(lambda c, x: (c, ()), h, h, length=2), ValueError, "the leading axis of `xs`, 3, got 2"),
+    "length": (
+        lambda h: pf.scan(lambda c, x: (c, ()), h, h, length=2),
+        ValueError,
+        "the leading axis of `xs`, 3, got 2",
+    ),
     "lengths": (lambda h: pf.scan(lambda c, x: (c, ()), h, (h, h[:2])), ValueError, "same leading time axis"),
     "no length": (lambda h: pf.scan(lambda c, x: (c, ()), h), ValueError, "`length` must say how many"),
     "predicate": (lambda h: pf.while_loop(lambda c: c, lambda c: c, h), TypeError, "a bool tensor of shape"),

@@ -1,7 +1,7 @@
 """The inductor engine, for any model: `torch.compile` over PyTorch's scan operator, whose body is the vmapped step.
 
-It compiles the traced step, never the user's Python. Loops inside the step are unrolled: PyTorch's operator has gradient
-bugs under vmap, and a body of a few operations is best fused into what is around it.
+It compiles the traced step, never the user's Python. Loops inside the step are unrolled: PyTorch's operator has
+gradient bugs under vmap, and a body of a few operations is best fused into what is around it.
 """
 
 from __future__ import annotations

@@ -61,11 +61,10 @@ def scan(
     if is_recording() or is_transforming() or length == 0:
         if engine not in ("auto", "eager"):
             raise ValueError(
-                f"scan: `engine` must be 'auto' inside a step or a transform, got {engine!r}: the outermost scan names one."
+                f"scan: `engine` must be 'auto' inside a step or a transform, got {engine!r}: the outermost scan names "
+                f"one."
             )
-        return inner_scan(
-            step, carry, xs, length=length, reverse=reverse, unroll=unroll, checkpoint=checkpoint
-        )
+        return inner_scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll, checkpoint=checkpoint)
     check_tensors("scan", "carry", carry)
     if reverse:
         xs = optree.tree_map(lambda leaf: leaf.flip(0), xs)

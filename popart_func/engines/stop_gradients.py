@@ -45,24 +45,29 @@ class StopGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
+        """A copy, or the tensor itself where no mark is kept."""
         recorder = recorder_here()
         is_kept = _in_thread.kept or (recorder is not None and recorder.keeps_ops)
         return torch.ops.popart_func.stop_gradient(x) if is_kept else torch.ops.aten.alias(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keeps nothing."""
         pass
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
+        """No gradient."""
         return torch.zeros_like(cotangent)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Any) -> Any:
+        """No tangent."""
         return torch.zeros_like(tangent)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any) -> Any:
+        """In all lanes alike."""
         return StopGradient.apply(x), in_dims[0]
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import fx
 
 from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.stop_gradients import STOP_GRADIENT
 from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
 from popart_func.interop.lowerings.loops import lower_loop
 from popart_func.interop.lowerings.table import find_lowering
-from popart_func.engines.stop_gradients import STOP_GRADIENT
 from popart_func.interop.trees import has_64_bits, jax_dtype, tensor_to_array, torch_dtype
 
 __all__ = ["evaluate"]

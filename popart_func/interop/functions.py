@@ -14,11 +14,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
+from popart_func.engines.stop_gradients import StopGradientMarks
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.evaluate import evaluate
 from popart_func.interop.static_arguments import Static, is_static, static_arguments
-from popart_func.engines.stop_gradients import StopGradientMarks
 from popart_func.interop.trees import argument_to_array, torch_dtype, with_plain_tuples
 
 __all__ = ["to_jax_function"]

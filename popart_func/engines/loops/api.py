@@ -53,7 +53,8 @@ def inner_scan(
     if not is_recording() and rounds:
         return scan_in_python(step, carry, xs, rounds, reverse)
     carry_leaves, xs_leaves = optree.tree_leaves(carry), optree.tree_leaves(xs)
-    structure, y_structures = optree.tree_structure((carry, xs)), []
+    both: PyTree = (carry, xs)
+    structure, y_structures = optree.tree_structure(both), []
 
     def flat(*leaves: Tensor) -> list[Tensor]:
         given: Any = optree.tree_unflatten(structure, leaves)
@@ -68,7 +69,10 @@ def inner_scan(
     body, constants = closed(caller, flat, specs)
     loop = ScanLoop(caller, body, len(carry_leaves), len(xs_leaves), rounds, reverse, unroll=unroll)
     if rounds == 0:
-        results = [*carry_leaves, *(torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in loop.outputs[len(carry_leaves) :])]
+        results = [
+            *carry_leaves,
+            *(torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in loop.outputs[len(carry_leaves) :]),
+        ]
     else:
         results = _checkpointed(loop, carry_leaves, xs_leaves, constants, checkpoint)
     new_carry: PyTree = optree.tree_unflatten(structure.child(0), results[: len(carry_leaves)])
@@ -166,7 +170,7 @@ def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyT
         The last carry.
 
     Raises:
-        TypeError: ``body`` returns a carry of another structure, shape or dtype, or ``cond`` something else than a bool.
+        TypeError: ``body`` returns a carry of another structure, shape or dtype, or ``cond`` no bool.
         NotImplementedError: when a gradient is taken in reverse mode.
 
     >>> while_loop(lambda x: x < 100, lambda x: 2 * x, torch.tensor(3))
@@ -195,7 +199,9 @@ def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyT
     return optree.tree_unflatten(start.structure, results)
 
 
-def cond(predicate: bool | Tensor, true: Callable[..., PyTree], false: Callable[..., PyTree], *operands: PyTree) -> PyTree:
+def cond(
+    predicate: bool | Tensor, true: Callable[..., PyTree], false: Callable[..., PyTree], *operands: PyTree
+) -> PyTree:
     """Returns ``true(*operands)`` or ``false(*operands)``, as `jax.lax.cond` does.
 
     Where the predicate differs between lanes of `torch.vmap` or of `scan_lanes`, both branches may run, and each lane
@@ -225,7 +231,8 @@ def cond(predicate: bool | Tensor, true: Callable[..., PyTree], false: Callable[
     chooser = check_predicate(caller, "`predicate`", predicate)
     if not is_recording():
         return cond_in_python(chooser, true, false, operands)
-    structure = optree.tree_structure(operands)
+    given_operands: PyTree = operands
+    structure = optree.tree_structure(given_operands)
     returned: list[Outline] = []
 
     def branch(name: str, function: Callable[..., PyTree]) -> Callable[..., list[Tensor]]:

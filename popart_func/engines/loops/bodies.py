@@ -97,7 +97,7 @@ def with_same_inputs(traced: Sequence[tuple[Body, list[Tensor]]], inputs: int) -
     for body, constants in traced:
         nodes = dict(zip(map(id, constants), body.placeholders[inputs:], strict=True))
         last = body.placeholders[inputs - 1] if inputs else None
-        order = []
+        order: list[Tensor] = []
         for number, constant in found.items():
             node = nodes.get(number)
             with body.graph.inserting_after(last) if last is not None else body.graph.inserting_before():
@@ -136,7 +136,7 @@ def replay(body: Body, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Lifts(TorchFunctionMode):
-    """Replaces the tensors that a body closes over by inputs of the body, before any transform in the body sees them."""
+    """Replaces the tensors that a body closes over by its inputs, before any transform in the body sees them."""
 
     def __init__(self, recording: Recorder) -> None:
         super().__init__()
@@ -162,12 +162,16 @@ class _Lifts(TorchFunctionMode):
 
     def call(self, function: Any, apply: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Records the call of a user's `torch.autograd.Function` as one node, so that its own backward is used."""
-        if recorder_here() is not self._recording or is_transforming() or function.__module__.startswith(_OWN) or kwargs:
+        if (
+            recorder_here() is not self._recording
+            or is_transforming()
+            or function.__module__.startswith(_OWN)
+            or kwargs
+        ):
             return apply(*args, **kwargs)
         tensors = [self._recording.traced(one) for one in args if isinstance(one, Tensor)]
         target = _CustomCall(function, [None if isinstance(one, Tensor) else (one,) for one in args])
-        body, constants = trace_body(self._recording.caller, target, [TensorSpec.of(one) for one in tensors])
-        assert not constants or target, "a custom function may close over constants: it is called again with them"
+        body, _ = trace_body(self._recording.caller, target, [TensorSpec.of(one) for one in tensors])
         results = self._recording.call(target, tensors, body.outputs)
         return results[0] if target.is_single else tuple(results)
 

@@ -35,25 +35,31 @@ class Cond(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
+        """The body, or both, with the words that introduce it."""
         return ("if", self.true), ("else", self.false)
 
     @property
     def rounds(self) -> int:
+        """How often the body runs, as far as that is known."""
         return 1
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the results."""
         return self.true.outputs
 
     def run(self, tensors: Tensors) -> list[Tensor]:
+        """The results, computed in Python."""
         return [one.clone() for one in replay(self.true if tensors[0] else self.false, tensors[1:])]
 
     def for_engines(self) -> tuple[Loop, list[Tensor]]:
+        """The loop with its ops taken apart, and further operands."""
         functions = [lambda *t: replay(self.true, t), lambda *t: replay(self.false, t)]
         (true, false), more = trace_bodies(self.caller, functions, self.true.inputs, keeps_ops=False)
         return replace(self, true=true, false=false), more
 
     def mapped(self, size: int, axes: Sequence[int | None], tensors: Tensors) -> tuple[list[Tensor], list[int | None]]:
+        """The results in lanes; see `Loop.mapped`."""
         if axes[0] is not None:  # lanes choose differently: both branches run, and each lane takes its own
             chosen = vmap(lambda p, *t: tuple(_selected(p, replay(self.true, t), replay(self.false, t))), tuple(axes))
             return list(chosen(*tensors)), [0] * len(self.outputs)
@@ -67,6 +73,7 @@ class Cond(Loop):
         return results, [0] * len(self.outputs)
 
     def pushed_forward(self, tensors: Tensors, tangents: Maybe) -> Maybe:
+        """The tangents of the results, by a loop that computes them along with the values."""
         places = [n for n, one in enumerate(tangents[1:]) if one is not None and is_real(tensors[1 + n])]
         real = [n for n, spec in enumerate(self.outputs) if is_real(spec)]
         moved = [tangents[1 + n] for n in places]
@@ -85,6 +92,7 @@ class Cond(Loop):
         return [found.get(n) for n in range(len(self.outputs))]
 
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
+        """The gradients of the operands; see `Loop.pulled_back`."""
         places = [n for n, one in enumerate(needed[1:]) if one and is_real(tensors[1 + n])]
         given = [n for n, one in enumerate(cotangents) if one is not None and is_real(self.outputs[n])]
 

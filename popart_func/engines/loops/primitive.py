@@ -41,6 +41,7 @@ class Loop(LoopTarget):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the results."""
         raise NotImplementedError
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:

@@ -76,6 +76,6 @@ def _text(node: fx.Node) -> str:
         lines.append(title)
         for one in body.graph.nodes:
             target = _text(one) if isinstance(one.target, LoopTarget) else one.target
-            arguments = fx.node.map_arg((one.args, one.kwargs), lambda other, names=names: names[other])
+            arguments = fx.node.map_arg((one.args, one.kwargs), names.__getitem__)
             lines.append(f"{target} {arguments!r}")
     return "\n".join(lines)

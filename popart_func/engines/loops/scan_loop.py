@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -48,19 +49,23 @@ class ScanLoop(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
+        """The body, or both, with the words that introduce it."""
         order = ", in reverse" if self.reverse else ""
         return ((f"{self.length} rounds{order}; carry: {self.carries}, xs: {self.xs}", self.body),)
 
     @property
     def rounds(self) -> int:
+        """How often the body runs, as far as that is known."""
         return self.length
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the results."""
         carry, ys = self.body.outputs[: self.carries], self.body.outputs[self.carries :]
         return (*carry, *(spec._replace(shape=(self.length, *spec.shape)) for spec in ys))
 
     def run(self, tensors: Tensors) -> list[Tensor]:
+        """The results, computed in Python."""
         carry, xs, constants = self._parts(tensors)
         ys: list[list[Tensor]] = []
         order = range(self.length)
@@ -73,31 +78,31 @@ class ScanLoop(Loop):
         return [*(leaf.clone() for leaf in carry), *map(torch.stack, zip(*ys, strict=True))]
 
     def for_engines(self) -> tuple[Loop, list[Tensor]]:
+        """The loop with its ops taken apart, and further operands."""
         body, more = trace_body(self.caller, lambda *t: replay(self.body, t), self.body.inputs, keeps_ops=False)
         return replace(self, body=body), more
 
     def mapped(self, size: int, axes: Sequence[int | None], tensors: Tensors) -> tuple[list[Tensor], list[int | None]]:
+        """The results in lanes; see `Loop.mapped`."""
         inputs, outputs = self.body.reached_from([axis is not None for axis in axes], self.carries)
         moved, specs = [], []
         for position, (tensor, axis, is_mapped) in enumerate(zip(tensors, axes, inputs, strict=True)):
-            place = int(self.carries <= position < self.carries + self.xs)  # an x has its time first
+            start = int(self.carries <= position < self.carries + self.xs)  # an x has its time first
             if axis is not None:
-                tensor = tensor.movedim(axis, place)
+                tensor = tensor.movedim(axis, start)
             elif is_mapped:
                 tensor = tensor.expand(size, *tensor.shape)
             moved.append(tensor)
             spec = self.body.inputs[position]
             specs.append(spec._replace(shape=(size, *spec.shape)) if is_mapped else spec)
-        function = vmap(
-            lambda *t: tuple(replay(self.body, t)),
-            in_dims=tuple(0 if one else None for one in inputs),
-            out_dims=tuple(0 if one else None for one in outputs),
-        )
+        in_dims, out_dims = (tuple(0 if one else None for one in places) for places in (inputs, outputs))
+        function = vmap(lambda *t: tuple(replay(self.body, t)), in_dims, out_dims)  # type: ignore[arg-type]
         results = self._with_body(function, specs, moved, self.carries, self.xs)
-        places = [0] * self.carries + [1] * (len(outputs) - self.carries)
-        return results, [place if one else None for place, one in zip(places, outputs, strict=True)]
+        ends = [0] * self.carries + [1] * (len(outputs) - self.carries)
+        return results, [place if one else None for place, one in zip(ends, outputs, strict=True)]
 
     def pushed_forward(self, tensors: Tensors, tangents: Maybe) -> Maybe:
+        """The tangents of the results, by a loop that computes them along with the values."""
         given = [tangent is not None and is_real(tensor) for tensor, tangent in zip(tensors, tangents, strict=True)]
         active, outputs = self._active(given)
         places = [position for position, one in enumerate(active) if one]
@@ -129,12 +134,9 @@ class ScanLoop(Loop):
                 results = replay(self.body, given)
                 return tuple(results[n] for n in (*carry_out, *ys_out)), results
 
-            _, moved, results = jvp(
-                of_active,
-                tuple(primals[p] for p in places),
-                tuple(values[p, True] for p in places),
-                has_aux=True,
-            )
+            chosen, given = tuple(primals[p] for p in places), tuple(values[p, True] for p in places)
+            found: Any = jvp(of_active, chosen, given, has_aux=True)
+            _, moved, results = found
             carry_moved, ys_moved = moved[: len(carry_out)], moved[len(carry_out) :]
             return [*results[: self.carries], *carry_moved, *ys_moved]
 
@@ -146,6 +148,11 @@ class ScanLoop(Loop):
         return [moved.get(n) for n in range(len(self.outputs))]
 
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
+        """The gradients of the operands, by a loop in the other direction.
+
+        The forward loop runs again and stores what the backward loop needs; `join_loops` makes one of it and the loop
+        itself. The carry of the backward loop is the cotangent of the carry, and the sums of those of the constants.
+        """
         active, outputs = self._active([one and is_real(t) for one, t in zip(needed, tensors, strict=True)])
         kinds = self._kinds(len(tensors))
         carry_out = [n for n in range(self.carries) if outputs[n]]
@@ -162,7 +169,8 @@ class ScanLoop(Loop):
                 results = replay(self.body, values)
                 return tuple(results[n] for n in (*carry_out, *ys_out)), results
 
-            _, pull, results = vjp(of_active, *(primals[n] for n in differentiated), has_aux=True)
+            found: Any = vjp(of_active, *(primals[n] for n in differentiated), has_aux=True)
+            _, pull, results = found
             return [*results, *pull(tuple(given))]
 
         specs = [*self.body.inputs, *(self.body.outputs[n] for n in (*carry_out, *ys_out))]
@@ -178,13 +186,9 @@ class ScanLoop(Loop):
         constants = [*tensors[self.carries + self.xs :], *more]
         before = [*tensors[: self.carries + self.xs], *constants]
         kept = replace(self, body=forward.body)(*before)[len(self.body.outputs) :] if forward.stored else []
-
-        # The backward loop: its carry is the cotangent of the carry, and the sums of those of the constants.
         sums = [n for n in differentiated if kinds[n] == 2]
         x_grads = [n for n in differentiated if kinds[n] == 1]
-        start = [
-            torch.zeros_like(tensors[n]) if cotangents[n] is None else cotangents[n] for n in carry_out
-        ]
+        start = [torch.zeros_like(tensors[n]) if cotangents[n] is None else cotangents[n] for n in carry_out]
         start += [torch.zeros_like(tensors[n]) for n in sums]
         xs = [tensors[self.carries + n] for n in backward.xs]
         given = [cotangents[n] for n in ys_out]
@@ -215,7 +219,8 @@ class ScanLoop(Loop):
         return [found.get(n) if one else None for n, one in enumerate(needed)]
 
     def simplify(self, node: fx.Node) -> None:
-        places = sorted({part.args[1] for part in node.users})  # type: ignore[type-var]
+        """Removes results that nothing reads, and the operands that only they need."""
+        places: Any = {part.args[1] for part in node.users}
         body, (carries, xs) = self.body, (self.carries, self.xs)
         needed = set(places)
         while True:  # what the results are computed from, over all rounds
@@ -235,17 +240,19 @@ class ScanLoop(Loop):
         node.args = tuple(node.args[n] for n in inputs)
         node.meta["val"] = [node.meta["val"][n] for n in outputs]
         for user in list(node.users):
-            user.args = (node, outputs.index(user.args[1]))
+            place: Any = user.args[1]
+            user.args = (node, outputs.index(place))
 
     def covers(self, node: fx.Node, other: fx.Node) -> list[int] | None:
+        """Where this loop has the results of another node, if its body computes what that one does."""
         loop = other.target
         if not isinstance(loop, ScanLoop) or (loop.length, loop.reverse) != (self.length, self.reverse):
             return None
-        return covering(
-            (loop.body, other.args, loop.carries, loop.xs), (self.body, node.args, self.carries, self.xs)
-        )
+        return covering((loop.body, other.args, loop.carries, loop.xs), (self.body, node.args, self.carries, self.xs))
 
-    def _with_body(self, function: object, specs: Sequence[TensorSpec], operands: Tensors, carries: int, xs: int) -> list[Tensor]:
+    def _with_body(
+        self, function: object, specs: Sequence[TensorSpec], operands: Tensors, carries: int, xs: int
+    ) -> list[Tensor]:
         """The results of a loop with another body."""
         body, more = trace_body(self.caller, function, specs)  # type: ignore[arg-type]
         return replace(self, body=body, carries=carries, xs=xs)(*operands, *more)

@@ -36,8 +36,8 @@ def unrolled(engine: str, graph: StepGraph, most: int) -> fx.GraphModule:
     total = graph.operations.total()
     if total > most:
         raise UnsupportedError(
-            f"{engine}: it unrolls the loops inside a step, which has {total} operations then, more than {most}: use the "
-            f"engine 'native' or 'eager'."
+            f"{engine}: it unrolls the loops inside a step, which has {total} operations then, more than {most}: use "
+            f"the engine 'native' or 'eager'."
         )
     flat = fx.Graph()
     inputs = [flat.placeholder(node.name) for node in graph.graph.nodes if node.op == "placeholder"]

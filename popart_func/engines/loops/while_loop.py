@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,28 +48,34 @@ class WhileLoop(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
+        """The body, or both, with the words that introduce it."""
         return ("while", self.condition), (f"do; carry: {self.carries}", self.body)
 
     @property
     def rounds(self) -> int:
+        """How often the body runs, as far as that is known."""
         return 1
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Specs of the results."""
         return self.body.outputs
 
     def run(self, tensors: Tensors) -> list[Tensor]:
+        """The results, computed in Python."""
         carry, constants = list(tensors[: self.carries]), tensors[self.carries :]
         while replay(self.condition, [*carry, *constants])[0]:
             carry = replay(self.body, [*carry, *constants])
         return [leaf.clone() for leaf in carry]
 
     def for_engines(self) -> tuple[Loop, list[Tensor]]:
+        """The loop with its ops taken apart, and further operands."""
         functions = [lambda *t: replay(self.condition, t), lambda *t: replay(self.body, t)]
         (condition, body), more = trace_bodies(self.caller, functions, self.body.inputs, keeps_ops=False)
         return replace(self, condition=condition, body=body), more
 
     def mapped(self, size: int, axes: Sequence[int | None], tensors: Tensors) -> tuple[list[Tensor], list[int | None]]:
+        """The results in lanes; see `Loop.mapped`."""
         inputs, carry = self.body.reached_from([axis is not None for axis in axes], self.carries)
         going = any(inputs[position] for position in self.condition.dependencies[0])
         if going:  # a lane that is done keeps its carry, so that all of it is the lane's own
@@ -80,7 +87,8 @@ class WhileLoop(Loop):
             specs.append(spec._replace(shape=(size, *spec.shape)) if is_mapped else spec)
         in_dims = tuple(0 if one else None for one in inputs)
         condition = vmap(lambda *t: replay(self.condition, t)[0], in_dims, out_dims=0 if going else None)
-        step = vmap(lambda *t: tuple(replay(self.body, t)), in_dims, tuple(0 if one else None for one in carry))
+        out_dims: Any = tuple(0 if one else None for one in carry)
+        step = vmap(lambda *t: tuple(replay(self.body, t)), in_dims, out_dims)
 
         def masked(*flat: Tensor) -> list[Tensor]:
             goes_on = condition(*flat)
@@ -91,6 +99,7 @@ class WhileLoop(Loop):
         return results, [0 if one else None for one in carry]
 
     def pushed_forward(self, tensors: Tensors, tangents: Maybe) -> Maybe:
+        """The tangents of the results, by a loop that computes them along with the values."""
         given = [tangent is not None and is_real(tensor) for tensor, tangent in zip(tensors, tangents, strict=True)]
         inputs, _ = self.body.reached_from(given, self.carries)
         active = [one and is_real(spec) for one, spec in zip(inputs, self.body.inputs, strict=True)]
@@ -119,7 +128,8 @@ class WhileLoop(Loop):
                 return tuple(results[n] for n in carried), results
 
             chosen = tuple(values[n] for n in places)
-            _, moved, results = jvp(of_active, chosen, tuple(tangent[n, True] for n in places), has_aux=True)
+            found: Any = jvp(of_active, chosen, tuple(tangent[n, True] for n in places), has_aux=True)
+            _, moved, results = found
             return [*results, *moved]
 
         specs = [self.body.inputs[n] for n, _ in order]
@@ -131,6 +141,7 @@ class WhileLoop(Loop):
         return [found.get(n) for n in range(self.carries)]
 
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
+        """The gradients of the operands; see `Loop.pulled_back`."""
         raise NotImplementedError(NO_GRADIENT)
 
     def _with_bodies(

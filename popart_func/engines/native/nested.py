@@ -12,7 +12,7 @@ from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.loops.cond_loop import Cond
 from popart_func.engines.loops.scan_loop import ScanLoop
 from popart_func.engines.loops.while_loop import WhileLoop
-from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load, Operation
+from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load
 from popart_func.engines.native.kernel import Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.statements import Nested, NestedResult, Program, Window, reads, writes

@@ -1,7 +1,7 @@
 """Loops inside a step as C++: a loop over rounds, a loop until the last lane is done, or a choice.
 
-A lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block, and nothing of
-that is kept: neither its values nor its errors, nor does it keep a loop within going.
+A lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values
+and its errors are not kept, and it does not keep a loop within going.
 """
 
 from __future__ import annotations
@@ -33,17 +33,23 @@ class NestWriter(Protocol):
     memory: str
     mask: str | None
 
-    def line(self, text: str) -> None: ...
+    def line(self, text: str) -> None:
+        """Adds a line."""
 
-    def block(self, head: str) -> AbstractContextManager[None]: ...
+    def block(self, head: str) -> AbstractContextManager[None]:
+        """A block in braces after a head."""
 
-    def lanes(self) -> AbstractContextManager[None]: ...
+    def lanes(self) -> AbstractContextManager[None]:
+        """The loop over lanes."""
 
-    def nest(self, nest: LoopNest) -> None: ...
+    def nest(self, nest: LoopNest) -> None:
+        """Writes a loop nest."""
 
-    def element(self, load: Load, indices: Sequence[str]) -> str: ...
+    def element(self, load: Load, indices: Sequence[str]) -> str:
+        """An element of a buffer."""
 
-    def place(self, buffer: Buffer) -> str: ...
+    def place(self, buffer: Buffer) -> str:
+        """The name of the memory of a buffer."""
 
 
 def write_nested(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:

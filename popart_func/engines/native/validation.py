@@ -174,7 +174,12 @@ def check_plan(plan: KernelPlan, windows: Sequence[Window] = ()) -> None:
         computed = {writes(part) for part in nest.statements}
         for load in (load for part in nest.statements for load in reads(part) if load.buffer in plan.local):
             _rule(load.buffer in computed, f"only its own loop reads {load.buffer.name}, which has no memory", nest)
-    memory = {*(window.part for window in windows), *plan.buffers, *plan.merged, *(part for part in plan.program.inputs if part.uniform)}
+    memory = {
+        *(window.part for window in windows),
+        *plan.buffers,
+        *plan.merged,
+        *(part for part in plan.program.inputs if part.uniform),
+    }
     outputs = {part for part in (*plan.program.carry, *plan.program.ys) if part is not None and part.numel}
     touched = {writes(part) for part in scheduled} | {load.buffer for part in scheduled for load in reads(part)}
     missing = (touched - plan.local - memory) | (outputs - memory)

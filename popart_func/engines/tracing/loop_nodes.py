@@ -93,7 +93,6 @@ class LoopTarget:
     def simplify(self, node: fx.Node) -> None:
         """Removes from a loop what its graph does not use, by changing the node that calls it."""
 
-
     def covers(self, node: fx.Node, other: fx.Node) -> list[int] | None:
         """Where a node that calls this loop has the results of another node; None if it does not have them all."""
         return None

@@ -187,7 +187,9 @@ class Recorder(TorchDispatchMode):
             order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
             with self:
                 zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
-                return zeros.permute(*range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim)))
+                return zeros.permute(
+                    *range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim))
+                )
         if func is _aten.lift_fresh.default:  # a tensor that was made from Python numbers
             func, kwargs = _aten.clone.default, {}
         if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
@@ -300,7 +302,9 @@ class Recorder(TorchDispatchMode):
         """The tensor itself if it is traced here, else the input that it becomes."""
         if not isinstance(tensor, Traced) and not is_functorch_wrapped_tensor(tensor) and tensor._is_zerotensor():
             # The tangent of what has none, which has no memory: PyTorch makes it where no mode sees that.
-            zeros = self._record(_aten.zeros.default, (list(tensor.shape),), {"dtype": tensor.dtype, "device": tensor.device})
+            zeros = self._record(
+                _aten.zeros.default, (list(tensor.shape),), {"dtype": tensor.dtype, "device": tensor.device}
+            )
             assert isinstance(zeros, Traced), "an op on traced tensors gives one"
             return zeros
         if not isinstance(tensor, Traced) or self._is_around(tensor):
@@ -319,7 +323,7 @@ class Recorder(TorchDispatchMode):
         return False
 
     def call(self, target: Callable[..., Any], args: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor]:
-        """Records a call of something that is no op, such as a loop, and returns its results, which have these specs."""
+        """Records a call of something that is no op, such as a loop; its results have these specs."""
         line = self._line()
         with torch._C.DisableTorchFunction():  # a mode would take the results' stand-ins for tensors of the user's
             nodes = tuple(self.traced(one).node for one in args)

@@ -80,7 +80,7 @@ class StepGraph:
 
     @property
     def operations(self) -> Counter[str]:
-        """How many times each op is called; those of a loop's body count as often as the loop runs it, if that is known."""
+        """How often each op is called; those of a loop's body count as often as the loop runs it, if that is known."""
         return _operations(self.graph)
 
     def holds(self) -> bool:

@@ -51,7 +51,7 @@ def join_loops(graph: fx.Graph) -> None:
     loops = [node for node in graph.nodes if isinstance(node.target, LoopTarget)]
     for position, node in enumerate(loops):
         for other in loops[position + 1 :]:
-            found = other.target.covers(other, node)  # type: ignore[union-attr]
+            found = other.target.covers(other, node)
             if found is not None and not _depends(other, node):
                 _replace_results(node, other, found)
                 _sort(graph)

@@ -126,7 +126,7 @@ def _trace(
 def record(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorSpec], recording: Recorder
 ) -> tuple[Recorder, tuple[TensorSpec, ...]]:
-    """Records a function of flat tensors, and cleans its graph: no in-place ops, no op twice, none whose value is unused.
+    """Records a function of flat tensors, and cleans its graph: no op works in place, none is there twice or unused.
 
     Returns:
         A recorder that has the graph, its constants, and what was read; and the specs of the results.
@@ -182,7 +182,8 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
         recording.line = node.meta.get("line")
         args, kwargs = substitute((node.args, node.kwargs), values)
         if schema(node.target) is None:
-            return outside_functionalize(lambda *inner: recording.call(node.target, inner, _specs(node)), args)
+            target: Any = node.target
+            return outside_functionalize(lambda *inner: recording.call(target, inner, _specs(node)), args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     return walk(graph, inputs, call)
