@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch._higher_order_ops as higher_order_ops
 from torch import Tensor
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
@@ -52,6 +53,7 @@ __all__ = [
     "dispatch_modes",
     "function_modes",
     "get_unwrapped",
+    "higher_order_ops",
     "is_composite",
     "is_forward_derivative_on",
     "is_functorch_wrapped_tensor",
@@ -83,6 +85,7 @@ __all__ = [
 # TorchDispatchMode: sees every ATen op below autograd and `torch.func`: the recorder of steps is one.
 # DisableTorchDispatch: calls an op on a wrapper tensor without asking any mode.
 # OpOverload: the type of an ATen op.
+# higher_order_ops: where users find PyTorch's scan, for which there is no public name.
 # torch_pytree: the trees that `torch.func` takes, in which a user's dataclass has to be registered.
 
 set_grad_enabled = torch._C._set_grad_enabled

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import popart_func as pf
+from popart_func.engines.tracing import tracer
 from popart_func.engines.tracing.source_lines import TraceError
 
 LANES = 3
@@ -279,6 +280,34 @@ def test_the_outermost_scan_runs_in_reverse():
         carry, ys = pf.scan(lambda c, x: (2 * c + x, c), H, XS, reverse=True, engine=engine)
         expected = vmap(lambda h: pf.scan(lambda c, x: (2 * c + x, c), h, XS, reverse=True))(H[None])
         close((carry, ys), optree.tree_map(lambda leaf: leaf[0], expected))
+
+
+def test_pytorchs_loops_become_the_same():
+    from torch._higher_order_ops.scan import scan as pytorchs_own
+
+    def step(c: Tensor, x: Tensor) -> Any:
+        c = torch.cond(c.sum() > 0, lambda c: c.sin(), lambda c: c.cos(), (c,))
+        (c,) = torch.while_loop(lambda c: c.sum() < 1, lambda c: (c + 0.3,), (c,))
+        total, ys = torch._higher_order_ops.scan(lambda a, b: (a + b, a * b), c[0], c, reverse=True)
+        return c + ys + total, total
+
+    close(*(pf.scan_lanes(step, MANY, XS, engine=engine) for engine in ("native", "eager")))
+    before = torch.cond
+    with pytest.raises(pf.engines.UnsupportedError, match="instead of PyTorch's own loops"):
+        pf.scan_lanes(lambda c, x: (pytorchs_own(lambda a, b: (a + b, a * b), c, x)[0], ()), MANY, XS, engine="native")
+    assert torch.cond is before
+
+
+def test_a_step_of_many_operations_names_scan(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tracer, "MANY_OPERATIONS", 50)
+
+    def unrolled(h: Tensor) -> Tensor:
+        for _ in range(60):
+            h = h.sin()
+        return h
+
+    with pytest.warns(UserWarning, match="write popart_func.scan"):
+        traced(unrolled, H)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,11 +9,15 @@ import optree
 from popart_func._torch import is_transforming
 from popart_func.engines.lane_scan import check_tensors, make_lane_scan
 from popart_func.engines.loops.api import inner_scan
+from popart_func.engines.loops.torch_loops import torch_loops
 from popart_func.engines.selection import run_scan
+from popart_func.engines.tracing.plain_paths import further_paths
 from popart_func.engines.tracing.recorder import is_recording
 from popart_func.tree import PyTree
 
 __all__ = ["Step", "scan", "scan_lanes"]
+
+further_paths.append(torch_loops)
 
 Step = Callable[..., tuple[PyTree, PyTree]]
 """``step(carry, x) -> (carry, y)``, or ``step(carry, x, hparams) -> (carry, y)``."""

@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,9 @@ from popart_func.engines.tracing.tidy import drop_unused, join_loops, merge_equa
 from popart_func.engines.tracing.walk import Values, substitute, walk
 
 __all__ = ["record", "trace_step"]
+
+MANY_OPERATIONS = 5000
+"""From how many operations on a step is said to have too many: compiling it takes minutes."""
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time
@@ -112,6 +116,12 @@ def _trace(
     with without_dynamo():
         recording, outputs = record(flat, inputs, Recorder(caller))
     refuse_draws(caller, recording.graph)
+    if len(recording.graph.nodes) > MANY_OPERATIONS:
+        warnings.warn(
+            f"{caller}: the step has {len(recording.graph.nodes)} operations, since a Python loop is unrolled: write "
+            f"popart_func.scan or fori_loop inside it, whose body is traced and compiled once.",
+            stacklevel=2,
+        )
     return StepGraph(
         graph=recording.graph,
         inputs=inputs,
