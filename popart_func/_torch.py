@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch._higher_order_ops as higher_order_ops
 from torch import Tensor
+from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch import eager_transforms
@@ -42,6 +43,7 @@ from torch.utils._python_dispatch import (
 
 __all__ = [
     "DisableTorchDispatch",
+    "DisableTorchFunction",
     "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
@@ -84,6 +86,7 @@ __all__ = [
 # FakeTensor, FakeTensorMode: tensors without values, in which torch.compile and torch.export trace.
 # TorchDispatchMode: sees every ATen op below autograd and `torch.func`: the recorder of steps is one.
 # DisableTorchDispatch: calls an op on a wrapper tensor without asking any mode.
+# DisableTorchFunction: looks at a tensor without asking any function mode.
 # OpOverload: the type of an ATen op.
 # higher_order_ops: where users find PyTorch's scan, for which there is no public name.
 # torch_pytree: the trees that `torch.func` takes, in which a user's dataclass has to be registered.

@@ -72,6 +72,17 @@ def gradient_inside(params: dict[str, Tensor], h: Tensor, xs: Tensor) -> Tensor:
     return ys.sum() + h.sum()
 
 
+def tangent_inside(params: dict[str, Tensor], h: Tensor) -> Tensor:
+    """Closed-over parameters go into a forward derivative, a map and a Jacobian within the body."""
+
+    def body(i: Tensor, h: Tensor) -> Tensor:
+        _, moved = jvp(lambda w: torch.tanh(w @ h), (params["w"],), (params["w"],))
+        rows = vmap(lambda row: (row * h).sum())(params["w"])
+        return torch.tanh(moved + rows + jacfwd(torch.sin)(params["b"]).diagonal())
+
+    return pf.fori_loop(0, 3, body, h).sum()
+
+
 def straight_through(h: Tensor, xs: Tensor) -> Tensor:
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         h = torch.sin(Doubling.apply(h * 3) + x * h)
@@ -138,6 +149,11 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         ({"w": W, "b": MANY + 0.1}, MANY, XS),
     ),
     "closed over, hessian": (hessian(lambda h: gradient_inside(PARAMS, h, XS)), (H,)),
+    "closed over, other transforms": (tangent_inside, (PARAMS, H)),
+    "closed over, vmap of grad of other transforms": (
+        vmap(grad(tangent_inside), ({"w": None, "b": 0}, 0)),
+        ({"w": W, "b": MANY + 0.1}, MANY),
+    ),
     "custom function, grad": (grad(straight_through, argnums=(0, 1)), (H, XS)),
     **{
         f"checkpoint {every}{', reverse' * back}, grad": (

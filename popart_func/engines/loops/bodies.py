@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from popart_func._torch import (
+    DisableTorchFunction,
     apart_from_transforms,
     function_modes,
     get_unwrapped,
@@ -150,7 +151,7 @@ class _Lifts(TorchFunctionMode):
         """The tensor itself if the body computes it, else the input that it becomes."""
         if recorder_here() is not self._recording:
             return tensor
-        with torch._C.DisableTorchFunction():  # this mode, too
+        with DisableTorchFunction():  # this mode, too
             inside = tensor
             while is_functorch_wrapped_tensor(inside):
                 inside = get_unwrapped(inside)

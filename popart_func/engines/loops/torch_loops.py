@@ -41,9 +41,7 @@ def torch_loops() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-def _in_thread(
-    thread: int, own: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def _in_thread(thread: int, own: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return (own if threading.get_ident() == thread else original)(*args, **kwargs)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from popart_func._torch import (
     DisableTorchDispatch,
+    DisableTorchFunction,
     TorchDispatchMode,
     apart_from_transforms,
     disabled_torch_function,
@@ -325,7 +326,7 @@ class Recorder(TorchDispatchMode):
     def call(self, target: Callable[..., Any], args: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor]:
         """Records a call of something that is no op, such as a loop; its results have these specs."""
         line = self._line()
-        with torch._C.DisableTorchFunction():  # a mode would take the results' stand-ins for tensors of the user's
+        with DisableTorchFunction():  # a mode would take the results' stand-ins for tensors of the user's
             nodes = tuple(self.traced(one).node for one in args)
             node = self.graph.create_node("call_function", target, nodes, {}, getattr(target, "name", "call"))
             results = []
