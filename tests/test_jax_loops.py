@@ -9,7 +9,7 @@ import numpy as np
 import optree
 import pytest
 import torch
-from loop_programs import H, MANY, PARAMS, PROGRAMS, W, XS, gradient_inside, nested, recurrent
+from loop_programs import MANY, PARAMS, PROGRAMS, XS, H, W, gradient_inside, nested, recurrent
 from torch.func import grad, vmap
 
 from popart_func.interop.jax import to_jax_function

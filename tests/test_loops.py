@@ -245,7 +245,11 @@ ERRORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     "function": (lambda h: pf.cond(h.sum() > 0, torch.sin, 1, h), TypeError, "`false` must be a function, got int"),
     "bound": (lambda h: pf.fori_loop(0, 1.5, lambda i, c: c, h), TypeError, "`upper` must be an integer"),
     "carry": (lambda h: pf.fori_loop(0, 2, lambda i, c: c, 1.0), TypeError, "`carry` must be a tensor, got float"),
-    "engine": (lambda h: pf.scan(lambda c, x: (c, ()), h, h, engine="native"), ValueError, "the outermost scan names"),
+    "engine": (
+        lambda h: pf.scan(lambda c, x: (c, ()), h, h, engine="native"),
+        pf.engines.EngineUnavailableError,
+        "Use the engine 'eager', or name one",
+    ),
 }
 
 

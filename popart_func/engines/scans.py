@@ -7,10 +7,11 @@ from collections.abc import Callable
 import optree
 
 from popart_func._torch import is_transforming
-from popart_func.engines.lane_scan import check_tensors, make_lane_scan
+from popart_func.engines.lane_scan import EngineUnavailableError, check_tensors, make_lane_scan
 from popart_func.engines.loops.api import inner_scan
 from popart_func.engines.loops.torch_loops import torch_loops
-from popart_func.engines.selection import run_scan
+from popart_func.engines.only_eager import why_context_needs_eager
+from popart_func.engines.selection import resolve_engine, run_scan
 from popart_func.engines.tracing.plain_paths import further_paths
 from popart_func.engines.tracing.recorder import is_recording
 from popart_func.tree import PyTree
@@ -63,10 +64,11 @@ def scan(
     (tensor(6), tensor([0, 0, 1, 3]))
     """
     if is_recording() or is_transforming() or length == 0:
-        if engine not in ("auto", "eager"):
-            raise ValueError(
-                f"scan: `engine` must be 'auto' inside a step or a transform, got {engine!r}: the outermost scan names "
-                f"one."
+        reason = why_context_needs_eager()
+        if resolve_engine(engine, "cpu", 1, caller="scan") != "eager" and reason is not None:
+            raise EngineUnavailableError(
+                f"scan: the engine {engine!r} can't do this: {reason}. Use the engine 'eager', or name one for the "
+                f"outermost scan."
             )
         return inner_scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll, checkpoint=checkpoint)
     check_tensors("scan", "carry", carry)

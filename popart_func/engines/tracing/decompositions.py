@@ -74,6 +74,11 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return source.to(x.dtype).to(x.device).expand(x.shape).clone()
 
 
+def _fill(x: Tensor, value: Any) -> Tensor:
+    """`fill`, for which `torch.vmap` has no rule."""
+    return value.to(x.dtype).expand(x.shape).clone() if isinstance(value, Tensor) else torch.full_like(x, value)
+
+
 def _sinc(x: Tensor) -> Tensor:
     """`sinc` whose derivative at 0 is not NaN, as that of PyTorch's decomposition would be."""
     at_zero = x == 0
@@ -186,6 +191,7 @@ _EVEN_IN_BODIES: dict[Any, Decomposition] = {
     torch.ops.aten.native_batch_norm: _batch_norm,  # whose schema hides that it writes
     torch.ops.aten.detach: torch.ops.aten.alias.default,  # autograd's own: the user's are marked otherwise
     torch.ops.aten.copy: _copy,  # which has no derivative
+    torch.ops.aten.fill: _fill,
     torch.ops.aten.take: _take,
     torch.ops.aten.rrelu_with_noise: _rrelu,
 }
