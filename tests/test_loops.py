@@ -314,7 +314,7 @@ def test_a_step_of_many_operations_names_scan(monkeypatch: pytest.MonkeyPatch):
         traced(unrolled, H)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_random_programs_in_a_graph(seed: int):
     function = transformed(seed, random_program(seed))
     close(replayed(traced(function, H), H), function(H), 1e-8)
