@@ -23,9 +23,10 @@ from popart_func.engines.stop_gradients import STOP_GRADIENT, StopGradient, Stop
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.loop_nodes import Body
 from popart_func.engines.tracing.mutations import is_mutable
-from popart_func.engines.tracing.recorder import Recorder, Traced, recorder_here
+from popart_func.engines.tracing.recorder import Recorder, recorder_here
 from popart_func.engines.tracing.shapes import TensorSpec, map_tensors
 from popart_func.engines.tracing.source_lines import TraceError, describe_line
+from popart_func.engines.tracing.traced import Traced
 from popart_func.engines.tracing.tracer import record
 from popart_func.engines.tracing.walk import Values, op_name, substitute, walk
 
