@@ -12,7 +12,7 @@ import torch
 
 from popart_func import checkpoints, engines, heads, learners, models, nn, optim, pop_art, random, scales, tree
 from popart_func._version import __version__ as __version__
-from popart_func.engines import scan, scan_lanes
+from popart_func.engines import cond, fori_loop, scan, scan_lanes, while_loop
 from popart_func.heads import Head
 from popart_func.learners import (
     Info,
@@ -67,8 +67,10 @@ __all__ = [
     "art_learner",
     "chain",
     "checkpoints",
+    "cond",
     "engines",
     "fold",
+    "fori_loop",
     "gradient_factors",
     "heads",
     "init_lanes",
@@ -98,6 +100,7 @@ __all__ = [
     "unify",
     "unnormalize",
     "verify",
+    "while_loop",
 ]
 
 

@@ -10,6 +10,7 @@ inside the function that needs it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import threading
@@ -18,9 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch._higher_order_ops as higher_order_ops
 from torch import Tensor
+from torch._C import DisableTorchFunction as DisableTorchFunction
 from torch._C import _DisableTorchDispatch as DisableTorchDispatch
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._functorch import eager_transforms
+from torch._functorch import vmap as vmap_module
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -28,21 +34,29 @@ from torch.autograd import forward_ad
 from torch.distributions import Distribution
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as torch_pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 
 __all__ = [
     "DisableTorchDispatch",
+    "DisableTorchFunction",
     "DynamoNeeded",
     "FakeTensor",
     "FakeTensorMode",
     "OpOverload",
     "TorchDispatchMode",
     "all_gather",
+    "apart_from_transforms",
     "core_decompositions",
     "disabled_torch_function",
     "dispatch_modes",
     "function_modes",
     "get_unwrapped",
+    "higher_order_ops",
     "import_dynamo",
     "is_batched",
     "is_composite",
@@ -53,6 +67,7 @@ __all__ = [
     "is_transforming",
     "make_wrapper_tensor",
     "mutation_count",
+    "outside_functionalize",
     "overloads",
     "postpone_dynamo",
     "sample_dirichlet",
@@ -63,6 +78,7 @@ __all__ = [
     "standard_gamma_grad",
     "storage_id",
     "tells_libraries_of_a_trace",
+    "through_hooks",
     "torch_pytree",
     "without_dynamo",
     "without_mkldnn",
@@ -76,7 +92,9 @@ __all__ = [
 # FakeTensor, FakeTensorMode: tensors without values, in which torch.compile and torch.export trace.
 # TorchDispatchMode: sees every ATen op below autograd and `torch.func`: the recorder of steps is one.
 # DisableTorchDispatch: calls an op on a wrapper tensor without asking any mode.
+# DisableTorchFunction: looks at a tensor without asking any function mode.
 # OpOverload: the type of an ATen op.
+# higher_order_ops: where users find PyTorch's scan, for which there is no public name.
 # torch_pytree: the trees that `torch.func` takes, in which a user's dataclass has to be registered.
 
 set_grad_enabled = torch._C._set_grad_enabled
@@ -175,6 +193,60 @@ def is_batched(value: Any) -> bool:
 def is_transforming() -> bool:
     """Whether a transform of `torch.func` runs in this thread, whatever tensors it wraps."""
     return peek_interpreter_stack() is not None
+
+
+@contextlib.contextmanager
+def apart_from_transforms() -> Iterator[None]:
+    """Within it, this thread is in no transform of `torch.func` and in no dispatch mode, as if none had been entered.
+
+    A loop traces its body so, whatever transforms the loop itself is in.
+    """
+    modes = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]
+    try:
+        with temporarily_clear_interpreter_stack():
+            yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
+def through_hooks(replaced: Callable[[Tensor], Tensor], called: Callable[..., Any]) -> Iterator[None]:
+    """Within it, two calls that no mode sees go through hooks.
+
+    Args:
+        replaced: gives the tensor that `torch.func` wraps in the place of the one that a transform is called with.
+        called: is called instead of `torch.autograd.Function.apply`, with the class, that method, and its arguments.
+    """
+    modules: tuple[Any, Any] = vmap_module, eager_transforms
+    add_batch_dim, wrap_for_grad = modules[0]._add_batch_dim, modules[1]._wrap_for_grad
+    apply = vars(torch.autograd.Function)["apply"]
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return called(cls, functools.partial(apply.__func__, cls), *args, **kwargs)
+
+    modules[0]._add_batch_dim = lambda tensor, axis, level: add_batch_dim(replaced(tensor), axis, level)
+    modules[1]._wrap_for_grad = lambda tensor, level: wrap_for_grad(replaced(tensor), level)
+    torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        modules[0]._add_batch_dim, modules[1]._wrap_for_grad = add_batch_dim, wrap_for_grad
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+
+
+def outside_functionalize(function: Callable[..., list[Tensor]], args: Any) -> list[Tensor]:
+    """Calls a function of tensors below `torch.func.functionalize`, which has no rule for it."""
+    interpreter = torch._functorch.pyfunctorch.retrieve_current_functorch_interpreter()
+
+    def unwrap(value: Any) -> Any:
+        return eager_transforms._maybe_unwrap_functional_tensor(value, reapply_views=True)
+
+    inner = torch_pytree.tree_map(unwrap, args)
+    with interpreter.lower():
+        results = function(*inner)
+    wrap: Any = vars(eager_transforms)["_wrap_functional_tensor"]
+    return [wrap(result, interpreter.level()) for result in results]
 
 
 def is_forward_derivative_on() -> bool:

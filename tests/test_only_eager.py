@@ -190,10 +190,6 @@ def test_masked_tensors_and_freed_memory() -> None:
             total(torch.ones(600), engine, factor=freed)
 
 
-def branches(carry: Tensor, x: Tensor) -> Any:
-    return torch.cond(x > 0, lambda c: c + 1, lambda c: c - 1, (carry,)), ()
-
-
 def multiplies_sparse(carry: Tensor, x: Tensor) -> Any:
     return carry + (torch.eye(2).to_sparse() @ torch.ones(2, 1)).sum() * x / 2, ()
 
@@ -210,7 +206,7 @@ LINE = r"in \S*test_only_eager.py:\d+: `return"
 
 @pytest.mark.parametrize(
     ("step", "reason"),
-    [(branches, LINE), (multiplies_sparse, LINE), (closes_over_sparse, LINE)],
+    [(multiplies_sparse, LINE), (closes_over_sparse, LINE)],
 )
 def test_what_cannot_be_traced_runs_on_eager(step: Any, reason: str) -> None:
     """However long it is; `auto` says why, once, with the line; a compiled engine refuses by name."""

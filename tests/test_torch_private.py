@@ -328,10 +328,82 @@ def draws_numbers() -> None:
     assert _torch.sample_dirichlet in drawn
 
 
+def leaves_transforms_and_modes() -> None:
+    seen = Seen()
+
+    def function(x: Tensor) -> Tensor:
+        with _torch.apart_from_transforms():
+            assert not _torch.is_transforming()
+            assert _torch.dispatch_modes() == []
+            X.sin()
+        assert _torch.is_transforming()
+        return x.cos()
+
+    with seen:
+        vmap(function)(X)
+    assert seen.ops == [ATEN.cos.default], "apart_from_transforms: a mode saw what was called within it"
+
+
+class Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+def calls_hooks() -> None:
+    called: list[Any] = []
+    other = X + 1
+
+    def applied(cls: Any, apply: Callable[..., Any], *args: Any) -> Any:
+        called.append(cls)
+        return apply(*args)
+
+    apply = torch.autograd.Function.apply
+    with _torch.through_hooks(lambda _: other, applied):
+        assert torch.equal(vmap(lambda x: 2 * x)(X), 2 * other)
+        assert torch.equal(grad(lambda x: (x * x).sum())(X), 2 * other)
+        assert torch.equal(Identity.apply(X), X)
+    assert called == [Identity]
+    assert torch.equal(vmap(lambda x: 2 * x)(X), 2 * X)
+    assert torch.autograd.Function.apply == apply
+
+
+def calls_below_functionalize() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = x.clone()
+        y[0] = 5
+        (z,) = _torch.outside_functionalize(lambda inner: [inner * (2 - torch._is_functional_tensor(inner))], (y,))
+        return z + 1
+
+    assert torch.equal(torch.func.functionalize(function)(X), torch.tensor([11.0, 5.0]))
+
+
+def looks_below_function_modes() -> None:
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            raise AssertionError("a function mode saw a call within DisableTorchFunction")
+
+    with Mode(), _torch.DisableTorchFunction():
+        X.sin()
+
+
+def has_a_users_scan() -> None:
+    assert callable(_torch.higher_order_ops.scan)
+
+
 # Each name of the module, and what must hold of it.
 LAWS: dict[str, Callable[[], None]] = {
     "all_gather": gathers,
+    "apart_from_transforms": leaves_transforms_and_modes,
+    "higher_order_ops": has_a_users_scan,
+    "outside_functionalize": calls_below_functionalize,
+    "through_hooks": calls_hooks,
     "DisableTorchDispatch": calls_an_op_below_all_modes,
+    "DisableTorchFunction": looks_below_function_modes,
     "FakeTensor": makes_fake_tensors,
     "FakeTensorMode": makes_fake_tensors,
     "OpOverload": finds_overloads,

@@ -27,6 +27,7 @@ import torch
 from torch import fx
 
 from popart_func.engines.lane_scan import LaneScan
+from popart_func.engines.tracing.loop_nodes import bodies_of, rounds_of
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, op_name
 
 __all__ = [
@@ -91,7 +92,7 @@ class OperationCounts(NamedTuple):
     """Counts the operations of one lane in a step.
 
     Attributes:
-        nodes: nodes of the graph.
+        nodes: nodes of the graph; those of a loop's body, as all else in it, count as often as the loop runs it.
         products: multiplications in matrix products.
         others: numbers that all other nodes compute, views left out.
         bytes: the size of the widest floating-point number.
@@ -119,16 +120,17 @@ class OperationCounts(NamedTuple):
             register: the bytes of a vector register; by default this machine's.
         """
         register = register_bytes() if register is None else register
-        return graph.cached(_CountsKey(register), lambda: cls._count(graph.calls, register))
+        return graph.cached(_CountsKey(register), lambda: cls._count(graph.graph, register))
 
     @classmethod
-    def _count(cls, nodes: list[fx.Node], register: int) -> OperationCounts:
+    def _count(cls, graph: fx.Graph, register: int) -> OperationCounts:
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
         floats = (value for node in nodes for value in _values(node) if value.dtype.is_floating_point)
         widest = max((value.dtype.itemsize for value in floats), default=4)
         width = register // widest
         sizes = [size for size in map(_product_size, nodes) if size is not None]
         others = [value.numel() for node in nodes if _computes(node) for value in _values(node)]
-        return cls(
+        own = cls(
             nodes=len(nodes),
             products=sum(map(math.prod, sizes)),
             others=sum(others),
@@ -138,6 +140,12 @@ class OperationCounts(NamedTuple):
             other_vectors=sum(-(-numel // width) for numel in others if numel >= FEW),
             scalars=sum(numel for numel in others if numel < FEW),
         )
+        inside = [(rounds_of(node), cls._count(body.graph, register)) for node in nodes for _, body in bodies_of(node)]
+        counts = {
+            name: getattr(own, name) + sum(rounds * getattr(one, name) for rounds, one in inside)
+            for name in cls._fields
+        }
+        return cls(**{**counts, "bytes": max([widest, *(one.bytes for _, one in inside)])})
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,8 @@ class PredictedSeconds(NamedTuple):
 
 def faster_schedule(graph: StepGraph, lanes: int) -> str:
     """The schedule of `native` that should be faster on this machine's processor: ``"lanes"`` or ``"elements"``."""
+    if any(bodies_of(node) for node in graph.calls):
+        return "lanes"  # "elements" has no loops inside a step
     return predict(OperationCounts.of(graph), lanes, 1, register_bytes()).schedule
 
 
@@ -245,4 +255,6 @@ def _vectors(size: tuple[int, int, int, int], width: int) -> int:
 
 def _computes(node: fx.Node) -> bool:
     """Whether a node other than a matrix product computes what it gives, and does not only show it."""
-    return not (op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _product_size(node))
+    return not (
+        op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _product_size(node) or bodies_of(node)
+    )

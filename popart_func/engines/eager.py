@@ -12,6 +12,7 @@ from torch.func import vmap
 
 from popart_func._torch import mutation_count
 from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
+from popart_func.engines.loops.torch_loops import torch_loops
 from popart_func.engines.tracing.batchable import Batchable
 from popart_func.tree import PyTree
 
@@ -47,7 +48,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     before = list(map(mutation_count, given))
     for time in range(scan.steps):
         # The mode makes each operation a quarter slower: it stays on only where the first step needed it.
-        with _named_draws(scan.caller), batchable if time == 0 or batchable.used else nullcontext():
+        with _named_draws(scan.caller), torch_loops(), batchable if time == 0 or batchable.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
         if time == 0 and list(map(mutation_count, given)) != before:
             raise TypeError(f"{scan.caller}: `step` changes an argument in place: {PURE}")

@@ -1,6 +1,7 @@
 """The inductor engine, for any model: `torch.compile` over PyTorch's scan operator, whose body is the vmapped step.
 
-It compiles the traced step, never the user's Python.
+It compiles the traced step, never the user's Python. Loops inside the step are unrolled: PyTorch's operator has
+gradient bugs under vmap, and a body of a few operations is best fused into what is around it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.func import vmap
 from popart_func._torch import scan_operator
 from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient, summary
+from popart_func.engines.loops.unrolled import unrolled
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.tree import PyTree
 
@@ -29,6 +31,9 @@ pays_off_after = 2000
 
 compiles_once = False
 """It compiles for each number of lanes and steps."""
+
+UNROLLED = 2000
+"""How many operations a step may have once the loops inside it are unrolled: TorchInductor takes a minute for them."""
 
 Leaves = tuple[Tensor, ...]
 Scanned = Callable[..., tuple[Leaves, Leaves]]
@@ -96,7 +101,7 @@ def _own_memory(leaf: Tensor, true: Tensor) -> Tensor:
 
 def _compile(graph: StepGraph, scan: LaneScan) -> Scanned:
     axes = (*scan.lane_axes(), *(None for _ in graph.constants))
-    carries, has_xs, module = len(scan.carry), bool(scan.xs), graph.module
+    carries, has_xs, module = len(scan.carry), bool(scan.xs), unrolled("inductor", graph, UNROLLED)
 
     step = vmap(lambda *leaves: tuple(module(*leaves)), in_dims=axes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import textwrap
@@ -17,6 +18,7 @@ from torch.func import vmap
 
 from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
 from popart_func.engines.tracing.batchable import Batchable
+from popart_func.engines.tracing.plain_paths import further_paths
 from popart_func.engines.tracing.source_lines import describe_line, user_line
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
@@ -104,12 +106,15 @@ class LaneScan:
         else:
             self._refuse(graph)
             return graph
-        self._run_first_step()  # raises an error of the step's own
+        advice = "The engine 'eager' runs it as it is."
+        if "HigherOrderOperator" in str(failure):
+            advice = "Use scan, while_loop, fori_loop or cond of popart_func instead of PyTorch's own loops."
+        else:
+            self._run_first_step()  # raises an error of the step's own
         frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
         line = describe_line(next(filter(None, map(user_line, reversed(frames))), None))
         raise UnsupportedError(
-            f"{self.caller}: the step can't be traced, in {line}: {summary(failure)} The engine 'eager' runs it as it "
-            f"is."
+            f"{self.caller}: the step can't be traced, in {line}: {summary(failure)} {advice}"
         ) from failure
 
     def _run_first_step(self) -> None:
@@ -119,7 +124,9 @@ class LaneScan:
             result: PyTree = check_carry(self, self.step(*optree.tree_unflatten(self.structure, leaves)))
             return optree.tree_leaves(result)
 
-        with Batchable():
+        with Batchable(), contextlib.ExitStack() as others:
+            for other in further_paths:
+                others.enter_context(other())
             vmap(step, in_dims=self.lane_axes())(*self.carry, *(leaf[0] for leaf in self.xs), *self.hparams)
 
     def _refuse(self, graph: StepGraph) -> None:

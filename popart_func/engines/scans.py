@@ -6,30 +6,53 @@ from collections.abc import Callable
 
 import optree
 
+from popart_func._torch import is_transforming
 from popart_func.engines.engine import EngineLike
-from popart_func.engines.lane_scan import check_tensors, make_lane_scan
-from popart_func.engines.selection import run_scan
+from popart_func.engines.lane_scan import EngineUnavailableError, check_tensors, make_lane_scan
+from popart_func.engines.loops.api import inner_scan
+from popart_func.engines.loops.torch_loops import torch_loops
+from popart_func.engines.only_eager import why_context_needs_eager
+from popart_func.engines.selection import resolve_engine, run_scan
+from popart_func.engines.tracing.plain_paths import further_paths
+from popart_func.engines.tracing.recorder import is_recording
 from popart_func.tree import PyTree
 
 __all__ = ["Step", "scan", "scan_lanes"]
+
+further_paths.append(torch_loops)
 
 Step = Callable[..., tuple[PyTree, PyTree]]
 """``step(carry, x) -> (carry, y)``, or ``step(carry, x, hparams) -> (carry, y)``."""
 
 
 def scan(
-    step: Step, carry: PyTree, xs: PyTree = None, *, length: int | None = None, engine: EngineLike = "auto"
+    step: Step,
+    carry: PyTree,
+    xs: PyTree = None,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int = 1,
+    checkpoint: int | None = None,
+    engine: EngineLike = "auto",
 ) -> tuple[PyTree, PyTree]:
     """Applies a step along the leading axis of ``xs`` and passes a carry from step to step, as `jax.lax.scan` does.
 
-    It is `scan_lanes` with one lane.
+    The outermost scan is `scan_lanes` with one lane. Inside a step it becomes one node of the graph, whose body is
+    traced once, whatever its length, and which all transforms of `torch.func` may transform; inside a transform alone
+    it runs in Python.
 
     Args:
         step: pure, ``step(carry, x) -> (carry, y)``; the carry keeps its structure, shapes and dtypes.
         carry: a pytree of tensors.
         xs: a pytree of tensors ``[time, ...]``, or None.
         length: how many steps; needed only without ``xs``.
-        engine: one of `ENGINES`, an object with its options, or ``"auto"``; see `scan_lanes`.
+        reverse: whether the last x comes first; the ys stay in the order of the xs.
+        unroll: how many steps JAX may write as one, a hint.
+        checkpoint: if given, the gradient of a scan in a traced step stores the carry every so many steps, and computes
+            what is between again: less memory, up to twice the time.
+        engine: one of `ENGINES`, an object with its options, or ``"auto"``; see `scan_lanes`. Only the outermost scan
+            may name one.
 
     Returns:
         The last carry, and the ys stacked on a leading time axis.
@@ -42,11 +65,22 @@ def scan(
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
     (tensor(6), tensor([0, 0, 1, 3]))
     """
+    if is_recording() or is_transforming() or length == 0:
+        reason = why_context_needs_eager()
+        if resolve_engine(engine, "cpu", 1, caller="scan") != "eager" and reason is not None:
+            raise EngineUnavailableError(
+                f"scan: the engine {engine!r} can't do this: {reason}. Use the engine 'eager', or name one for the "
+                f"outermost scan."
+            )
+        return inner_scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll, checkpoint=checkpoint)
     check_tensors("scan", "carry", carry)
+    if reverse:
+        xs = optree.tree_map(lambda leaf: leaf.flip(0), xs)
     one = optree.tree_map(lambda leaf: leaf[None], carry)
     lanes = make_lane_scan("scan", step, one, xs, shared=True, length=length)
     carry, ys = run_scan(engine, lanes)
-    return optree.tree_map(lambda leaf: leaf[0], carry), optree.tree_map(lambda leaf: leaf[:, 0], ys)
+    ys = optree.tree_map(lambda leaf: leaf[:, 0].flip(0) if reverse else leaf[:, 0], ys)
+    return optree.tree_map(lambda leaf: leaf[0], carry), ys
 
 
 def scan_lanes(

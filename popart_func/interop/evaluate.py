@@ -11,10 +11,12 @@ import torch
 from torch import fx
 
 from popart_func.engines.lane_scan import UnsupportedError, summary
+from popart_func.engines.stop_gradients import STOP_GRADIENT
+from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
+from popart_func.interop.lowerings.loops import lower_loop
 from popart_func.interop.lowerings.table import find_lowering, is_registered
-from popart_func.interop.stop_gradients import STOP_GRADIENT
 from popart_func.interop.trees import has_64_bits, jax_dtype, tensor_to_array, torch_dtype
 
 __all__ = ["evaluate"]
@@ -82,7 +84,13 @@ def _constant(tensor: torch.Tensor) -> Any:
     return tensor_to_array(narrowed.cpu(), copy=True)
 
 
+def _evaluate_body(body: Body, inputs: Sequence[Any]) -> list[Any]:
+    return walk(body.graph, inputs, _evaluate_node)
+
+
 def _evaluate_node(node: fx.Node, values: Values) -> Any:
+    if isinstance(node.target, LoopTarget):
+        return lower_loop(node.target, substitute(node.args, values), _evaluate_body)
     name = op_name(node)
     if name == "copy_":
         raise TypeError(

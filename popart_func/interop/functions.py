@@ -14,11 +14,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from popart_func import _xla
+from popart_func.engines.stop_gradients import StopGradientMarks
 from popart_func.engines.tracing.ambient import module_modes
 from popart_func.engines.tracing.step_graph import CacheKey, TensorSpec
 from popart_func.interop.evaluate import evaluate
 from popart_func.interop.static_arguments import Static, is_static, static_arguments
-from popart_func.interop.stop_gradients import StopGradientMarks
 from popart_func.interop.traces import Traces
 from popart_func.interop.trees import argument_to_array, torch_dtype, with_plain_tuples
 
@@ -124,7 +124,7 @@ def _flat(
         given = iter(leaves)
         filled = [next(given) if static is None else static.value for static in statics]
         args, kwargs = jax.tree_util.tree_unflatten(structure, filled)
-        with StopGradientMarks(), _ByXla():
+        with StopGradientMarks("to_jax_function", kept=True), _ByXla():
             result = with_plain_tuples(torch_fn(*args, **kwargs))
         paths_and_leaves, out_structure = jax.tree_util.tree_flatten_with_path(result)
         for path, leaf in paths_and_leaves:

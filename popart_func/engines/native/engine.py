@@ -18,6 +18,7 @@ from popart_func.engines.native.lower import lower
 from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations
 from popart_func.engines.native.target import KernelArguments, Launch, Target
+from popart_func.engines.tracing.loop_nodes import all_nodes
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, describe, op_name
 from popart_func.tree import PyTree
@@ -152,7 +153,7 @@ def _raise_errors(graph: StepGraph, bad: int) -> None:
     """Raises for the bits of errors that a kernel returned, naming the lines that may have caused them."""
     if bad & NO_MEMORY:
         raise MemoryError("native: there is no memory for a block of lanes, which holds all that its lanes compute.")
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"] if bad else []
+    nodes = [node for node in all_nodes(graph.graph) if node.op == "call_function"] if bad else []
     if bad & BAD_INDEX:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
         raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")

@@ -7,6 +7,7 @@ loop that reads it.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,12 +65,17 @@ class Kernel:
 
     def __init__(self) -> None:
         self.statements: list[Statement] = []
-        self._buffers = 0
+        self._numbers = itertools.count(1)
+
+    def child(self) -> Kernel:
+        """A kernel for the body of a loop in this one; their buffers have different names."""
+        child = Kernel()
+        child._numbers = self._numbers
+        return child
 
     def buffer(self, shape: Shape, dtype: torch.dtype) -> Load:
         """A new buffer, not yet filled."""
-        self._buffers += 1
-        return Load(Buffer(f"t{self._buffers}", dtype, math.prod(shape)), contiguous(shape))
+        return Load(Buffer(f"t{next(self._numbers)}", dtype, math.prod(shape)), contiguous(shape))
 
     def operand(self, value: Expr | int | float, dtype: torch.dtype) -> Expr:
         """An op's argument, a tensor's expression or a number, as an expression of a dtype."""

@@ -7,9 +7,19 @@ from contextlib import nullcontext
 
 from popart_func.engines.native.c_code import C_TYPES
 from popart_func.engines.native.expressions import index_names
+from popart_func.engines.native.nested_writer import write_nested
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest, is_idle
-from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
+from popart_func.engines.native.statements import (
+    ArgReduce,
+    Cumulate,
+    MatMul,
+    Nested,
+    NestedResult,
+    Pointwise,
+    Reduce,
+    Scatter,
+)
 from popart_func.engines.native.writer import CodeWriter, operations
 
 __all__ = ["LoopWriter", "tiles"]
@@ -43,10 +53,15 @@ class LoopWriter(CodeWriter):
         between: str = "",
         tile: int = TILE,
     ) -> None:
-        super().__init__(plan.merged, memory, unrolled, team)
+        plans = list(plan.inner())
+        merged = {new: old for one in plans for new, old in one.merged.items()}
+        windows = {window.part for one in plans for loop in one.nested for window in loop.windows}
+        super().__init__(merged, memory, unrolled, team, windows)
         self.between = between
+        self.mask: str | None = None
         self._tile = tile
-        self._local = plan.local
+        self._local = {buffer for one in plans for buffer in one.local}
+        self._nested = {loop: parts for one in plans for loop, parts in one.nested.items()}
 
     def nest(self, nest: LoopNest) -> None:
         """The loops of a nest."""
@@ -60,7 +75,9 @@ class LoopWriter(CodeWriter):
             self._scatter(first)
         elif isinstance(first, Reduce | ArgReduce):
             self._reduce(first)
-        else:
+        elif isinstance(first, Nested):
+            write_nested(self, first, self._nested[first])
+        elif not isinstance(first, NestedResult):
             self._cumulate(first)
         self.line(self.between)
 

@@ -18,10 +18,12 @@ from popart_func.engines.native.c_code import C_TYPES
 from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation
 from popart_func.engines.native.kernel import MAX_DEPTH, Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
+from popart_func.engines.native.nested import lower_loop
 from popart_func.engines.native.statements import Program, Statement, reads, writes
+from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.tracer import trace_step
-from popart_func.engines.tracing.walk import Values, bind_arguments, walk
+from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
 from popart_func.tree import PyTree
 
 __all__ = ["lower"]
@@ -44,7 +46,7 @@ def lower(graph: StepGraph, carries: int, xs: int, uniform: Sequence[bool]) -> P
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     loads = [_input(node, number, uniform[number]) for number, node in enumerate(placeholders)]
     inputs = [load.buffer for load in loads]
-    outputs = walk(graph.graph, loads, functools.partial(_lower_node, kernel), functools.partial(_kept, kernel))
+    outputs = _lower_graph(kernel, graph.graph, loads)
     carry: list[Buffer | None] = []
     for value, buffer in zip(outputs[:carries], inputs, strict=False):
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
@@ -85,11 +87,17 @@ def _kept(kernel: Kernel, node: fx.Node, value: Any) -> Any:
     return kernel.stored(value) if several and not is_cheap(value) else value
 
 
+def _lower_graph(kernel: Kernel, graph: fx.Graph, inputs: Sequence[Expr]) -> list[Expr]:
+    return walk(graph, inputs, functools.partial(_lower_node, kernel), functools.partial(_kept, kernel))
+
+
 def _lower_node(kernel: Kernel, node: fx.Node, values: Values) -> Any:
     name, outs = op_name(node), node.meta["val"]
     specs = _specs(outs)
     for spec in specs:
         _check_dtype(node, spec.dtype)
+    if isinstance(node.target, LoopTarget):
+        return lower_loop(kernel, node.target, substitute(node.args, values), _lower_graph)
     if name not in ops.OPS and ops.composition(node.target) is None:
         raise UnsupportedError(f"native: no op {name!r}, which gives {_shapes(specs)}; {describe(node)}.")
     arguments = list(bind_arguments(node, values).values())

@@ -13,8 +13,11 @@ def share_memory(plan: KernelPlan) -> KernelPlan:
     """The plan with the memory of some buffers given to later ones.
 
     A buffer that only one time step needs lies where an earlier one of the same dtype and at least its size has lain,
-    if the loop nests that use the two do not overlap. That which was used last is taken first: it is in cache.
+    if the loop nests that use the two do not overlap. That which was used last is taken first: it is in cache. A plan
+    with loops inside the step stays as it is.
     """
+    if plan.nested:  # the bodies of loops use the plan's buffers, too, at times that are not followed here
+        return plan
     lives = _lives(plan)
     merged, left = dict(plan.merged), []
     free: list[tuple[int, Buffer]] = []  # the nest after which a buffer's memory is free, and the buffer

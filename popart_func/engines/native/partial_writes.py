@@ -16,7 +16,16 @@ from dataclasses import replace
 from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation
 from popart_func.engines.native.kernel import Kernel
 from popart_func.engines.native.layouts import contiguous
-from popart_func.engines.native.statements import MatMul, Pointwise, Program, Statement, reads, writes
+from popart_func.engines.native.statements import (
+    MatMul,
+    Nested,
+    NestedResult,
+    Pointwise,
+    Program,
+    Statement,
+    reads,
+    writes,
+)
 
 __all__ = ["read_before_writing"]
 
@@ -36,6 +45,8 @@ def _read_first(statements: Sequence[Statement], old: Buffer, new: Buffer) -> tu
     writers = [statement for statement in statements if writes(statement) is new]
     if not writers or not _copies(writers[0], old):
         return None
+    if any(isinstance(part, Nested | NestedResult) for part in statements):
+        return None  # the bodies of loops read buffers, too
     late = [part for part in statements if part is not writers[0] and any(load.buffer is old for load in reads(part))]
     loads = {_key(load): load for part in late for load in reads(part) if load.buffer is old}
     # A read of the whole buffer costs as much as the copy.
@@ -144,6 +155,8 @@ def _with_loads(statement: Statement, old: Buffer, kept: dict[Hashable, Load]) -
     def indexed(load: Load) -> Load:
         return replace(load, dynamic=tuple(replace(index, value=replaced(index.value)) for index in load.dynamic))
 
+    if isinstance(statement, Nested | NestedResult):
+        return statement  # `_read_first` leaves programs with loops alone
     if isinstance(statement, MatMul):
         return replace(statement, left=read(statement.left), right=read(statement.right))
     return replace(statement, target=indexed(statement.target), value=replaced(statement.value))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.partial_writes import read_before_writing
 from popart_func.engines.native.schedule import LoopNest, in_place, invariant, schedule, stay_in_registers
-from popart_func.engines.native.statements import Program, writes
+from popart_func.engines.native.statements import Nested, Program, Window, writes
 
 __all__ = ["KernelPlan", "make_plan"]
 
@@ -22,7 +23,8 @@ class KernelPlan(NamedTuple):
         always: loop nests that run at each time step.
         merged: new carry buffer -> the old one whose memory it reuses.
         local: buffers that need no memory, since only the loop that computes them reads them.
-        buffers: those that need memory in each lane.
+        buffers: those that need memory in each lane, in the bodies of loops, too.
+        nested: for each loop inside the step the plans of its parts.
     """
 
     program: Program
@@ -31,6 +33,14 @@ class KernelPlan(NamedTuple):
     merged: dict[Buffer, Buffer]
     local: set[Buffer]
     buffers: list[Buffer]
+    nested: dict[Nested, list[KernelPlan]]
+
+    def inner(self) -> Iterator[KernelPlan]:
+        """This plan and those of the loops in it, the loops in those included."""
+        yield self
+        for plans in self.nested.values():
+            for plan in plans:
+                yield from plan.inner()
 
     def __str__(self) -> str:
         kinds = ["carry"] * len(self.program.carry) + ["x"] * self.program.xs
@@ -44,16 +54,27 @@ class KernelPlan(NamedTuple):
         return "\n".join([*lines, *(f"output {buffer.name}" for buffer in self.program.ys)])
 
 
-def make_plan(program: Program) -> KernelPlan:
-    """Schedules a program."""
+def make_plan(program: Program, windows: Sequence[Window] = ()) -> KernelPlan:
+    """Schedules a program; ``windows``: its xs and ys if it is the body of a scan."""
     program = read_before_writing(program)
     old = program.inputs[: len(program.carry)]
-    steady = invariant(program.statements, program.moving)
+    apart = {window.part for window in windows}  # they move from round to round, and have no memory of their own
+    steady = invariant(program.statements, {*program.moving, *apart})
     once = schedule(statement for statement in program.statements if writes(statement) in steady)
     always = schedule(statement for statement in program.statements if writes(statement) not in steady)
     merged = in_place(always, old, program.carry)
     local = stay_in_registers([*once, *always]) - {*merged, *program.carry, *program.ys}
-    elsewhere = {*merged, *local}
+    elsewhere = {*merged, *local, *apart}
     written = {writes(statement): None for statement in program.statements if writes(statement) not in elsewhere}
-    buffers = [buffer for buffer in program.inputs if not buffer.uniform] + list(written)
-    return KernelPlan(program, once, always, merged, local, buffers)
+    nested = {
+        statement: [make_plan(part, statement.windows) for part in statement.parts]
+        for statement in program.statements
+        if isinstance(statement, Nested)
+    }
+    for statement, plans in nested.items():
+        stacks = [window.whole for window in statement.windows if window.is_written]
+        for plan in plans:
+            inside = (buffer for buffer in plan.buffers if buffer not in plan.program.inputs)
+            written |= dict.fromkeys(buffer for buffer in (*stacks, *inside) if buffer not in elsewhere)
+    buffers = [buffer for buffer in program.inputs if not buffer.uniform and buffer not in apart] + list(written)
+    return KernelPlan(program, once, always, merged, local, buffers, nested)

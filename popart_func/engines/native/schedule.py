@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from popart_func.engines.native.expressions import Buffer, Load, index_names, leaves
 from popart_func.engines.native.layouts import Shape
-from popart_func.engines.native.statements import Pointwise, Scatter, Statement, reads, writes
+from popart_func.engines.native.statements import Nested, NestedResult, Pointwise, Scatter, Statement, reads, writes
 
 __all__ = ["LoopNest", "in_place", "invariant", "is_idle", "schedule", "stay_in_registers"]
 
@@ -51,7 +51,7 @@ def schedule(statements: Iterable[Statement]) -> list[LoopNest]:
                 earliest = max(earliest, nest if fits else nest + 1)
         # What changes a buffer must come after the statement that filled it: the two visit its elements in different
         # orders, so they can't share a loop.
-        if isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites):
+        if isinstance(statement, Scatter) or (isinstance(statement, Pointwise | NestedResult) and statement.overwrites):
             earliest = max(earliest, written[writes(statement)] + 1)
         # Only pointwise loops are merged. The last fitting nest, not the first: its operands were computed most
         # recently, so they are most likely to be in registers or in cache.
@@ -102,9 +102,10 @@ def invariant(statements: Sequence[Statement], moving: Iterable[Buffer]) -> set[
     # Repeated until nothing is added: a buffer may be filled by several statements, and a later one that depends on
     # the time makes it changing for the statements between as well.
     while True:
-        more = {
-            writes(statement) for statement in statements if any(load.buffer in changing for load in reads(statement))
-        }
+        again = [statement for statement in statements if any(load.buffer in changing for load in reads(statement))]
+        more = set(map(writes, again))
+        # A loop inside the step begins anew each time, also with a carry whose last value nothing reads.
+        more.update(*(statement.changed for statement in again if isinstance(statement, Nested)))
         if more <= changing:
             return {writes(statement) for statement in statements} - changing
         changing |= more

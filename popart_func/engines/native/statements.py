@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from popart_func.engines.native.expressions import Buffer, Expr, Load, index_names, leaves
+from popart_func.engines.native.layouts import contiguous
 
 __all__ = [
     "ArgReduce",
     "Cumulate",
     "MatMul",
+    "Nested",
+    "NestedResult",
     "Pointwise",
     "Program",
     "Reduce",
     "Scatter",
     "Statement",
+    "Window",
     "reads",
     "writes",
 ]
@@ -103,7 +107,94 @@ class MatMul:
         return f"{self.target} = {_with_shape(self.left)} @ {_with_shape(self.right)}"
 
 
-Statement = Pointwise | Reduce | ArgReduce | Cumulate | Scatter | MatMul
+class Window(NamedTuple):
+    """A buffer of a scan's body that lies in a stack ``[rounds, ...]``: each round has the next part.
+
+    Attributes:
+        part: the body's buffer, which has no memory of its own.
+        whole: the stack.
+        is_written: whether the body writes it, as it does a y, or reads it, as it does an x.
+    """
+
+    part: Buffer
+    whole: Buffer
+    is_written: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """A loop inside a step: runs programs that read buffers of the program around it.
+
+    A `NestedResult` stands for each of its results, which wait for it in that way.
+
+    Attributes:
+        kind: ``"scan"``, ``"while"`` or ``"if"``.
+        title: what it does, for people.
+        target: stands for the loop in the order of statements.
+        parts: the programs: a scan's body, the condition and the body of a while loop, or two branches.
+        windows: the xs and ys of a scan.
+        loads_of_results: the carry of a while loop; the predicate and the results of a choice.
+        length: the rounds of a scan.
+        reverse: whether a scan begins with the last x.
+    """
+
+    kind: str
+    title: str
+    target: Load
+    parts: tuple[Program, ...]
+    windows: tuple[Window, ...] = ()
+    loads_of_results: tuple[Load, ...] = ()
+    length: int = 0
+    reverse: bool = False
+
+    @property
+    def changed(self) -> set[Buffer]:
+        """The buffers of its carry, which it changes."""
+        if self.kind == "scan":
+            return set(self.parts[0].inputs[: len(self.parts[0].carry)])
+        return {load.buffer for load in self.loads_of_results} if self.kind == "while" else set()
+
+    def loads(self) -> Iterator[Load]:
+        """What it reads of the program around it: carries, stacks, and what its parts close over."""
+        own = {window.part for window in self.windows}
+        buffers = [window.whole for window in self.windows if not window.is_written]
+        buffers += [buffer for part in self.parts for buffer in part.inputs if buffer not in own]
+        yield from (Load(buffer, contiguous((buffer.numel,))) for buffer in dict.fromkeys(buffers))
+        if self.kind == "if":
+            yield self.loads_of_results[0]
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind} {self.title}".rstrip() + ":"]
+        for position, part in enumerate(self.parts):
+            lines += ["else:" if self.kind == "if" else "do:"] if position else []
+            lines += [f"  {line}" for statement in part.statements for line in str(statement).split("\n")]
+            for old, new in zip(part.inputs, part.carry, strict=False):
+                lines += [f"  carry {old.name} <- {new.name}"] if new is not None else []
+            if self.kind != "scan":
+                lines.append(f"  give {', '.join(y.name for y in part.ys)}")
+        lines += [f"  {one.part.name} lies in {one.whole.name}" for one in self.windows]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class NestedResult:
+    """A result of a loop inside a step: the buffer has it once the loop is over.
+
+    Attributes:
+        target: the buffer.
+        value: stands for the loop.
+        overwrites: whether the buffer was filled before, as that of a carry.
+    """
+
+    target: Load
+    value: Load
+    overwrites: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.target} is known"
+
+
+Statement = Pointwise | Reduce | ArgReduce | Cumulate | Scatter | MatMul | Nested | NestedResult
 
 
 class Program(NamedTuple):
@@ -132,6 +223,9 @@ class Program(NamedTuple):
 def reads(statement: Statement) -> Iterator[Load]:
     """All loads of a statement, those of computed indices included."""
     values: tuple[Expr, ...]
+    if isinstance(statement, Nested):
+        yield from statement.loads()
+        return
     if isinstance(statement, MatMul):
         values = statement.left, statement.right
     else:

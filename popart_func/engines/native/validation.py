@@ -19,11 +19,14 @@ from popart_func.engines.native.schedule import LoopNest
 from popart_func.engines.native.statements import (
     ArgReduce,
     MatMul,
+    Nested,
+    NestedResult,
     Pointwise,
     Program,
     Reduce,
     Scatter,
     Statement,
+    Window,
     reads,
     writes,
 )
@@ -80,6 +83,13 @@ def check_statement(statement: Statement) -> None:
     """
     check_expression(statement.target)
     target = statement.target
+    if isinstance(statement, Nested):
+        for part in statement.parts:
+            check_program(part)
+        return
+    if isinstance(statement, NestedResult):
+        _rule(target.is_whole and not target.buffer.uniform, "a loop gives whole buffers", statement)
+        return
     if isinstance(statement, MatMul):
         check_expression(statement.left)
         check_expression(statement.right)
@@ -106,7 +116,7 @@ def check_statement(statement: Statement) -> None:
 
 def _changes(statement: Statement) -> bool:
     """Whether a statement changes a buffer that others have filled."""
-    return isinstance(statement, Scatter) or (isinstance(statement, Pointwise) and statement.overwrites)
+    return isinstance(statement, Scatter) or (isinstance(statement, Pointwise | NestedResult) and statement.overwrites)
 
 
 def check_program(program: Program) -> None:
@@ -140,8 +150,10 @@ def check_program(program: Program) -> None:
     _rule(len(set(new)) == len(new) and inputs.isdisjoint(new), "each new carry has a buffer of its own", new)
 
 
-def check_plan(plan: KernelPlan) -> None:
+def check_plan(plan: KernelPlan, windows: Sequence[Window] = ()) -> None:
     """Checks that the schedule keeps the program's meaning, and that buffers share memory only where they may.
+
+    ``windows``: the xs and ys of a scan whose body it is.
 
     Raises:
         InvalidError: a rule is broken.
@@ -162,12 +174,20 @@ def check_plan(plan: KernelPlan) -> None:
         computed = {writes(part) for part in nest.statements}
         for load in (load for part in nest.statements for load in reads(part) if load.buffer in plan.local):
             _rule(load.buffer in computed, f"only its own loop reads {load.buffer.name}, which has no memory", nest)
-    memory = {*plan.buffers, *plan.merged, *(part for part in plan.program.inputs if part.uniform)}
+    memory = {
+        *(window.part for window in windows),
+        *plan.buffers,
+        *plan.merged,
+        *(part for part in plan.program.inputs if part.uniform),
+    }
     outputs = {part for part in (*plan.program.carry, *plan.program.ys) if part is not None and part.numel}
     touched = {writes(part) for part in scheduled} | {load.buffer for part in scheduled for load in reads(part)}
     missing = (touched - plan.local - memory) | (outputs - memory)
     _rule(not missing, "each buffer has memory, or needs none", sorted(part.name for part in missing))
     _check_merged(plan)
+    for loop, parts in plan.nested.items():
+        for part in parts:
+            check_plan(part, loop.windows)
 
 
 def _check_order(nests: Sequence[LoopNest]) -> None:
@@ -184,6 +204,8 @@ def _check_order(nests: Sequence[LoopNest]) -> None:
             for load in reads(statement):
                 own = load.is_whole and load.shape == nest.shape and load.buffer in done
                 known = own if load.buffer in here else not left[load.buffer]
+                if isinstance(statement, Nested) and load.buffer in statement.changed:  # it begins with what is there
+                    known = not fills[load.buffer]
                 _rule(known, f"a loop nest reads what has been written, {load.buffer.name} has not been", nest)
             target = writes(statement)
             ready = not _changes(statement) or not fills[target]

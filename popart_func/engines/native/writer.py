@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from popart_func.engines.native.c_code import C_TYPES, literal
@@ -21,14 +21,23 @@ class CodeWriter:
         memory: what stands before a buffer's name: ``"b."`` where buffers are members of a struct.
         unrolled: loops of at most so many operations in all are unrolled by a pragma.
         team: whether a team of threads shares a lane: each thread takes every TEAM-th element.
+        windows: buffers that are parts of others, and have names of their own; see `Window`.
     """
 
-    def __init__(self, merged: dict[Buffer, Buffer], memory: str, unrolled: int = 0, team: bool = False) -> None:
+    def __init__(
+        self,
+        merged: dict[Buffer, Buffer],
+        memory: str,
+        unrolled: int = 0,
+        team: bool = False,
+        windows: Set[Buffer] = frozenset(),
+    ) -> None:
         self.lines: list[str] = []
         self.memory = memory
         self._merged = merged
         self._unrolled = unrolled
         self._team = team
+        self._windows = windows
         self._indent = ""
         self._names: dict[object, str] = {}
         self._count = 0
@@ -139,14 +148,24 @@ class CodeWriter:
             checked = f"checked_index({value}, {index.size}, {wraps}, {self.bad})"
             self.line(f"const int64_t d{self._count} = {checked};")
             moved += f" + d{self._count} * {index.stride}"
-        return self.place(self._merged.get(load.buffer, load.buffer), load.layout, indices, moved)
+        return self.place(self._lies_in(load.buffer), load.layout, indices, moved)
 
     def place(self, buffer: Buffer, layout: StridedLayout, indices: Sequence[str], moved: str) -> str:
         """An element of a buffer that has memory as C++; ``moved`` is added to its place."""
-        place = address(layout, indices) + moved
+        lane = "" if buffer.uniform else "[l]"
+        return f"{self.memory_of(buffer)}[{address(layout, indices)}{moved}]{lane}"
+
+    def memory_of(self, buffer: Buffer) -> str:
+        """The name of the memory that a buffer has, which may be that of another one."""
+        buffer = self._lies_in(buffer)
         if buffer.uniform:
-            return f"{buffer.name.replace('in', 'u')}[{place}]"
-        return f"{self.memory}{buffer.name}[{place}][l]"
+            return buffer.name.replace("in", "u")
+        return buffer.name if buffer in self._windows else f"{self.memory}{buffer.name}"
+
+    def _lies_in(self, buffer: Buffer) -> Buffer:
+        while buffer in self._merged:  # the carry of a loop may lie where the carry around it does
+            buffer = self._merged[buffer]
+        return buffer
 
 
 def operations(values: Iterable[Expr]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from popart_func._torch import core_decompositions, is_composite, overloads, schema, torch_pytree
 
-__all__ = ["decomposition", "name_to_register", "taken_apart"]
+__all__ = ["decomposition", "name_to_register", "taken_apart", "taken_apart_in_body"]
 
 Decomposition = Callable[..., Any]
 
@@ -143,6 +143,16 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
 
 
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """`copy`: the source in the shape, dtype and device of x."""
+    return source.to(x.dtype).to(x.device).expand(x.shape).clone()
+
+
+def _fill(x: Tensor, value: Any) -> Tensor:
+    """`fill`, for which `torch.vmap` has no rule."""
+    return value.to(x.dtype).expand(x.shape).clone() if isinstance(value, Tensor) else torch.full_like(x, value)
+
+
 def _sinc(x: Tensor) -> Tensor:
     """`sinc` whose derivative at 0 is not NaN, as that of PyTorch's decomposition would be."""
     at_zero = x == 0
@@ -251,6 +261,22 @@ _OWN: dict[Any, Decomposition] = {
 def taken_apart(op: Any) -> Decomposition | None:
     """The function by which tracing replaces an op: its decomposition, or the parts into which autograd takes it."""
     return decomposition(op) or (op.decompose if is_composite(op) else None)
+
+
+@functools.cache
+def taken_apart_in_body(op: Any) -> Decomposition | None:
+    """The function that replaces an op in the body of a loop, which PyTorch differentiates by its own rules for ops."""
+    return _EVEN_IN_BODIES.get(getattr(op, "overloadpacket", None)) or (op.decompose if is_composite(op) else None)
+
+
+_EVEN_IN_BODIES: dict[Any, Decomposition] = {
+    torch.ops.aten.native_batch_norm: _batch_norm,  # whose schema hides that it writes
+    torch.ops.aten.detach: torch.ops.aten.alias.default,  # autograd's own: the user's are marked otherwise
+    torch.ops.aten.copy: _copy,  # which has no derivative
+    torch.ops.aten.fill: _fill,
+    torch.ops.aten.take: _take,
+    torch.ops.aten.rrelu_with_noise: _rrelu,
+}
 
 
 def name_to_register(caller: str, op: Any) -> str:

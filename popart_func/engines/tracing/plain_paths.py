@@ -6,7 +6,7 @@ Engines and JAX trace in the same way, whatever was switched on in the process b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ from popart_func._torch import tells_libraries_of_a_trace, without_mkldnn
 from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.zero_d_indices import ZeroDIndices
 
-__all__ = ["plain_paths"]
+__all__ = ["further_paths", "plain_paths"]
+
+further_paths: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
+"""What else is entered while a function is traced: `loops` adds how PyTorch's own loops are replaced."""
 
 
 @contextlib.contextmanager
@@ -37,7 +40,10 @@ def plain_paths() -> Iterator[None]:
         _EmbeddingBags(),
         ZeroDIndices(),
         Batchable(),
+        contextlib.ExitStack() as others,
     ):
+        for other in further_paths:
+            others.enter_context(other())
         yield
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +17,16 @@ from torch import Tensor, fx
 
 from popart_func._torch import (
     DisableTorchDispatch,
+    DisableTorchFunction,
     TorchDispatchMode,
-    disabled_torch_function,
+    apart_from_transforms,
     dispatch_modes,
+    is_functorch_wrapped_tensor,
     is_make_fx_tracing,
-    make_wrapper_tensor,
     schema,
     zero_tensor_keys,
 )
-from popart_func.engines.tracing.decompositions import taken_apart
+from popart_func.engines.tracing.decompositions import taken_apart, taken_apart_in_body
 from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
 from popart_func.engines.tracing.known_values import KnownValues, mask_places, stand_in_of, written_by
 from popart_func.engines.tracing.mutations import functional_variant
@@ -37,11 +39,11 @@ from popart_func.engines.tracing.source_lines import (
     reads_values,
     user_line,
 )
+from popart_func.engines.tracing.traced import KEEPS_NOTHING, Traced
 
-__all__ = ["Recorder", "Traced", "is_recording"]
+__all__ = ["Recorder", "is_recording", "recorder_here"]
 
 _aten = torch.ops.aten
-_PURE = "a step must be pure, and keep nothing that it has computed"
 # PyTorch puts these off and sets a bit of the tensor, which a traced tensor does not have: they are computed at once.
 _AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
 # Ops that list positions, which are few and known.
@@ -52,59 +54,23 @@ _WRITES = {_aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
 
 
-class Traced(Tensor):
-    """A tensor of the function that is being traced, without values.
-
-    Attributes:
-        node: the node of the graph that computes it.
-        stand_in: a tensor of its shape, strides and dtype on the CPU; see `shapes`.
-        known: its value where that does not depend on inputs, else None; see `KnownValues`.
-    """
-
-    node: Any
-    stand_in: Any
-    known: Tensor | None
-
-    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(
-        cls,
-        stand_in: Tensor,
-        device: torch.device,
-        node: fx.Node | None = None,
-        known: Tensor | None = None,
-        keys: Any = None,
-    ) -> Traced:
-        """Takes shape, strides and dtype from the stand-in; ``keys`` are more dispatch keys."""
-        traced = make_wrapper_tensor(cls, stand_in, device, keys)
-        traced.node, traced.stand_in, traced.known = node, stand_in, known
-        return traced
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"{func} was called on a tensor of an earlier trace: {_PURE}.")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return self.clone()
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Traced({TensorSpec.of(self)})"
-
-
 class Recorder(TorchDispatchMode):
     """Records ops in `graph` while it is entered.
 
     Attributes:
+        keeps_ops: whether ops are recorded as they are, rather than taken apart: a loop's body is differentiated and
+            mapped later, by PyTorch's own rules for its ops.
+        outer: the recorder around this one, of the function that calls the loop whose body is recorded here.
         graph: the ops so far; each node has its result in ``meta["val"]`` and its line in ``meta["line"]``.
         constants: tensors that the function closes over, which are placeholders behind the inputs.
         known: the values that do not depend on inputs.
         line: the line of the ops to come; None where that is found on the stack.
     """
 
-    def __init__(self, caller: str) -> None:
+    def __init__(self, caller: str, *, keeps_ops: bool = False, outer: Recorder | None = None) -> None:
         super().__init__()
         self.caller = caller  # the user's function, for errors
+        self.keeps_ops, self.outer = keeps_ops, outer
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.known = KnownValues()
@@ -118,9 +84,7 @@ class Recorder(TorchDispatchMode):
 
     def input(self, spec: TensorSpec) -> Traced:
         """Adds the next input."""
-        return self._placeholder(
-            f"arg{len(self._placeholders)}_1", torch.zeros(spec.shape, dtype=spec.dtype, device="cpu"), spec.device
-        )
+        return self._placeholder(f"arg{len(self._placeholders)}_1", _plain(spec), spec.device)
 
     def constant(self, tensor: Tensor, *, is_own: bool = False) -> Traced:
         """The input that a tensor becomes which is not computed in the step.
@@ -128,11 +92,15 @@ class Recorder(TorchDispatchMode):
         ``is_own`` if the recorder has made it, so that nobody else can change its values.
         """
         if id(tensor) not in self._traced:
-            stand_in = blank(tensor.shape, tensor.stride(), tensor.dtype)
             name = f"constant_{len(self.constants)}"
-            self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=tensor)
+            if isinstance(tensor, Traced) or is_functorch_wrapped_tensor(tensor):  # of the trace around a loop's body
+                stand_in, known = _plain(TensorSpec.of(tensor)), None
+            else:
+                with apart_from_transforms():
+                    stand_in, known = blank(tensor.shape, tensor.stride(), tensor.dtype), tensor
+                self.known.add_constant(tensor, is_own=is_own)
+            self._traced[id(tensor)] = self._placeholder(name, stand_in, tensor.device, known=known)
             self.constants.append(tensor)  # which keeps it alive, and its id its own
-            self.known.add_constant(tensor, is_own=is_own)
         return self._traced[id(tensor)]
 
     def _placeholder(self, name: str, stand_in: Tensor, device: torch.device, known: Tensor | None = None) -> Traced:
@@ -151,7 +119,7 @@ class Recorder(TorchDispatchMode):
                 f"{self.caller}: make_fx, and so torch.func.linearize, can't be traced, in {self._described()}: use "
                 f"torch.func.jvp."
             )
-        decompose = taken_apart(func)
+        decompose = taken_apart_in_body(func) if self.keeps_ops else taken_apart(func)
         if decompose is not None:
             with self:
                 result = decompose(*args, **kwargs)
@@ -173,8 +141,14 @@ class Recorder(TorchDispatchMode):
             return Traced(zeros.stand_in, zeros.device, zeros.node, keys=zero_tensor_keys())
         if func is _aten._new_zeros_with_same_feature_meta.default:  # the tangents after it under `torch.vmap`
             tangent, value = args
+            lanes = tangent.shape[: kwargs.get("self_num_batch_dims", 0)]
+            # Of the value's strides, too: PyTorch compares them.
+            order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
             with self:
-                return value.new_zeros((*tangent.shape[: kwargs.get("self_num_batch_dims", 0)], *value.shape))
+                zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
+                return zeros.permute(
+                    *range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim))
+                )
         if func is _aten.lift_fresh.default:  # a tensor that was made from Python numbers
             func, kwargs = _aten.clone.default, {}
         if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
@@ -285,11 +259,44 @@ class Recorder(TorchDispatchMode):
 
     def traced(self, tensor: Tensor) -> Traced:
         """The tensor itself if it is traced here, else the input that it becomes."""
-        if not isinstance(tensor, Traced):
+        if not isinstance(tensor, Traced) and not is_functorch_wrapped_tensor(tensor) and tensor._is_zerotensor():
+            # The tangent of what has none, which has no memory: PyTorch makes it where no mode sees that.
+            zeros = self._record(
+                _aten.zeros.default, (list(tensor.shape),), {"dtype": tensor.dtype, "device": tensor.device}
+            )
+            assert isinstance(zeros, Traced), "an op on traced tensors gives one"
+            return zeros
+        if not isinstance(tensor, Traced) or self._is_around(tensor):
             return self.constant(tensor)
         if tensor.node is None or tensor.node.graph is not self.graph:
-            raise RuntimeError(f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {_PURE}.")
+            raise RuntimeError(
+                f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {KEEPS_NOTHING}."
+            )
         return tensor
+
+    def _is_around(self, tensor: Traced) -> bool:
+        """Whether a tensor belongs to the trace around this one, which is that of a loop's body."""
+        outer = self.outer
+        while outer is not None and tensor.node is not None:
+            if tensor.node.graph is outer.graph:
+                return True
+            outer = outer.outer
+        return False
+
+    def call(self, target: Callable[..., Any], args: Sequence[Tensor], specs: Sequence[TensorSpec]) -> list[Tensor]:
+        """Records a call of something that is no op, such as a loop; its results have these specs."""
+        line = self._line()
+        with DisableTorchFunction():  # a mode would take the results' stand-ins for tensors of the user's
+            nodes = tuple(self.traced(one).node for one in args)
+            node = self.graph.create_node("call_function", target, nodes, {}, getattr(target, "name", "call"))
+            results = []
+            for index, spec in enumerate(specs):
+                part = self.graph.call_function(operator.getitem, (node, index))
+                traced = Traced(_plain(spec), spec.device, part)
+                part.meta["val"], part.meta["line"] = traced, line
+                results.append(traced)
+        node.meta["val"], node.meta["line"] = results, line
+        return list(results)
 
     def forget(self) -> None:
         """Drops what only recording needs, so that a graph does not keep stand-ins alive."""
@@ -335,7 +342,18 @@ class Recorder(TorchDispatchMode):
 
 def is_recording() -> bool:
     """Whether a step is being traced in this thread."""
-    return any(isinstance(mode, Recorder) for mode in dispatch_modes())
+    return recorder_here() is not None
+
+
+def recorder_here() -> Recorder | None:
+    """The innermost recorder that is entered in this thread."""
+    return next((mode for mode in reversed(dispatch_modes()) if isinstance(mode, Recorder)), None)
+
+
+def _plain(spec: TensorSpec) -> Tensor:
+    """A contiguous stand-in, made also while the recorder, or a transform of `torch.func`, is entered."""
+    with apart_from_transforms():
+        return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
 
 
 def _node_of(traced: Any) -> fx.Node:

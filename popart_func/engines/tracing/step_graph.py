@@ -13,6 +13,7 @@ import optree
 import torch
 from torch import Tensor, fx
 
+from popart_func.engines.tracing.loop_nodes import bodies_of, rounds_of
 from popart_func.engines.tracing.mutations import is_mutable
 from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.engines.tracing.source_lines import TraceError, describe_line
@@ -97,8 +98,8 @@ class StepGraph:
 
     @property
     def operations(self) -> Counter[str]:
-        """How many nodes call each op."""
-        return Counter(map(op_name, self.calls))
+        """How often each op is called; those of a loop's body count as often as the loop runs it, if that is known."""
+        return _operations(self.graph)
 
     def holds(self) -> bool:
         """Whether the tensors whose values were read still have the values that were read."""
@@ -112,20 +113,38 @@ class StepGraph:
         return "\n".join(self._lines(with_source=True))
 
     def _lines(self, with_source: bool) -> Iterator[str]:
-        previous = None
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                yield f"{node.name}: {_specs(node)}"
-            elif node.op == "call_function":
-                if with_source and describe(node) != previous:
-                    previous = describe(node)
-                    yield f"  # {previous}"
-                arguments = [*map(str, node.args), *(f"{name}={value}" for name, value in node.kwargs.items())]
-                yield f"  {node.name}: {_specs(node)} = {op_name(node)}({', '.join(arguments)})"
-            else:
-                yield f"return {', '.join(map(str, node.args[0]))}"
+        yield from _lines(self.graph, with_source)
         kinds = ", ".join(f"{count} {name}" for name, count in self.operations.most_common())
         yield f"{self.operations.total()} operations: {kinds}"
+
+
+def _operations(graph: fx.Graph) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node.op == "call_function":
+            counts[op_name(node)] += 1
+        for _, body in bodies_of(node):
+            for name, count in _operations(body.graph).items():
+                counts[name] += count * rounds_of(node)
+    return counts
+
+
+def _lines(graph: fx.Graph, with_source: bool) -> Iterator[str]:
+    previous = None
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            yield f"{node.name}: {_specs(node)}"
+        elif node.op == "call_function":
+            if with_source and describe(node) != previous:
+                previous = describe(node)
+                yield f"  # {previous}"
+            arguments = [*map(str, node.args), *(f"{name}={value}" for name, value in node.kwargs.items())]
+            yield f"  {node.name}: {_specs(node)} = {op_name(node)}({', '.join(arguments)})"
+            for title, body in bodies_of(node):
+                yield f"    {title}:"
+                yield from (f"      {line}" for line in _lines(body.graph, with_source))
+        else:
+            yield f"return {', '.join(map(str, node.args[0]))}"
 
 
 def describe(node: fx.Node) -> str:

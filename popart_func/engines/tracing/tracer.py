@@ -11,16 +11,24 @@ import functools
 import os
 import threading
 import traceback
+import warnings
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
-import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from popart_func._torch import DynamoNeeded, dispatch_modes, function_modes, import_dynamo, without_dynamo
+from popart_func._torch import (
+    DynamoNeeded,
+    dispatch_modes,
+    function_modes,
+    import_dynamo,
+    outside_functionalize,
+    schema,
+    without_dynamo,
+)
 from popart_func.engines.tracing.ambient import ambient_settings, module_modes
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
@@ -36,9 +44,13 @@ from popart_func.engines.tracing.source_lines import (
 )
 from popart_func.engines.tracing.start_up import without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
+from popart_func.engines.tracing.tidy import drop_unused, join_loops, merge_equal
 from popart_func.engines.tracing.walk import Values, substitute, walk
 
-__all__ = ["trace_step"]
+__all__ = ["record", "trace_step"]
+
+MANY_OPERATIONS = 5000
+"""From how many operations on a step is said to have too many: compiling it takes minutes."""
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time
@@ -104,42 +116,72 @@ def _trace(
     caller: str,
     check: Callable[[Any], object],
 ) -> StepGraph:
-    recording = Recorder(caller)
+    structures: list[optree.PyTreeSpec] = []
+
+    def flat(*leaves: Tensor) -> list[Any]:
+        with plain_paths():
+            result = function(*optree.tree_unflatten(structure, leaves))
+        check(result)
+        outputs, out_structure = optree.tree_flatten(result)
+        for path, leaf in zip(optree.tree_paths(result), outputs, strict=True):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"{caller}: every leaf that `step` returns must be a tensor, got {type(leaf).__name__} at {path}."
+                )
+        structures.append(out_structure)
+        return outputs
+
+    with without_dynamo():
+        recording, outputs = record(flat, inputs, Recorder(caller))
+    refuse_draws(caller, recording.graph)
+    if len(recording.graph.nodes) > MANY_OPERATIONS:
+        warnings.warn(
+            f"{caller}: the step has {len(recording.graph.nodes)} operations, since a Python loop is unrolled: write "
+            f"popart_func.scan or fori_loop inside it, whose body is traced and compiled once.",
+            stacklevel=2,
+        )
+    return StepGraph(
+        graph=recording.graph,
+        inputs=inputs,
+        outputs=outputs,
+        out_structure=structures[0],
+        constants=tuple(constant.detach() for constant in recording.constants),
+        read=tuple((tensor.detach(), value) for tensor, value in recording.known.read.values()),
+        wants_gradient=any(constant.requires_grad for constant in recording.constants),
+    )
+
+
+def record(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorSpec], recording: Recorder
+) -> tuple[Recorder, tuple[TensorSpec, ...]]:
+    """Records a function of flat tensors, and cleans its graph: no op works in place, none is there twice or unused.
+
+    Returns:
+        A recorder that has the graph, its constants, and what was read; and the specs of the results.
+
+    Raises:
+        TraceError: as `trace_step`.
+    """
+    caller = recording.caller
     arguments = [recording.input(spec) for spec in inputs]
     try:
-        with without_dynamo(), recording:
-            with plain_paths():
-                result = function(*optree.tree_unflatten(structure, arguments))
-            check(result)
-            outputs, out_structure = optree.tree_flatten(result)
+        with recording:
+            outputs = function(*arguments)
     except RuntimeError as error:
         explanation = _explained(caller, error)
         if explanation is None:
             raise
         raise explanation from error
-    for path, leaf in zip(optree.tree_paths(result), outputs, strict=True):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{caller}: every leaf that `step` returns must be a tensor, got {type(leaf).__name__} at {path}."
-            )
     recording.graph.output([recording.traced(output).node for output in outputs])
     specs = tuple(TensorSpec.of(output) for output in outputs)
-    read = tuple((tensor.detach(), value) for tensor, value in recording.known.read.values())
     if not without_mutations(recording.graph):
         recording = _functionalized(recording, inputs)
-    _merge_equal(recording.graph)
-    _drop_unused(recording.graph)
-    refuse_draws(caller, recording.graph)
+    merge_equal(recording.graph)
+    join_loops(recording.graph)
+    merge_equal(recording.graph)
+    drop_unused(recording.graph)
     recording.forget()
-    return StepGraph(
-        graph=recording.graph,
-        inputs=inputs,
-        outputs=specs,
-        out_structure=out_structure,
-        constants=tuple(constant.detach() for constant in recording.constants),
-        read=read,
-        wants_gradient=any(constant.requires_grad for constant in recording.constants),
-    )
+    return recording, specs
 
 
 def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Recorder:
@@ -147,7 +189,8 @@ def _functionalized(recording: Recorder, inputs: Sequence[TensorSpec]) -> Record
 
     In one pass together with the transforms of `torch.func`, a custom autograd.Function would break.
     """
-    again = Recorder(recording.caller)
+    again = Recorder(recording.caller, keeps_ops=recording.keeps_ops, outer=recording.outer)
+    again.known.read = recording.known.read
     arguments = [again.input(spec) for spec in inputs] + [again.constant(tensor) for tensor in recording.constants]
     with again:
         replay = functools.partial(_replay, again, recording.graph)
@@ -166,38 +209,16 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
     def call(node: fx.Node, values: Values) -> Any:
         recording.line = node.meta.get("line")
         args, kwargs = substitute((node.args, node.kwargs), values)
+        if schema(node.target) is None:
+            target: Any = node.target
+            return outside_functionalize(lambda *inner: recording.call(target, inner, _specs(node)), args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     return walk(graph, inputs, call)
 
 
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erases the nodes whose value nothing reads."""
-    for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and not is_mutable(node):
-            graph.erase_node(node)
-
-
-def _merge_equal(graph: fx.Graph) -> None:
-    """Erases the nodes that compute what another one has computed before."""
-    seen: dict[Hashable, fx.Node] = {}
-    for node in [node for node in graph.nodes if node.op == "call_function"]:
-        key = node.target, _key(node.args), _key(node.kwargs)
-        same = node.args[0] if node.target is torch.ops.aten.alias.default else seen.setdefault(key, node)
-        if same is not node:
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-
-
-def _key(argument: Any) -> Hashable:
-    """Equal for equal arguments of an op; but 1, 1.0 and True differ, and so do 0.0 and -0.0, unlike in Python."""
-    if isinstance(argument, fx.Node):
-        return argument
-    if isinstance(argument, list | tuple):
-        return tuple(map(_key, argument))
-    if isinstance(argument, dict):
-        return tuple((name, _key(value)) for name, value in argument.items())
-    return type(argument), repr(argument)
+def _specs(node: fx.Node) -> list[TensorSpec]:
+    return [TensorSpec.of(part) for part in node.meta["val"]]
 
 
 _READS = ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not allocated")

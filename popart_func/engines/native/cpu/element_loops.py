@@ -114,8 +114,10 @@ class _NestWriter(CodeWriter):
             self._reduce(first)
         elif isinstance(first, ArgReduce):
             self._arg_reduce(first)
-        else:
+        elif isinstance(first, Cumulate):
             self._cumulate(first)
+        else:
+            raise AssertionError(f"{first}: `ElementsInRegisters` refuses loops inside a step.")
 
     def _pointer(self, buffer: Buffer, offset: int) -> str:
         return self.pointers.setdefault((buffer, offset), f"a{len(self.pointers)}")

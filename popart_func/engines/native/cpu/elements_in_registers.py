@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native.c_code import header, memory_type, special_header
 from popart_func.engines.native.cpu.element_loops import SPARE, nest_function
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
@@ -23,7 +24,16 @@ class ElementsInRegisters:
     """One lane in a block; vectors along the axes of a lane's arrays."""
 
     def source(self, plan: KernelPlan) -> CpuSource:
-        """The source of a kernel."""
+        """The source of a kernel.
+
+        Raises:
+            UnsupportedError: the step has loops inside.
+        """
+        if plan.nested:
+            raise UnsupportedError(
+                "native: the schedule 'elements' has no loops inside a step yet (scan, while_loop, cond): leave the "
+                "schedule out, or name 'lanes'."
+            )
         plan = share_memory(plan)
         functions: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
         lines, room = _time_loop(plan, functions)

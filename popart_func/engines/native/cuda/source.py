@@ -83,8 +83,10 @@ def cuda_source(plan: KernelPlan, shared: int, *, team: bool) -> CudaSource:
         team: whether a team runs each lane. A team does so anyway where shared memory can't hold a warp of lanes.
 
     Raises:
-        UnsupportedError: a lane needs too much memory.
+        UnsupportedError: a lane needs too much memory, or the step has loops inside.
     """
+    if plan.nested:
+        raise UnsupportedError("native: on CUDA devices it has no loops inside a step yet (scan, while_loop, cond).")
     columns = _columns(plan)
     warp = WARP * _starts(columns)[-1]
     if team or warp > shared:

@@ -1,4 +1,4 @@
-"""Marks in a graph where a function stops gradients, which become `jax.lax.stop_gradient`.
+"""Marks in a graph where a function stops gradients, so that JAX, or a loop, can differentiate the graph.
 
 In a trace, `.detach()`, `torch.no_grad` and `torch.autograd.grad` without ``create_graph`` look like the detaching that
 autograd itself does. Within `StopGradientMarks` they call the op ``popart_func::stop_gradient``, which is recorded.
@@ -6,6 +6,7 @@ autograd itself does. Within `StopGradientMarks` they call the op ``popart_func:
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from popart_func._torch import (
     torch_pytree,
 )
 from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.tracing.recorder import recorder_here
 
-__all__ = ["STOP_GRADIENT", "StopGradientMarks"]
+__all__ = ["STOP_GRADIENT", "StopGradient", "StopGradientMarks"]
 
 STOP_GRADIENT = "popart_func::stop_gradient"
 
@@ -31,50 +33,76 @@ _library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
 _library.impl("stop_gradient", lambda x: torch.empty_like(x), "Meta")
 
 
-class _StopGradient(torch.autograd.Function):
+class _InThread(threading.local):
+    kept = False
+
+
+_in_thread = _InThread()
+
+
+class StopGradient(torch.autograd.Function):
     """The identity with derivative 0, for every transform of `torch.func`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.ops.popart_func.stop_gradient(x)
+        """A copy, or the tensor itself where no mark is kept."""
+        recorder = recorder_here()
+        is_kept = _in_thread.kept or (recorder is not None and recorder.keeps_ops)
+        return torch.ops.popart_func.stop_gradient(x) if is_kept else torch.ops.aten.alias(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keeps nothing."""
         pass
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
+        """No gradient."""
         return torch.zeros_like(cotangent)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Any) -> Any:
+        """No tangent."""
         return torch.zeros_like(tangent)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, x: Any) -> Any:
-        return _StopGradient.apply(x), in_dims[0]
+        """In all lanes alike."""
+        return StopGradient.apply(x), in_dims[0]
 
 
 class StopGradientMarks(TorchFunctionMode):
     """Marks what `.detach()` and `torch.autograd.grad` return, and everything that is computed within `torch.no_grad`.
 
+    ``kept``: whether a graph that is traced here keeps the marks, for JAX; else only the bodies of loops have them,
+    while PyTorch differentiates those.
+
     A gradient with ``create_graph`` is not marked. A mark copies its tensor: a write to it, which in PyTorch would
     reach the tensor that it was detached from, is refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, caller: str, *, kept: bool) -> None:
         super().__init__()
+        self._caller, self._kept = caller, kept
         self._no_grad = False
         # Tensors by their memory, which they keep alive: marks of other tensors, and tensors made within no_grad.
         self._shared: dict[Any, Tensor] = {}
         self._made: dict[Any, Tensor] = {}
+
+    def __enter__(self) -> Any:
+        self._before, _in_thread.kept = _in_thread.kept, _in_thread.kept or self._kept
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _in_thread.kept = self._before
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (Tensor.detach, torch.detach, Tensor.data.__get__):  # type: ignore[attr-defined]
             return _noted(_marked(args[0]), self._shared) if _is_real(args[0]) else args[0]
         if func in (Tensor.detach_, torch.detach_, Tensor.data.__set__):  # type: ignore[attr-defined]
-            raise UnsupportedError("to_jax_function: `.detach_()` and `.data = ` can't be traced; use `.detach()`.")
+            raise UnsupportedError(f"{self._caller}: `.detach_()` and `.data = ` can't be traced; use `.detach()`.")
         written = _written(func, args, kwargs)
         if written is not None:
             self._check_written(func.__name__, written)
@@ -97,12 +125,12 @@ class StopGradientMarks(TorchFunctionMode):
     def _check_written(self, name: str, written: Tensor) -> None:
         if _memory(written) in self._shared:
             raise UnsupportedError(
-                f"to_jax_function: `{name}` writes to a detached tensor, and in PyTorch through it to the one that it "
+                f"{self._caller}: `{name}` writes to a detached tensor, and in PyTorch through it to the one that it "
                 f"was detached from, which can't be traced: clone it first."
             )
         if self._stops and _is_real(written) and _memory(written) not in self._made:
             raise UnsupportedError(
-                f"to_jax_function: `{name}` within torch.no_grad writes to a tensor from outside of it, whose gradient "
+                f"{self._caller}: `{name}` within torch.no_grad writes to a tensor from outside of it, whose gradient "
                 f"can't be traced: make a new tensor."
             )
 
@@ -142,7 +170,7 @@ def _is_real(value: Any) -> bool:
 
 
 def _marked(value: Tensor) -> Any:
-    return _StopGradient.apply(value)
+    return StopGradient.apply(value)
 
 
 def _marked_if_real(value: Any) -> Any:

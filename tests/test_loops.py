@@ -1,0 +1,336 @@
+"""Loops inside a step: the same in Python, in a graph, on the native engine and in JAX, under every transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import torch
+from loop_programs import (
+    MANY,
+    PROGRAMS,
+    XS,
+    H,
+    W,
+    grown,
+    numbers,
+    random_program,
+    recurrent,
+    replayed,
+    traced,
+    transformed,
+)
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import popart_func as pf
+from popart_func.engines.tracing import tracer
+from popart_func.engines.tracing.source_lines import TraceError
+
+LANES = 3
+
+
+def close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    """Equal but for the order of sums, in float64."""
+    assert optree.tree_structure(got) == optree.tree_structure(expected)
+    for one, other in zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_graph_computes_what_python_does(name: str):
+    function, arguments = PROGRAMS[name]
+    close(replayed(traced(function, *arguments), *arguments), function(*arguments))
+
+
+def lanes_of(arguments: Any) -> Any:
+    """The arguments in lanes that differ."""
+    return optree.tree_map(
+        lambda leaf: torch.stack([leaf * (1 + 0.1 * n) if leaf.is_floating_point() else leaf for n in range(LANES)]),
+        arguments,
+    )
+
+
+def in_one_step(programs: dict[str, tuple[Callable[..., Any], Any]]) -> tuple[Callable[..., Any], Any]:
+    """A step that runs programs side by side, and its carry: one kernel for all of them."""
+    carry = {name: lanes_of(arguments) for name, (_, arguments) in programs.items()}
+    return lambda c, _: (c, {name: function(*c[name]) for name, (function, _) in programs.items()}), carry
+
+
+# One kernel for some of them: each costs half a second to compile.
+ON_NATIVE = (
+    *("scan in reverse, grad", "closed over, vmap of grad", "checkpoint 2, reverse, grad"),
+    *("while_loop, vmap of jacfwd", "cond, vmap of grad", "cond, one predicate", "nested, grad"),
+)
+
+
+@pytest.mark.parametrize(
+    "names", [ON_NATIVE, *(pytest.param(tuple(PROGRAMS)[n::4], marks=pytest.mark.slow) for n in range(4))]
+)
+def test_native_computes_what_eager_does(names: tuple[str, ...]):
+    step, carry = in_one_step({name: PROGRAMS[name] for name in names})
+    _, expected = pf.scan_lanes(step, carry, length=1, engine="eager")
+    _, got = pf.scan_lanes(step, carry, length=1, engine="native")
+    for name in names:
+        close(got[name], expected[name])
+
+
+@pytest.mark.parametrize("length", [20, 200])
+def test_gradients_of_a_gated_network_are_those_of_the_unrolled_one(length: int):
+    cell = nn.GRUCell(3, 4, dtype=torch.float64)
+    params = {name: value.detach() for name, value in cell.named_parameters()}
+    xs, start = numbers(length, 3), numbers(4)
+
+    def looped(params: dict[str, Tensor]) -> Tensor:
+        def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = functional_call(cell, params, (x, h))
+            return h, h.square().sum()
+
+        return pf.scan(step, start, xs)[1].sum()
+
+    def unrolled(params: dict[str, Tensor]) -> Tensor:
+        h, total = start, torch.zeros((), dtype=torch.float64)
+        for x in xs:
+            h = functional_call(cell, params, (x, h))
+            total = total + h.square().sum()
+        return total
+
+    graph = traced(grad(looped), params)
+    assert len(graph.calls) < 30  # whatever the length
+    close(replayed(graph, params), grad(unrolled)(params))
+
+
+def test_a_body_is_traced_once():
+    calls = []
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        return torch.tanh(h + x), h
+
+    traced(lambda h, xs: grad(lambda h: pf.scan(step, h, xs)[0].sum())(h), H, numbers(1000, 3))
+    assert len(calls) == 1
+
+
+def test_a_closed_over_module_is_differentiated():
+    module = nn.Linear(3, 3, dtype=torch.float64)
+
+    def loss(params: dict[str, Tensor], h: Tensor) -> Tensor:
+        return pf.scan(lambda h, _: (functional_call(module, params, (h,)).tanh(), ()), h, length=4)[0].sum()
+
+    params = {name: value.detach() for name, value in module.named_parameters()}
+    graph = traced(grad(loss), params, H)
+    expected = torch.autograd.grad(loss(dict(module.named_parameters()), H), list(module.parameters()))
+    close(replayed(graph, params, H), dict(zip(params, expected, strict=True)))
+
+
+@pytest.mark.parametrize("engine", ["eager", "native"])
+def test_an_episode_ends_lane_by_lane(engine: str):
+    many = numbers(1000, 3)
+    limit = torch.linspace(1, 500, 1000, dtype=torch.float64)
+    step = lambda c, limit: (grown(c, limit), ())  # noqa: E731
+    got, _ = pf.scan_lanes(step, many, limit[None], shared=False, engine=engine)
+    alone = [
+        pf.scan_lanes(step, many[n : n + 1], limit[None, n : n + 1], shared=False, engine="eager")[0][0]
+        for n in range(0, 1000, 37)
+    ]
+    assert torch.equal(got[::37], torch.stack(alone))
+
+
+def test_a_lane_that_is_done_raises_no_error():
+    """Its index would be out of range in the rounds that other lanes still run."""
+    table = torch.arange(8.0)
+
+    def step(c: Any, _: Any) -> Any:
+        going = lambda s: s[0] < s[1]  # noqa: E731
+        return pf.while_loop(going, lambda s: (s[0] + 1, s[1], s[2] + table[s[0] + 8 - s[1]]), c), ()
+
+    start = torch.zeros(2, dtype=torch.int64), torch.tensor([2, 8]), torch.zeros(2)
+    for engine in ("eager", "native"):
+        assert pf.scan_lanes(step, start, length=1, engine=engine)[0][2].tolist() == [13.0, 28.0]
+
+
+def test_reverse_mode_of_a_while_loop_says_what_to_use():
+    def loss(x: Tensor) -> Tensor:
+        return grown(x, torch.tensor(9.0, dtype=torch.float64)).sum()
+
+    for run in (grad(loss), lambda x: traced(grad(loss), x)):
+        with pytest.raises(NotImplementedError, match="use scan with a mask"):
+            run(H)
+
+
+def test_a_graph_shows_its_loops():
+    graph = traced(
+        lambda h, xs: pf.scan(lambda c, x: (pf.cond(c > x, torch.sin, torch.cos, c), c), h, xs), H[0], XS[:, 0]
+    )
+    assert str(graph).splitlines()[2:] == [
+        "  scan: float64[], float64[5] = scan(arg0_1, arg1_1)",
+        "    5 rounds; carry: 1, xs: 1:",
+        "      arg0_1: float64[]",
+        "      arg1_1: float64[]",
+        "        gt: bool[] = gt(arg0_1, arg1_1)",
+        "        cond: float64[] = cond(gt, arg0_1)",
+        "          if:",
+        "            arg0_1: float64[]",
+        "              sin: float64[] = sin(arg0_1)",
+        "            return sin",
+        "          else:",
+        "            arg0_1: float64[]",
+        "              cos: float64[] = cos(arg0_1)",
+        "            return cos",
+        "        getitem: float64[] = getitem(cond, 0)",
+        "      return getitem, arg0_1",
+        "  getitem: float64[] = getitem(scan, 0)",
+        "  getitem_1: float64[5] = getitem(scan, 1)",
+        "return getitem, getitem_1",
+        "28 operations: 7 getitem, 5 gt, 5 cond, 5 sin, 5 cos, 1 scan",
+    ]
+
+
+def test_explain_counts_what_a_loop_repeats():
+    def explained(length: int) -> Any:
+        return pf.engines.explain(
+            lambda c, x: (recurrent(W, c, x), ())[1:] and (c + recurrent(W, c, x), ()), MANY, numbers(1, length, 3)
+        )
+
+    assert explained(50).counts.products + explained(50).counts.others > 9 * (
+        explained(5).counts.products + explained(5).counts.others
+    )
+    assert "scan 50 rounds" in explained(50).loops
+
+
+def test_the_forward_loop_of_a_gradient_is_the_loop_itself():
+    graph = traced(torch.func.grad_and_value(recurrent), W, H, XS)
+    assert graph.operations["scan"] == 2
+
+
+def test_inductor_unrolls_loops_or_refuses_them_by_name():
+    def refused(step: Callable[..., Any], match: str) -> None:
+        with pytest.raises(pf.engines.UnsupportedError, match=match):
+            pf.scan_lanes(step, MANY, length=1, engine="inductor")
+
+    refused(
+        lambda c, _: (pf.while_loop(lambda s: s.sum() < 1, lambda s: s + 1, c), ()), "no `while_loop` inside a step"
+    )
+    refused(lambda c, _: (pf.fori_loop(0, 3000, lambda i, s: s.sin() + i, c), ()), "more than 2000")
+
+
+@pytest.mark.slow
+def test_inductor_computes_what_eager_does():
+    step, carry = in_one_step({name: PROGRAMS[name] for name in ("scan, vmap of grad", "cond, vmap of grad")})
+    results = [pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("inductor", "eager")]
+    close(*results)
+
+
+ERRORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
+    "dtype": (
+        lambda h: pf.scan(lambda c, _: (c.float(), ()), h, length=2),
+        TypeError,
+        "scan: `step` must return the shapes",
+    ),
+    "structure": (lambda h: pf.scan(lambda c, _: ((c, c), ()), h, length=2), TypeError, "the structure of the carry"),
+    "pair": (lambda h: pf.scan(lambda c, _: c, h, length=2), TypeError, r"must return \(carry, y\), got a tensor"),
+    "number": (lambda h: pf.scan(lambda c, _: (c, 1.0), h, length=2), TypeError, "as y must be a tensor, got float"),
+    "length": (
+        lambda h: pf.scan(lambda c, x: (c, ()), h, h, length=2),
+        ValueError,
+        "the leading axis of `xs`, 3, got 2",
+    ),
+    "lengths": (lambda h: pf.scan(lambda c, x: (c, ()), h, (h, h[:2])), ValueError, "same leading time axis"),
+    "no length": (lambda h: pf.scan(lambda c, x: (c, ()), h), ValueError, "`length` must say how many"),
+    "predicate": (lambda h: pf.while_loop(lambda c: c, lambda c: c, h), TypeError, "a bool tensor of shape"),
+    "body": (lambda h: pf.while_loop(lambda c: c.sum() < 9, lambda c: c[:2], h), TypeError, "while_loop: `body` must"),
+    "function": (lambda h: pf.cond(h.sum() > 0, torch.sin, 1, h), TypeError, "`false` must be a function, got int"),
+    "bound": (lambda h: pf.fori_loop(0, 1.5, lambda i, c: c, h), TypeError, "`upper` must be an integer"),
+    "carry": (lambda h: pf.fori_loop(0, 2, lambda i, c: c, 1.0), TypeError, "`carry` must be a tensor, got float"),
+    "engine": (
+        lambda h: pf.scan(lambda c, x: (c, ()), h, h, engine="native"),
+        pf.engines.EngineUnavailableError,
+        "Use the engine 'eager', or name one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_function_and_the_argument(name: str, unchecked: None):
+    call, error, match = ERRORS[name]
+    with pytest.raises(error, match=match):
+        vmap(call)(H[None])
+    with pytest.raises(error, match=match):
+        traced(call, H)
+
+
+def test_branches_must_return_alike():
+    with pytest.raises(TypeError, match="cond: `false` must return the shapes and dtypes of what `true` returns"):
+        traced(lambda h: pf.cond(h.sum() > 0, lambda h: h, lambda h: h[:2], h), H)
+
+
+def test_a_body_must_be_pure():
+    with pytest.raises(TraceError, match="in place"):
+        traced(lambda h: pf.scan(lambda c, _: (c.add_(1), ()), h, length=2), H)
+
+
+def test_no_rounds_give_the_carry_and_empty_ys():
+    for run in (lambda f: f(H), lambda f: replayed(traced(f, H), H)):
+        carry, ys = run(lambda h: pf.scan(lambda c, _: (c + 1, c[:2]), h, length=0))
+        assert torch.equal(carry, H)
+        assert ys.shape == (0, 2)
+
+
+def test_the_outermost_scan_runs_in_reverse():
+    for engine in ("eager", "native"):
+        carry, ys = pf.scan(lambda c, x: (2 * c + x, c), H, XS, reverse=True, engine=engine)
+        expected = vmap(lambda h: pf.scan(lambda c, x: (2 * c + x, c), h, XS, reverse=True))(H[None])
+        close((carry, ys), optree.tree_map(lambda leaf: leaf[0], expected))
+
+
+def test_pytorchs_loops_become_the_same():
+    from torch._higher_order_ops.scan import scan as pytorchs_own
+
+    def step(c: Tensor, x: Tensor) -> Any:
+        c = torch.cond(c.sum() > 0, lambda c: c.sin(), lambda c: c.cos(), (c,))
+        (c,) = torch.while_loop(lambda c: c.sum() < 1, lambda c: (c + 0.3,), (c,))
+        total, ys = torch._higher_order_ops.scan(lambda a, b: (a + b, a * b), c[0], c, reverse=True)
+        return c + ys + total, total
+
+    close(*(pf.scan_lanes(step, MANY, XS, engine=engine) for engine in ("native", "eager")))
+    before = torch.cond
+    with pytest.raises(pf.engines.UnsupportedError, match="instead of PyTorch's own loops"):
+        pf.scan_lanes(lambda c, x: (pytorchs_own(lambda a, b: (a + b, a * b), c, x)[0], ()), MANY, XS, engine="native")
+    assert torch.cond is before
+
+
+def test_a_step_of_many_operations_names_scan(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tracer, "MANY_OPERATIONS", 50)
+
+    def unrolled(h: Tensor) -> Tensor:
+        for _ in range(60):
+            h = h.sin()
+        return h
+
+    with pytest.warns(UserWarning, match="write popart_func.scan"):
+        traced(unrolled, H)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_random_programs_in_a_graph(seed: int):
+    function = transformed(seed, random_program(seed))
+    close(replayed(traced(function, H), H), function(H), 1e-8)
+
+
+def random_programs(seeds: range) -> dict[str, tuple[Callable[..., Any], Any]]:
+    return {str(seed): (transformed(seed, random_program(seed)), (H,)) for seed in seeds}
+
+
+def test_random_programs_on_native():
+    step, carry = in_one_step(random_programs(range(100, 102)))
+    close(*(pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("native", "eager")), 1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(200, 700, 5))
+def test_many_random_programs_on_native(first: int):
+    step, carry = in_one_step(random_programs(range(first, first + 5)))
+    close(*(pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("native", "eager")), 1e-8)
