@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import popart_func as pf
+from popart_func import sweeps
 from popart_func.engines.tracing import tracer
 from popart_func.engines.tracing.source_lines import TraceError
+from popart_func.sweeps.records import last
 
 LANES = 3
 
@@ -334,3 +336,23 @@ def test_random_programs_on_native():
 def test_many_random_programs_on_native(first: int):
     step, carry = in_one_step(random_programs(range(first, first + 5)))
     close(*(pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("native", "eager")), 1e-8)
+
+
+def test_a_sweep_of_steps_with_loops_runs_native():
+    """The schedule that a sweep names for its whole grid is one that has loops."""
+
+    def update(state, x):
+        state, energies = pf.scan(lambda h, _: ((h @ h.T).tanh(), h.square().sum()), state, length=3)
+        return state + x, energies.sum()
+
+    learner = pf.Learner(init=lambda params: params["w"], update=update)
+    found = sweeps.run(
+        lambda: learner,
+        torch.ones(5),
+        lambda seed: {"w": torch.eye(40) + seed},
+        sweeps.lanes(range(2)),
+        record={"energy": last(1, of=lambda state, energy: energy)},
+        engine="native",
+        quiet=True,
+    )
+    assert found.attrs["engine"] == "native:lanes"

@@ -173,25 +173,32 @@ class PredictedSeconds(NamedTuple):
 
 def faster_schedule(graph: StepGraph, lanes: int) -> str:
     """The schedule of `native` that should be faster on this machine's processor: ``"lanes"`` or ``"elements"``."""
-    if any(bodies_of(node) for node in graph.calls):
-        return "lanes"  # "elements" has no loops inside a step
-    return predict(OperationCounts.of(graph), lanes, 1, register_bytes()).schedule
+    return predict_here(graph, lanes, threads=1).schedule
 
 
 def why_inductor(scan: LaneScan) -> str | None:
     """Why a scan should be faster on `inductor` than on `native`, a sentence; None where it should not be."""
     if scan.device.type != "cpu":
         return None
-    seconds = predict_here(OperationCounts.of(scan.graph()), scan.lanes)
+    seconds = predict_here(scan.graph(), scan.lanes)
     if (seconds.native - seconds.inductor) * scan.steps <= COMPILE:
         return None
     native, inductor = (f"{1e3 * value:.2g}" for value in (seconds.native, seconds.inductor))
     return f"a step should take {inductor} ms on inductor and {native} ms on native (lanes: {scan.lanes})."
 
 
-def predict_here(counts: OperationCounts, lanes: int) -> PredictedSeconds:
-    """The predicted time of a step on this machine's processor, with PyTorch's number of threads."""
-    return predict(counts, lanes, torch.get_num_threads(), register_bytes())
+def predict_here(graph: StepGraph, lanes: int, threads: int | None = None) -> PredictedSeconds:
+    """The predicted time of a step on this machine's processor; infinite on what can't run it.
+
+    Args:
+        graph: of the step.
+        lanes: how many.
+        threads: by default PyTorch's number of threads.
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    seconds = predict(OperationCounts.of(graph), lanes, threads, register_bytes())
+    has_loops = any(bodies_of(node) for node in graph.calls)  # which "elements" does not have
+    return seconds._replace(elements=math.inf) if has_loops else seconds
 
 
 def predict(counts: OperationCounts, lanes: int, threads: int, register: int) -> PredictedSeconds:

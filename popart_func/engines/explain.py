@@ -150,7 +150,7 @@ def explain(
         counts = OperationCounts.of(graph)
         parts |= {"graph": graph, "counts": counts}
         parts |= _native_parts(scan, options) if engine in ("auto", "native") else {}
-        parts["seconds"] = predict_here(counts, scan.lanes) if scan.device.type == "cpu" else None
+        parts["seconds"] = predict_here(scan.graph(), scan.lanes) if scan.device.type == "cpu" else None
     chosen, reasons = _chosen(engine, scan, parts.get("why_no_graph"), parts.get("why_no_source"))
     return Explanation(engine, chosen, reasons, scan.device, scan.lanes, scan.steps, **parts)
 

@@ -105,10 +105,8 @@ class Job:
             with torch.no_grad():
                 state, xs, hparams = self._arguments(learner, slice(0, 1), 1)
             one = make_lane_scan("run", self._step(learner), state, xs, hparams, shared=self.inputs.shared)
-            counts = cost_model.OperationCounts.of(one.graph())
-            lanes = self.lanes.count(learner)
             # The number of threads must not change a lane's bits: the prediction is for one.
-            seconds.append(cost_model.predict(counts, lanes, 1, cost_model.register_bytes()))
+            seconds.append(cost_model.predict_here(one.graph(), self.lanes.count(learner), threads=1))
         total = cost_model.PredictedSeconds(*map(sum, zip(*seconds, strict=True)))
         return total.schedule
 

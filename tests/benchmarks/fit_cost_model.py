@@ -102,7 +102,7 @@ def seconds_of(make: Callable[[int], LaneScan], engine: str, guess: float, **opt
 def measure(make: Callable[[int], LaneScan], inductor: bool) -> dict[str, float]:
     """Seconds of a step on each engine, by its name in `cost_model.PredictedSeconds`."""
     scan = make(1)
-    guess = cost_model.predict_here(cost_model.OperationCounts.of(scan.graph()), scan.lanes)
+    guess = cost_model.predict_here(scan.graph(), scan.lanes)
     found = {
         schedule: seconds_of(make, "native", getattr(guess, schedule), schedule=schedule)
         for schedule in ("lanes", "elements")

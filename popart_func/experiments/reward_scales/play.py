@@ -13,6 +13,7 @@ import xarray
 from torch import Tensor
 
 from popart_func import random, sweeps
+from popart_func.engines import scan
 from popart_func.experiments.agents import Agent, dqn, make_critic, q_learning
 from popart_func.experiments.agents.critics import CRITICS, CriticName
 from popart_func.experiments.agents.networks import apply_mlp
@@ -169,11 +170,16 @@ def _counted(task: Task, name: str, setting: Setting, reward_scale: Tensor) -> L
     def update(state: Any, _: Any) -> Any:
         agent_state, tally, for_task = state
         agent = agent_of(for_task)
-        for _ in range(ACTIONS // agent.actions):
+
+        def act(carry: Any, _: Any) -> tuple[Any, Any]:
+            agent_state, tally = carry
             agent_state, experience = agent.step(agent_state)
             rewards = experience.reward / reward_scale
             for reward, ended in zip(rewards.unbind(), experience.ended.unbind(), strict=True):
                 tally = _count(task, tally, reward, ended)
+            return (agent_state, tally), ()
+
+        (agent_state, tally), _ = scan(act, (agent_state, tally), length=ACTIONS // agent.actions)
         return (agent_state, tally, for_task), torch.stack(tally[:3])
 
     return Learner(init, update)
