@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from popart_func.engines.lane_errors import named_errors
 from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
 from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.source_lines import describe_line, user_line
@@ -119,7 +120,7 @@ class LaneScan:
             result: PyTree = check_carry(self, self.step(*optree.tree_unflatten(self.structure, leaves)))
             return optree.tree_leaves(result)
 
-        with Batchable():
+        with named_errors(self.caller), Batchable():
             vmap(step, in_dims=self.lane_axes())(*self.carry, *(leaf[0] for leaf in self.xs), *self.hparams)
 
     def _refuse(self, graph: StepGraph) -> None:
