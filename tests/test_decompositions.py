@@ -140,6 +140,15 @@ def test_a_wrong_decomposition_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         check([entry for entry in op_entries() if entry.name == "sinc"], 2)
 
 
+def test_the_gradient_of_smooth_l1_loss_keeps_nan() -> None:
+    x = torch.tensor([torch.nan, 0.3, 2.0, -3.0, 1.0])
+    compared = Compared()
+    with compared:
+        torch.autograd.grad(F.smooth_l1_loss(x.requires_grad_(), torch.zeros(5), beta=0.5), x)
+    assert "aten::smooth_l1_loss_backward" in compared.compared
+    assert compared.differences == []
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("shape", [(), (4,), (3, 4)])
 def test_multilabel_margin_loss_ends_at_the_first_padding(shape: tuple[int, ...], reduction: str) -> None:

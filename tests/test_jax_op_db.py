@@ -117,13 +117,13 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda x: torch.nn.functional.cosine_similarity(x, x * 2 + 1, 0),
 }
 ARGUMENTS = {
-    "zeros": torch.zeros(3),
-    "equal": torch.full((3,), 2.0),
+    "zeros": torch.zeros(4),
+    "equal": torch.full((4,), 2.0),
     "one": torch.tensor([1.5]),
     "zero": torch.zeros(1),
-    "a_nan": torch.tensor([1.0, NAN, 2.0]),
+    "a_nan": torch.tensor([1.0, NAN, 2.0, 3.0]),
     "ties": torch.tensor([1.0, 3.0, 3.0, 1.0]),
-    "an_infinity": torch.tensor([1.0, INF, 2.0]),
+    "an_infinity": torch.tensor([1.0, INF, 2.0, 3.0]),
 }
 
 
