@@ -18,7 +18,8 @@ from popart_func._torch import (
     is_make_fx_tracing,
     is_transforming,
 )
-from popart_func.engines.tracing.recorder import Traced, is_recording
+from popart_func.engines.tracing.recorder import is_recording
+from popart_func.engines.tracing.traced import Traced
 
 __all__ = ["FREED", "why_context_needs_eager", "why_tensor_needs_eager"]
 

@@ -25,7 +25,8 @@ from popart_func._torch import (
     is_make_fx_tracing,
     torch_pytree,
 )
-from popart_func.engines.tracing.recorder import Traced, is_recording
+from popart_func.engines.tracing.recorder import is_recording
+from popart_func.engines.tracing.traced import Traced
 
 __all__ = [
     "argument_to_array",

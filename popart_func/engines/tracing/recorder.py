@@ -17,10 +17,8 @@ from torch import Tensor, fx
 from popart_func._torch import (
     DisableTorchDispatch,
     TorchDispatchMode,
-    disabled_torch_function,
     dispatch_modes,
     is_make_fx_tracing,
-    make_wrapper_tensor,
     schema,
     zero_tensor_keys,
 )
@@ -37,11 +35,11 @@ from popart_func.engines.tracing.source_lines import (
     reads_values,
     user_line,
 )
+from popart_func.engines.tracing.traced import PURE, Traced
 
-__all__ = ["Recorder", "Traced", "is_recording"]
+__all__ = ["Recorder", "is_recording"]
 
 _aten = torch.ops.aten
-_PURE = "a step must be pure, and keep nothing that it has computed"
 # PyTorch puts these off and sets a bit of the tensor, which a traced tensor does not have: they are computed at once.
 _AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
 # Ops that list positions, which are few and known.
@@ -50,46 +48,6 @@ _POSITIONS = {_aten.tril_indices, _aten.triu_indices}
 _WRITES = {_aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 # Ops that take tensors of two devices.
 _MIXES = {"_to_copy", "copy", "copy_", "index", "index_put", "index_put_"}
-
-
-class Traced(Tensor):
-    """A tensor of the function that is being traced, without values.
-
-    Attributes:
-        node: the node of the graph that computes it.
-        stand_in: a tensor of its shape, strides and dtype on the CPU; see `shapes`.
-        known: its value where that does not depend on inputs, else None; see `KnownValues`.
-    """
-
-    node: Any
-    stand_in: Any
-    known: Tensor | None
-
-    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(
-        cls,
-        stand_in: Tensor,
-        device: torch.device,
-        node: fx.Node | None = None,
-        known: Tensor | None = None,
-        keys: Any = None,
-    ) -> Traced:
-        """Takes shape, strides and dtype from the stand-in; ``keys`` are more dispatch keys."""
-        traced = make_wrapper_tensor(cls, stand_in, device, keys)
-        traced.node, traced.stand_in, traced.known = node, stand_in, known
-        return traced
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise RuntimeError(f"{func} was called on a tensor of an earlier trace: {_PURE}.")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        return self.clone()
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Traced({TensorSpec.of(self)})"
 
 
 class Recorder(TorchDispatchMode):
@@ -288,7 +246,7 @@ class Recorder(TorchDispatchMode):
         if not isinstance(tensor, Traced):
             return self.constant(tensor)
         if tensor.node is None or tensor.node.graph is not self.graph:
-            raise RuntimeError(f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {_PURE}.")
+            raise RuntimeError(f"{self.caller}: a tensor of an earlier trace is used in {self._described()}: {PURE}.")
         return tensor
 
     def forget(self) -> None:

@@ -116,7 +116,7 @@ def random_numbers(key: Tensor, settings: Settings) -> Discrepancy:
         size = low.double().abs() + (high - low).double().abs()
         expected = {
             "uniform": (random.uniform(one, (DRAWS,)), unit, 0 * unit),
-            "between": (random.uniform(one, (DRAWS,), low, high), between, size / 4),
+            "between": (random.uniform(one, (DRAWS,), minval=low, maxval=high), between, size / 4),
             "normal": (random.normal(one, (DRAWS,)), normal, normal.abs() + of_square),
             "exponential": (random.exponential(one, (DRAWS,)), *2 * [-torch.log1p(-unit)]),
             "gumbel": (random.gumbel(one, (DRAWS,)), gumbel, 1 + gumbel.abs()),
