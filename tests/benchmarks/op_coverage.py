@@ -175,8 +175,8 @@ def section(target: str, results: Results) -> str:
 
 TITLE = """# Which ops of PyTorch are right in JAX and on the engines
 
-Written by `python tests/benchmarks/op_coverage.py --target jax --derivatives --markdown docs/op_coverage.md` (and the
-other targets): every float32 entry of PyTorch's own test table, `op_db`, against eager PyTorch. *Right*: all samples
+Written by `python tests/benchmarks/op_coverage.py --target jax --derivatives --markdown docs/op_coverage.md` (and
+`--target native`): the float32 entries of PyTorch's own table, `op_db`, against eager PyTorch. *Right*: all samples
 agree. *Refused by name*: an error that names the op and the line. *Not comparable*: PyTorch itself gives no one answer.
 """
 
