@@ -1,4 +1,4 @@
-"""A sample of PyTorch's own table of ops in JAX: values here, derivatives if slow; and special points.
+"""A sample of PyTorch's own table of ops in JAX: values, with derivatives if slow; and special points.
 
 `python tests/benchmarks/op_coverage.py --target jax --derivatives` compares the whole table.
 """
@@ -29,7 +29,7 @@ SAMPLED = (
 )
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", SAMPLED[::3])
 def test_a_sample_of_the_table(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ def test_a_sample_of_the_table(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
-def test_derivatives_of_a_sample_of_the_table(name: str) -> None:
+def test_values_and_derivatives_of_a_sample_of_the_table(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = compare_entry(entries_by_name()[name], "jax", most=1, stages=STAGES)
