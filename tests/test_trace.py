@@ -52,6 +52,7 @@ class Doubled(torch.autograd.Function):
         lambda x: {"b": vjp(torch.sigmoid, x)[1](x)[0], "a": x.norm()},
         lambda x: vmap(lambda row: row * row.sum())(x),
         lambda x: grad(lambda x: (Doubled.apply(x) ** 2).sum())(x),
+        lambda x: grad(lambda x: torch.linalg.vector_norm(x, 3, dim=-1).sum() + torch.dist(x, x[0], 1.5))(x),
         lambda x: F.layer_norm(x, (4,)) + F.elu(x),
         lambda x: x.clone().mul_(2).add_(x[0]),
         lambda x: x[torch.argmax(x[:, 0])] + x[0, torch.argmin(x[1])],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import optree
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from popart_func._torch import mutation_count
+from popart_func.engines.lane_errors import named_errors
 from popart_func.engines.lane_scan import PURE, LaneScan, check_carry
 from popart_func.engines.loops.torch_loops import torch_loops
 from popart_func.engines.tracing.batchable import Batchable
@@ -48,7 +48,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     before = list(map(mutation_count, given))
     for time in range(scan.steps):
         # The mode makes each operation a quarter slower: it stays on only where the first step needed it.
-        with _named_draws(scan.caller), torch_loops(), batchable if time == 0 or batchable.used else nullcontext():
+        with named_errors(scan.caller), torch_loops(), batchable if time == 0 or batchable.used else nullcontext():
             carry, y = step(*carry, *(leaf[time] for leaf in scan.xs), *scan.hparams)
         if time == 0 and list(map(mutation_count, given)) != before:
             raise TypeError(f"{scan.caller}: `step` changes an argument in place: {PURE}")
@@ -57,18 +57,3 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     stacked = [torch.stack(leaves) for leaves in zip(*ys, strict=True)]
     carry = tuple(leaf.clone() for leaf in carry)  # a step may return what it took, twice: no two results share memory
     return optree.tree_unflatten(carry_structure, carry), optree.tree_unflatten(y_structure, stacked)
-
-
-@contextmanager
-def _named_draws(caller: str) -> Iterator[None]:
-    """Says what to write instead of a random layer; PyTorch names flags of a `torch.vmap` that no user has called."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "randomness error mode" not in str(error):
-            raise
-        raise TypeError(
-            f"{caller}: random numbers can't be drawn inside `step` without a key, as dropout in training does, for "
-            f"lanes would not have their own. Give a module one, stateless(module)(params, x, rngs=key), or enter "
-            f"popart_func.random.keyed(key); draw with popart_func.random; or draw before, and pass numbers in xs."
-        ) from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from popart_func.engines.lane_errors import named_errors
 from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
 from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.plain_paths import further_paths
@@ -124,7 +125,7 @@ class LaneScan:
             result: PyTree = check_carry(self, self.step(*optree.tree_unflatten(self.structure, leaves)))
             return optree.tree_leaves(result)
 
-        with Batchable(), contextlib.ExitStack() as others:
+        with named_errors(self.caller), Batchable(), contextlib.ExitStack() as others:
             for other in further_paths:
                 others.enter_context(other())
             vmap(step, in_dims=self.lane_axes())(*self.carry, *(leaf[0] for leaf in self.xs), *self.hparams)

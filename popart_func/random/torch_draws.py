@@ -1,4 +1,4 @@
-"""PyTorch's random functions as pure functions of a key: dropout of every kind, draws, recurrent layers, attention.
+"""PyTorch's random functions as pure functions of a key: draws and fractional pooling here, dropout in `dropouts`.
 
 Each takes a key first, and then the arguments of PyTorch's function. It computes what PyTorch documents, from numbers
 that `popart_func.random` draws. They are float32 (or int32) and then cast to the dtype that PyTorch returns. In-place
@@ -7,9 +7,7 @@ functions write to their argument and return it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,158 +19,10 @@ from popart_func.random.basic import bernoulli, normal, randint, uniform
 from popart_func.random.choices import categorical, permutation
 from popart_func.random.continuous import cauchy, exponential
 from popart_func.random.counts import binomial, geometric, poisson
+from popart_func.random.dropouts import DROPOUTS, Draw
 from popart_func.random.gammas import dirichlet, gamma
-from popart_func.random.keys import fold_in
 
-__all__ = ["CREATIONS", "DRAWS", "Draw"]
-
-Draw = Callable[..., Any]
-"""``draw(key, *arguments of PyTorch's function)``."""
-
-_ALPHA = 1.7580993408473766
-"""The value to which dropped activations of SELU go, without its sign: its scale times its α."""
-
-
-# Dropout.
-
-
-def _dropout(
-    key: Tensor,
-    input: Tensor,
-    p: int | float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-    *,
-    features: bool = False,
-) -> Tensor:
-    _check_probability(p)
-    if not training or p == 0:
-        return input
-    kept = _kept(key, input, p, features)
-    dropped = input * (kept / (1 - p) if p < 1 else kept)
-    return input.copy_(dropped) if inplace else dropped
-
-
-def _alpha_dropout(
-    key: Tensor,
-    input: Tensor,
-    p: int | float = 0.5,
-    training: bool = False,
-    inplace: bool = False,
-    *,
-    features: bool = False,
-) -> Tensor:
-    _check_probability(p)
-    if not training or p == 0:
-        return input
-    kept = _kept(key, input, p, features)
-    if p == 1:
-        return input.copy_(input * kept) if inplace else input * kept
-    scale = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p))
-    dropped = input * (kept * scale) + ((kept - 1) * (_ALPHA * scale) + _ALPHA * scale * p)
-    return input.copy_(dropped) if inplace else dropped
-
-
-def _native_dropout(key: Tensor, input: Tensor, p: int | float, train: bool | None) -> tuple[Tensor, Tensor]:
-    if train is False or p == 0:
-        return input.clone(), torch.ones_like(input, dtype=torch.bool)
-    kept = _kept(key, input, p, features=False)
-    return input * (kept / (1 - p) if p < 1 else kept), kept.bool()
-
-
-def _kept(key: Tensor, input: Tensor, p: int | float, features: bool) -> Tensor:
-    """1 where a number is kept, 0 where it is dropped; for whole features ``[N, C, 1, ...]``."""
-    shape = input.shape
-    if features:
-        if input.ndim < 2:
-            raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-        shape = torch.Size([*input.shape[:2], *(1 for _ in input.shape[2:])])
-    return bernoulli(key, 1.0 - p, shape).to(input.dtype)
-
-
-def _check_probability(p: int | float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-
-
-def _rrelu(
-    key: Tensor,
-    input: Tensor,
-    lower: int | float = 1 / 8,
-    upper: int | float = 1 / 3,
-    training: bool = False,
-    inplace: bool = False,
-) -> Tensor:
-    slope = uniform(key, input.shape, None, lower, upper).to(input.dtype) if training else (lower + upper) / 2
-    result = torch.where(input > 0, input, input * slope)
-    return input.copy_(result) if inplace else result
-
-
-# Layers that drop between other operations.
-
-
-def _attention(
-    key: Tensor,
-    query: Tensor,
-    key_: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: int | float = 0.0,
-    is_causal: bool = False,
-    scale: int | float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention` as its documentation writes it out."""
-    if dropout_p == 0:
-        return functional.scaled_dot_product_attention(
-            query, key_, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    if enable_gqa:
-        key_, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key_, value))
-    scores = query @ key_.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = torch.where(attn_mask, scores, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return _dropout(key, scores.softmax(-1), dropout_p) @ value
-
-
-def _recurrent(function: Callable[..., Any]) -> Draw:
-    """A recurrent layer with dropout between its layers: one call of the function for each."""
-
-    def draw(key: Tensor, input: Tensor, *arguments: Any) -> Any:
-        is_packed = not isinstance(arguments[2], bool)
-        sizes, arguments = (arguments[:1], arguments[1:]) if is_packed else ((), arguments)
-        state, weights, biases, layers, p, training, bidirectional, *batch_first = arguments
-        if not training or p == 0:
-            return function(input, *sizes, *arguments)
-        directions, per_layer = 1 + bidirectional, len(weights) // layers
-        states = []
-        for layer in range(layers):
-            rows = slice(layer * directions, (layer + 1) * directions)
-            own = tuple(part[rows] for part in state) if isinstance(state, list | tuple) else state[rows]
-            own_weights = weights[layer * per_layer : (layer + 1) * per_layer]
-            dropped = input if layer == 0 else _dropout(fold_in(key, layer), input, p)
-            input, *new = function(
-                dropped, *sizes, own, own_weights, biases, 1, 0.0, training, bidirectional, *batch_first
-            )
-            states.append(new)
-        return input, *(torch.cat(parts) for parts in zip(*states, strict=True))
-
-    return draw
-
-
-def _pooling(function: Callable[..., Any], axes: int) -> Draw:
-    """Fractional pooling, whose regions are drawn."""
-
-    def draw(key: Tensor, input: Tensor, *args: Any, _random_samples: Tensor | None = None, **kwargs: Any) -> Any:
-        if _random_samples is None:
-            batch = 1 if input.ndim == axes + 1 else input.shape[0]
-            _random_samples = uniform(key, (batch, input.shape[-axes - 1], axes)).to(input.dtype)
-        return function(input, *args, _random_samples=_random_samples, **kwargs)
-
-    return draw
-
+__all__ = ["CREATIONS", "DRAWS"]
 
 # Draws of a shape, and of the shape of a tensor.
 
@@ -281,6 +131,21 @@ def _sample_dirichlet(key: Tensor, input: Tensor, generator: Any = None) -> Tens
     return dirichlet(key, input.to(torch.float32)).to(input.dtype)
 
 
+# Pooling of regions that are drawn.
+
+
+def _pooling(function: Callable[..., Any], axes: int) -> Draw:
+    """Fractional pooling, whose regions are drawn."""
+
+    def draw(key: Tensor, input: Tensor, *args: Any, _random_samples: Tensor | None = None, **kwargs: Any) -> Any:
+        if _random_samples is None:
+            batch = 1 if input.ndim == axes + 1 else input.shape[0]
+            _random_samples = uniform(key, (batch, input.shape[-axes - 1], axes)).to(input.dtype)
+        return function(input, *args, _random_samples=_random_samples, **kwargs)
+
+    return draw
+
+
 # Methods that fill a tensor.
 
 
@@ -320,18 +185,6 @@ _BY_NAME: dict[str, Draw] = {
     "multinomial": _multinomial,
     "poisson": _poisson,
     "binomial": _binomial,
-    "dropout": _dropout,
-    "feature_dropout": partial(_dropout, features=True),
-    "alpha_dropout": _alpha_dropout,
-    "feature_alpha_dropout": partial(_alpha_dropout, features=True),
-    "dropout_": partial(_dropout, inplace=True),
-    "feature_dropout_": partial(_dropout, inplace=True, features=True),
-    "alpha_dropout_": partial(_alpha_dropout, inplace=True),
-    "feature_alpha_dropout_": partial(_alpha_dropout, inplace=True, features=True),
-    "native_dropout": _native_dropout,
-    "rrelu": _rrelu,
-    "rrelu_": partial(_rrelu, inplace=True),
-    **{name: _recurrent(getattr(torch, name)) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 
 _METHODS: dict[str, Draw] = {
@@ -348,12 +201,11 @@ _METHODS: dict[str, Draw] = {
 }
 
 DRAWS: dict[Any, Draw] = {
+    **DROPOUTS,
     **{getattr(torch, name): draw for name, draw in _BY_NAME.items()},
     **{getattr(Tensor, name): draw for name, draw in _METHODS.items()},
     standard_gamma: _standard_gamma,
     sample_dirichlet: _sample_dirichlet,
-    functional.rrelu: _rrelu,
-    functional.scaled_dot_product_attention: _attention,
     functional.fractional_max_pool2d: _pooling(functional.fractional_max_pool2d, 2),
     functional.fractional_max_pool3d: _pooling(functional.fractional_max_pool3d, 3),
     functional.fractional_max_pool2d_with_indices: _pooling(functional.fractional_max_pool2d_with_indices, 2),

@@ -1,9 +1,10 @@
 """Compares every op of PyTorch's own test table with JAX or an engine: ``python tests/benchmarks/op_coverage.py``.
 
-``--target jax`` goes through `to_jax_function`; ``native`` and ``inductor`` make a step of each op. ``--derivatives``
-compares gradient, vmap and jvp, too (JAX only). Each op runs in a worker process: one that crashes or hangs ends
-neither the run nor hides: it is listed as ``raw``. ``--json FILE`` keeps all verdicts, ``--markdown FILE`` writes the
-section of the target in the documentation's table. `op_comparison` says what the verdicts mean.
+``--target jax`` goes through `to_jax_function`; ``native``, ``inductor`` and ``eager`` make a step of 12 ops at a time,
+which ``native`` compiles without optimizations. ``--derivatives`` compares gradient, vmap and jvp, too (JAX only). Ops
+run in a worker process. One that crashes or hangs does not end the run: its ops run alone, and it is listed as ``raw``.
+``--json FILE`` keeps the verdicts so far, ``--markdown FILE`` writes the section of the target in the documentation's
+table. `op_comparison` says what the verdicts mean.
 """
 
 from __future__ import annotations
@@ -29,18 +30,29 @@ Results = dict[str, dict[str, list[str]]]
 
 
 def work(options: argparse.Namespace) -> None:
-    """Reads names of ops, a line each, and prints the verdicts on each as a line of JSON."""
+    """Reads names of ops, a list in JSON on each line, and prints the verdicts on each as a line of JSON."""
     import torch
-    from op_comparison import compare_entry, entries_by_name
+    from op_comparison import compare_entry, compare_together, entries_by_name
+
+    if options.target == "native":
+        from popart_func.engines.native.cpu import compile as cpu_compile
+
+        cpu_compile.FLAGS = tuple("-O0" if flag == "-O2" else flag for flag in cpu_compile.FLAGS)
 
     torch.set_num_threads(1)
     entries = entries_by_name()
     print(json.dumps(list(entries)), flush=True)
     stages = STAGES if options.derivatives else STAGES[:1]
     for line in sys.stdin:
+        asked = [entries[name] for name in json.loads(line)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            verdicts = compare_entry(entries[line.strip()], options.target, most=options.samples, stages=stages)
+            if options.target == "jax":
+                compare = lambda entry: compare_entry(entry, "jax", most=options.samples, stages=stages)  # noqa: E731
+                verdicts = {entry.formatted_name: compare(entry) for entry in asked}
+            else:
+                together = compare_together(asked, options.target, most=options.samples)
+                verdicts = {name: {"value": verdict} for name, verdict in together.items()}
         print("\n" + json.dumps(verdicts), flush=True)
 
 
@@ -60,26 +72,27 @@ class Worker:
         )  # no buffer, since `select` sees only what has not been read into one
         return json.loads(self.process.stdout.readline())
 
-    def compare(self, name: str, seconds: float) -> dict[str, list[str]]:
-        """The verdicts on an op."""
+    def compare(self, names: list[str], seconds: float) -> Results:
+        """The verdicts on ops; where the process dies of several, each is compared alone."""
         if self.process is None:
             self.start()
-        self.process.stdin.write(f"{name}\n".encode())
-        while select.select([self.process.stdout], [], [], seconds)[0]:
+        self.process.stdin.write(f"{json.dumps(names)}\n".encode())
+        reason = f"takes longer than {seconds:g} s"
+        while select.select([self.process.stdout], [], [], seconds * len(names))[0]:
             line = self.process.stdout.readline()
             if not line:
-                return self._died(f"the process dies of {self._cause()}")
+                reason = f"the process dies of {self._cause()}"
+                break
             if line.startswith(b"{"):
                 return json.loads(line)
-        return self._died(f"takes longer than {seconds:g} s")
+        self.close()
+        if len(names) > 1:
+            return {name: verdicts for one in names for name, verdicts in self.compare([one], seconds).items()}
+        return {names[0]: {stage: ["raw", reason] for stage in self.stages}}
 
     def _cause(self) -> str:
         code = self.process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def _died(self, reason: str) -> dict[str, list[str]]:
-        self.close()
-        return {stage: ["raw", reason] for stage in self.stages}
 
     def close(self) -> None:
         """Ends the process."""
@@ -97,15 +110,27 @@ def run(options: argparse.Namespace) -> Results:
         wanted = options.ops or every
         names = [name for name in every if name in wanted or name.split(".")[-1] in wanted]
         results: Results = {}
-        for number, name in enumerate(names):
-            results[name] = worker.compare(name, options.timeout)
-            bad = {stage: found for stage, found in results[name].items() if found[0] in ("wrong", "raw", "refused")}
-            if options.verbose and bad:
-                for stage, (verdict, reason) in bad.items():
-                    print(f"[{number + 1}/{len(names)}] {name}, {stage}: {verdict}: {reason}", flush=True)
+        size = 1 if options.target == "jax" else 12
+        for start in range(0, len(names), size):
+            new = worker.compare(names[start : start + size], options.timeout)
+            results |= new
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1))
+            if options.verbose:
+                print(*_news(new, f"{len(results)}/{len(names)}"), sep="", end="", flush=True)
     finally:
         worker.close()
     return results
+
+
+def _news(results: Results, progress: str) -> list[str]:
+    """A line for each verdict that is not right."""
+    return [
+        f"[{progress}] {name}, {stage}: {verdict}: {reason}\n"
+        for name, found in results.items()
+        for stage, (verdict, reason) in found.items()
+        if verdict in ("wrong", "raw", "refused")
+    ]
 
 
 def counts(results: Results, stage: str) -> collections.Counter[str]:
@@ -150,8 +175,8 @@ def section(target: str, results: Results) -> str:
 
 TITLE = """# Which ops of PyTorch are right in JAX and on the engines
 
-Written by `python tests/benchmarks/op_coverage.py --target jax --derivatives --markdown docs/op_coverage.md` (and the
-other targets): every float32 entry of PyTorch's own test table, `op_db`, against eager PyTorch. *Right*: all samples
+Written by `python tests/benchmarks/op_coverage.py --target jax --derivatives --markdown docs/op_coverage.md` (and
+`--target native`): the float32 entries of PyTorch's own table, `op_db`, against eager PyTorch. *Right*: all samples
 agree. *Refused by name*: an error that names the op and the line. *Not comparable*: PyTorch itself gives no one answer.
 """
 
@@ -183,8 +208,6 @@ def main() -> None:
         work(options)
         return
     results = run(options)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
     if options.markdown:
         write_markdown(options.markdown, options.target, results)
     print(section(options.target, results))

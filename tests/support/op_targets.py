@@ -12,29 +12,30 @@ from torch import Tensor
 
 import popart_func as pf
 
-__all__ = ["TARGETS"]
+__all__ = ["TARGETS", "as_one_step"]
 
 Pairs = Iterable[tuple[Tensor, Tensor, Tensor | None]]
 """What came, what was expected, and the exact value if it is known."""
 
 
 def _as_step(entry: Any, case: Case, stage: str, *, engine: str) -> Pairs:
-    """The op as a step of `scan_lanes`, whose xs are its arguments."""
     if stage != "value":
         raise NotComparableError(f"{stage} is for JAX only")
-    expected = two_lanes(case)
+    return as_one_step([case], [two_lanes(case)], engine)[0]
 
-    def step(carry: Tensor, xs: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return carry, case.function(*xs)
 
-    xs = [tensor[None] for tensor in stacked(case)]
-    if not xs:
-        _, results = pf.scan_lanes(
-            lambda carry, _: step(carry, []), torch.zeros(2), torch.zeros(1, 2), shared=False, engine=engine
-        )
-    else:
-        _, results = pf.scan_lanes(step, torch.zeros(2), xs, shared=False, engine=engine)
-    return [(got[0], value, None) for got, value in zip(results, expected, strict=True)]
+def as_one_step(cases: list[Case], expected: list[list[Tensor]], engine: str) -> list[Pairs]:
+    """Several samples as one step of `scan_lanes` in two lanes, whose xs are their arguments: one kernel for all."""
+
+    def step(carry: Tensor, xs: tuple[Tensor, list[list[Tensor]]]) -> tuple[Tensor, list[list[Tensor]]]:
+        return carry, [case.function(*given) for case, given in zip(cases, xs[1], strict=True)]
+
+    xs = torch.zeros(1, 2), [[tensor[None] for tensor in stacked(case)] for case in cases]
+    _, results = pf.scan_lanes(step, torch.zeros(2), xs, shared=False, engine=engine)
+    return [
+        [(got[0], value, None) for got, value in zip(of_case, values, strict=True)]
+        for of_case, values in zip(results, expected, strict=True)
+    ]
 
 
 def _in_jax(entry: Any, case: Case, stage: str) -> Pairs:

@@ -138,6 +138,14 @@ def _hardswish(x: Tensor) -> Tensor:
     return torch.where(x <= -3, x * 0, torch.where(x >= 3, x, inside * (inside + 3) / 6))
 
 
+def _smooth_l1_loss_backward(cotangent: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float = 1.0) -> Tensor:
+    """`smooth_l1_loss_backward`, which keeps NaN: PyTorch's decomposition takes its sign, which is 0."""
+    difference = x - target
+    far = torch.where(difference.isnan(), difference, difference.sign())
+    slope = torch.where(difference.abs() < beta, difference / beta, far)
+    return slope * (cotangent / difference.numel() if reduction == 1 else cotangent)
+
+
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """`take` without PyTorch's read of a 0-d index, which a trace can't follow."""
     return x.reshape(-1)[index.reshape(-1)].reshape(index.shape)
@@ -243,6 +251,7 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.multilabel_margin_loss_backward: _multilabel_margin_loss_backward,
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten.masked_scatter: _masked_scatter,
+    torch.ops.aten.smooth_l1_loss_backward: _smooth_l1_loss_backward,
     torch.ops.aten.take: _take,
     torch.ops.aten.elu: _elu,
     torch.ops.aten.hardsigmoid: _hardsigmoid,

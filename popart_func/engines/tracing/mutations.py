@@ -49,8 +49,9 @@ def _fits(variant: Any, op: Any) -> bool:
     return not schema(variant).is_mutable and _arguments(variant) == _arguments(op)
 
 
-def _arguments(op: Any) -> list[str]:
-    return [argument.name for argument in schema(op).arguments]
+def _arguments(op: Any) -> list[tuple[str, str]]:
+    """Names and types: those of `pow_.Scalar` and `pow.Scalar` differ in their types alone."""
+    return [(argument.name, str(argument.type)) for argument in schema(op).arguments]
 
 
 def without_mutations(graph: fx.Graph) -> bool:

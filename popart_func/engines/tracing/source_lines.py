@@ -79,6 +79,6 @@ def depends_on_values(caller: str, line: Line | None) -> TraceError:
 def reads_values(caller: str, line: Line | None) -> TraceError:
     """The error for Python code that reads the value of a tensor, as a branch does."""
     return TraceError(
-        f"{caller}: the value of a tensor is read in {describe_line(line)}: a step is traced once for all values. "
+        f"{caller}: the value of a tensor is read in {describe_line(line)}: one step runs for all values. "
         f"Instead of a branch use torch.where; instead of .item(), int() or float() keep the 0-d tensor."
     )
