@@ -405,7 +405,7 @@ def test_numbers_as_tensors_without_axes() -> None:
 
 
 def test_running_extremes_keep_nan() -> None:
-    x = torch.tensor([1.0, math.nan, 3.0, 2.0, 5.0, math.nan, 0.0])
+    x = torch.tensor([1.0, torch.nan, 3.0, 2.0, 5.0, torch.nan, 0.0])
     names = ("largest", "its place", "smallest", "its place, too")
     compare(lambda x: dict(zip(names, (*torch.cummax(x, 0), *torch.cummin(x, 0)), strict=True)), x, rtol=0)
 
