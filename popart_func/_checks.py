@@ -28,6 +28,7 @@ __all__ = [
     "check_in_range",
     "check_params",
     "check_real",
+    "check_rescale_moments",
     "check_same_mean",
     "check_scalar",
     "check_sum_of_samples",
@@ -237,3 +238,8 @@ def check_same_mean(caller: str, old: tuple[Tensor, Tensor], new: tuple[Tensor, 
             + ("." if known else ", and inside a transform whether it moves cannot be known.")
             + " Give the head a bias."
         )
+
+
+def check_rescale_moments(caller: str, value: Any) -> None:
+    if value not in (True, False, "head", "all"):
+        raise ValueError(f"{caller}: `rescale_moments` must be a bool, 'head' or 'all', got {value!r}.")

@@ -39,7 +39,7 @@ def names(tree: PyTree) -> list[str]:
     """The name of each leaf: the keys, fields and positions of its path, joined by dots.
 
     Raises:
-        ValueError: two leaves with one name, as of the keys ``"a.b"`` and ``"a": {"b"}``.
+        ValueError: two leaves with one name, as of the keys ``"a.b"`` and ``"a": {"b"}``; the name ``__metadata__``.
 
     >>> names({"params": {"w": torch.ones(1)}, "history": (torch.ones(1),)})
     ['history.0', 'params.w']
@@ -50,6 +50,8 @@ def names(tree: PyTree) -> list[str]:
     twice = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
     if twice:
         raise ValueError(f"checkpoints: `tree` must give each leaf a name of its own, got {twice} twice.")
+    if "__metadata__" in found:
+        raise ValueError("checkpoints: `tree` must not have a leaf '__metadata__', which safetensors has for itself.")
     return found
 
 
@@ -94,6 +96,8 @@ def load(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     data = bytearray(Path(path).read_bytes())
     try:
         start = 8 + int.from_bytes(data[:8], "little")
+        if start > len(data):
+            raise ValueError("its header ends before it should")
         header = json.loads(data[8:start])
         header.pop("__metadata__", None)
         ends = [entry["data_offsets"][1] for entry in header.values()]

@@ -25,7 +25,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from popart_func import optim
-from popart_func._checks import Reduction, check_art_options, check_count, check_groups, check_same_mean
+from popart_func._checks import (
+    Reduction,
+    check_art_options,
+    check_count,
+    check_groups,
+    check_rescale_moments,
+    check_same_mean,
+)
 from popart_func._typing import Integer, Num, Scalar, Shaped
 from popart_func.heads import Head, HeadLike, Layer, as_heads, find_layers, one_layer
 from popart_func.models import Params
@@ -128,7 +135,8 @@ class PopArt:
             ``(params, opt_state, state)``; of several networks, a tuple in the place of ``params``.
 
         Raises:
-            TypeError, ValueError: as `art`, `pop` and `optim.rescale_moments`.
+            TypeError, ValueError: as `art`, `pop` and `optim.rescale_moments`; `params` that are not flat
+                parameters, an unknown ``rescale_moments``.
 
         >>> import torch
         >>> from popart_func.optim import adam
@@ -139,7 +147,13 @@ class PopArt:
         >>> state.scale * params["head.weight"].sum() + state.scale * params["head.bias"] + state.shift
         tensor([2.])
         """
-        networks = (params,) if isinstance(params, Mapping) else tuple(params)
+        networks = (params,) if isinstance(params, Mapping) else params
+        if not isinstance(networks, list | tuple) or not networks or not all(isinstance(n, Mapping) for n in networks):
+            raise TypeError(
+                "update_network: `params` must be the flat parameters of a network, or a list of at least one of them, "
+                f"got {type(params).__name__}. `init_params` gives those of a module."
+            )
+        check_rescale_moments("update_network", rescale_moments)
         heads = as_heads("update_network", head)
         new = self.moved(state, targets, indices, weights)
         tasks = state.shift.shape[-1]

@@ -73,11 +73,16 @@ def test_errors(tmp_path):
     for damaged, message in (
         (whole[:-1], "is cut off: 19 bytes of 20"),
         (b"nonsense" * 9, "is no file of safetensors"),
+        (whole[:20], "is no file of safetensors"),
+        (b"", "is no file of safetensors"),
+        (b"\0\0\0\1\0\0\0\0{}", "is no file of safetensors: its header ends before"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=message):
             checkpoints.load(path, tree)
     with pytest.raises(ValueError, match=r"a name of its own, got \['a.b'\] twice"):
         checkpoints.names({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
+    with pytest.raises(ValueError, match="must not have a leaf '__metadata__'"):
+        checkpoints.save({"__metadata__": torch.ones(1)}, path)
     with pytest.raises(TypeError, match="leaves of `tree` must be tensors, got float at 'a'"):
         checkpoints.save({"a": 1.0}, path)

@@ -19,9 +19,9 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> list[LaneScan]:
     """The scans that the native engine lists, noted down; there is a compiler."""
     asked, listing = [], native.listing
 
-    def noting(scan: LaneScan) -> native.Listing:
+    def noting(scan: LaneScan, **options: str) -> native.Listing:
         asked.append(scan)
-        return listing(scan)
+        return listing(scan, **options)
 
     monkeypatch.setattr(native, "listing", noting)
     monkeypatch.setattr(native, "why_not", lambda device: None)
@@ -114,6 +114,7 @@ class Case(NamedTuple):
 CASES = {
     "few steps": Case(step, 10, "auto", "eager", ("native", "it pays off from 500 steps on, and this scan has 10.")),
     "by name": Case(step, 10, "native", "native", ("", "")),
+    "with a schedule": Case(step, 10, "native:elements", "native", ("", "")),
     "an op that is lacking": Case(narrow, 700, "auto", "eager", ("native", "native: no dtype torch.bfloat16.")),
     "the same by name": Case(narrow, 700, "native", None, ("native", "native: no dtype torch.bfloat16.")),
     "no graph": Case(branches, 700, "auto", "eager", ("native", "a tensor is read in .*# BRANCH")),
@@ -128,7 +129,7 @@ CASES = {
 def test_says_which_engine_and_why_not_another(name: str) -> None:
     function, steps, asked, engine, (other, reason) = CASES[name]
     explained = explain(function, torch.zeros(5, 3, 3), torch.ones(steps), engine=asked)
-    assert explained.engine == engine
+    assert (explained.asked, explained.engine) == (asked, engine)
     assert (other in explained.reasons) == bool(other)
     assert re.search(reason, explained.reasons.get(other, ""))
     assert (f"not {other}: " in str(explained)) == bool(other)

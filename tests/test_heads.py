@@ -299,6 +299,11 @@ class TestErrors:
                 pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
         with pytest.raises(TypeError, match="`head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
+        for wrong, got in ((torch.nn.Linear(2, 1), "Linear"), ([], "list"), ([torch.ones(2)], "list")):
+            with pytest.raises(TypeError, match=f"update_network: `params` must be the flat parameters .*got {got}"):
+                pf.popart(2, 0.1).update_network(wrong, (), state, torch.ones(2), head="extrinsic")
+        with pytest.raises(ValueError, match=r"update_network: `rescale_moments` must be .*, got 'heads'"):
+            pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=row.head, rescale_moments="heads")
 
     def test_groups(self):
         for groups in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]])):

@@ -404,6 +404,12 @@ def test_numbers_as_tensors_without_axes() -> None:
     compare(function, torch.tensor(1.5), torch.tensor(3), rtol=1e-5)
 
 
+def test_running_extremes_keep_nan() -> None:
+    x = torch.tensor([1.0, torch.nan, 3.0, 2.0, 5.0, torch.nan, 0.0])
+    names = ("largest", "its place", "smallest", "its place, too")
+    compare(lambda x: dict(zip(names, (*torch.cummax(x, 0), *torch.cummin(x, 0)), strict=True)), x, rtol=0)
+
+
 @pytest.mark.parametrize(("dtype", "other"), [("float32", "int32"), ("float32", "int16"), ("uint8", "bfloat16")])
 def test_bits_seen_as_another_dtype(dtype: str, other: str) -> None:
     x = (torch.arange(8) * 3 - 5).to(getattr(torch, dtype))

@@ -356,3 +356,18 @@ def test_a_sweep_of_steps_with_loops_runs_native():
         quiet=True,
     )
     assert found.attrs["engine"] == "native:lanes"
+
+
+def test_a_branch_gives_no_gradient_to_lanes_that_do_not_take_it() -> None:
+    def branches(c: Tensor, x: Tensor) -> Tensor:
+        return pf.cond(x > 0, lambda c: torch.sqrt(0 * c).sum(), lambda c: c.square().sum(), c)
+
+    c, x = torch.full((2, 3), 2.0), torch.tensor([-1.0, 1.0])
+    expected = torch.tensor([[4.0, 4.0, 4.0], [torch.nan] * 3])
+    step = lambda c, x: (torch.func.grad(branches)(c, x), ())  # noqa: E731
+    for engine in ("eager", "native"):
+        gradient, _ = pf.scan_lanes(step, c, x[None], engine=engine)
+        torch.testing.assert_close(gradient, expected, equal_nan=True)
+    leaf = c.clone().requires_grad_()
+    torch.vmap(branches)(leaf, x).sum().backward()
+    torch.testing.assert_close(leaf.grad, expected, equal_nan=True)

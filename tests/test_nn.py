@@ -115,6 +115,7 @@ def test_a_loop_of_modules_learns_at_any_scale(make):
     assert errors[1] < 1.5 * errors[0] + 0.02
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_optimizer_of_ones_own_is_refused():
     class Mine(torch.optim.SGD):
         def step(self):
@@ -130,3 +131,7 @@ def test_an_optimizer_of_ones_own_is_refused():
     ):
         head.update(torch.ones(3, 1), optimizer=optimizer)
     head.update(torch.ones(3, 1))
+    with pytest.raises(TypeError, match=r"`optimizer` must be an optimizer of torch\.optim, got str"):
+        head.update(torch.ones(3, 1), optimizer="adam")
+    with pytest.raises(ValueError, match="`optimizer` must train this layer, got one without its weight and bias"):
+        copy.deepcopy(head).update(torch.ones(3, 1), optimizer=torch.optim.SGD(head.parameters(), 0.1))

@@ -28,7 +28,7 @@ class Explanation:
     """What an engine makes of a step. Print it to read all of it.
 
     Attributes:
-        asked: the engine that was asked for, or ``"auto"``.
+        asked: the engine that was asked for, with its options, or ``"auto"``.
         engine: the engine that would run the scan; None where it can't run, and `reasons` says why.
         reasons: for each other engine, or the one that can't run, why not.
         device: the device of the scan.
@@ -138,6 +138,7 @@ def explain(
     2 operations: 1 mul, 1 add
     """
     scan = make_lane_scan("explain", step, carry, xs, hparams, shared=shared, length=length)
+    asked = str(engine)
     engine, options = name_and_options(engine)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"explain: `engine` must be 'auto' or one of {list(ENGINES)}, got {engine!r}.")
@@ -152,7 +153,7 @@ def explain(
         parts |= _native_parts(scan, options) if engine in ("auto", "native") else {}
         parts["seconds"] = predict_here(scan.graph(), scan.lanes) if scan.device.type == "cpu" else None
     chosen, reasons = _chosen(engine, scan, parts.get("why_no_graph"), parts.get("why_no_source"))
-    return Explanation(engine, chosen, reasons, scan.device, scan.lanes, scan.steps, **parts)
+    return Explanation(asked, chosen, reasons, scan.device, scan.lanes, scan.steps, **parts)
 
 
 def _native_parts(scan: LaneScan, options: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
+from popart_func._checks import check_rescale_moments
 from popart_func._networks import Apply, Network, as_network
 from popart_func._preservation import check_not_tied, check_preservation
 from popart_func.heads import HeadLike, locate_layers
@@ -129,8 +130,7 @@ def popart_learner(
     network = as_network("popart_learner", apply, head)
     check_not_tied(network)
     _check_parts("popart_learner", optimizer, loss, popart)
-    if rescale_moments not in (True, False, "head", "all"):
-        raise ValueError(f"popart_learner: `rescale_moments` must be a bool, 'head' or 'all', got {rescale_moments!r}.")
+    check_rescale_moments("popart_learner", rescale_moments)
 
     def update(state: LearnerState, batch: Batch) -> tuple[LearnerState, Info]:
         example = unpack("popart_learner", batch, state.statistics, popart)

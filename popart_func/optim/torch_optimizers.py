@@ -94,8 +94,18 @@ def state_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     """The state that a `torch.optim` optimizer holds of some parameters, with its own tensors.
 
     Raises:
-        TypeError: an entry of which it is not known how it scales with gradients.
+        TypeError: no optimizer, or an entry of which it is not known how it scales with gradients.
+        ValueError: an optimizer that trains none of the parameters.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        got = type(optimizer).__name__
+        raise TypeError(f"PopArtHead.update: `optimizer` must be an optimizer of torch.optim, got {got}.")
+    trained = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    if trained.isdisjoint(map(id, params.values())):
+        raise ValueError(
+            "PopArtHead.update: `optimizer` must train this layer, got one without its weight and bias. Make it anew "
+            "where the layer has been copied; pass optimizer=None where no moments should follow."
+        )
     entries: dict[str, dict[str, Tensor]] = {}
     for name, param in params.items():
         for entry, value in optimizer.state.get(param, {}).items():

@@ -53,13 +53,27 @@ def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[
     lanes = _values(predicate)
     if not lanes.ndim:
         return true(*operands) if lanes else false(*operands)
-    first, second = true(*operands), false(*operands)
+    first = true(*_tracked_where(predicate, operands))
+    second = false(*_tracked_where(predicate.logical_not(), operands))
     check_same("cond", "false", Outline.of("cond", "what `true` returns", first), second, "what `true` returns")
     return _selected(predicate, first, second)
 
 
 def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
     return optree.tree_map(lambda one, other: torch.where(predicate, one, other), true, false)
+
+
+def _tracked_where(taken: Tensor, operands: Any) -> Any:
+    """The operands of a branch, whose gradients are 0 in lanes that do not take it, even where they would be NaN."""
+    return optree.tree_map(
+        lambda leaf: torch.where(taken, leaf, leaf.detach()) if _wants_gradient(leaf) else leaf, operands
+    )
+
+
+def _wants_gradient(leaf: Any) -> bool:
+    if not isinstance(leaf, Tensor):
+        return False
+    return leaf.requires_grad or (is_functorch_wrapped_tensor(leaf) and _wants_gradient(get_unwrapped(leaf)))
 
 
 def _values(tensor: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def _cummax(function: Lowering) -> Lowering:
             return [x, jnp.zeros((), jnp.int32)]
         axis %= x.ndim
         places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-        index = jax.lax.cummax(jnp.where(x == function(x, axis=axis), places, 0), axis=axis)
+        best = (x == function(x, axis=axis)) | jnp.isnan(x)  # PyTorch has a NaN's own place, and keeps the NaN
+        index = jax.lax.cummax(jnp.where(best, places, 0), axis=axis)
         return [jnp.take_along_axis(x, index, axis), index]
 
     return op
