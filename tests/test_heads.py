@@ -193,6 +193,50 @@ def test_pop_fold_and_normalize_take_the_statistic_of_each_output():
     assert torch.equal(pf.normalize(old, values, GROUPS), by_hand)
 
 
+def test_the_statistic_of_each_output_of_an_ensemble_whose_inputs_come_first():
+    """Leading axes of the bias lie on the other side of the weight's inputs."""
+    params = {"weight": torch.randn(3, 4, 2, dtype=FLOAT64), "bias": torch.randn(3, 2, dtype=FLOAT64)}
+    old, new, hidden = random_state(2), random_state(2), torch.randn(4, dtype=FLOAT64)
+    indices = torch.tensor([[0, 1], [1, 0], [1, 1]])
+
+    def outputs(head):
+        return torch.einsum("mio,i->mo", head["weight"], hidden) + head["bias"]
+
+    popped = pf.pop(params, old, new, indices, axis=-1)
+    before = pf.unnormalize(old, outputs(params), indices)
+    torch.testing.assert_close(pf.unnormalize(new, outputs(popped), indices), before, rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(outputs(pf.fold(params, old, indices, axis=-1)), before, rtol=1e-12, atol=1e-11)
+
+
+def test_the_axis_of_outputs_counts_from_either_end():
+    old, new = random_state(2), random_state(2)
+    rows = {"weight": torch.randn(2, 4, dtype=FLOAT64), "bias": torch.randn(2, dtype=FLOAT64)}
+    columns = {"weight": rows["weight"].mT, "bias": rows["bias"]}
+    expected = pf.pop(rows, old, new)
+    for axis in (0, -2):
+        assert pf.tree.max_difference(pf.pop(rows, old, new, axis=axis), expected) == 0
+    for axis in (1, -1):
+        assert torch.equal(pf.pop(columns, old, new, axis=axis)["weight"].mT, expected["weight"])
+    for axis in (2, -3):
+        with pytest.raises(ValueError, match="^pop: 'weight' must have shape .* or a Head must name the axis"):
+            pf.pop(rows, old, new, axis=axis)
+    with pytest.raises(ValueError, match="^pop: 'weight' must have shape .* or a Head must name the axis"):
+        pf.pop({"weight": rows["weight"], "bias": rows["weight"]}, old, new)
+
+
+def test_a_head_without_bias_whose_outputs_share_statistics():
+    old, indices = random_state(2), torch.tensor([0, 1, 1, 0])
+    new = old._replace(scale=old.scale * torch.tensor([2.0, 4.0]))
+    params = {"top.weight": torch.randn(4, 3, dtype=FLOAT64)}
+    factors = torch.tensor([[2.0], [4.0], [4.0], [2.0]], dtype=FLOAT64)
+    torch.testing.assert_close(pf.pop(params, old, new, indices)["top.weight"], params["top.weight"] / factors)
+    for axis, weight in ((-2, torch.randn(5, 2, 3)), (-1, torch.randn(5, 3, 2))):
+        folded = pf.fold({"top.weight": weight.double()}, old, axis=axis)
+        assert list(folded) == ["top.weight", "top.bias"]
+        shape = (5, 2) if axis == -2 else (2,)
+        assert torch.equal(folded["top.bias"], (old.shift + old.residue).expand(shape))
+
+
 def test_one_action_per_example_moves_the_statistic_of_its_task():
     """Q-learning on [tasks x actions]: indices name outputs, and their task's statistic moves."""
     row = HEADS["tasks x actions"]

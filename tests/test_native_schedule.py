@@ -59,6 +59,21 @@ def test_what_is_read_through_a_view_is_computed_in_an_earlier_loop() -> None:
     assert names(schedule(kernel.statements)) == [["t1"], ["t2"]]
 
 
+def test_what_is_filled_through_a_view_is_read_in_a_later_loop() -> None:
+    kernel, x = Kernel(), load("x", 4, 4)
+    transposed = kernel.buffer((4, 4), F32)
+    kernel.store(kernel.permute(transposed, [1, 0]), x)
+    plus(kernel, transposed, x)
+    assert names(schedule(kernel.statements)) == [["t1"], ["t2"]]
+
+
+def test_a_loop_over_one_element_is_printed_without_its_head() -> None:
+    kernel, x = Kernel(), load("x")
+    plus(kernel, plus(kernel, x, x), x)
+    (nest,) = schedule(kernel.statements)
+    assert str(nest).split("\n") == [str(statement) for statement in kernel.statements]
+
+
 def test_a_statement_joins_the_last_loop_that_fits() -> None:
     kernel, x = Kernel(), load("x", 4)
     first = plus(kernel, x, x)
