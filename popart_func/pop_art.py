@@ -69,8 +69,8 @@ class PopArt:
         init: ``init(params=None) -> PopArtState``: the first statistics.
         art: ``art(state, targets, indices=None, weights=None) -> PopArtState``: ART alone.
         groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
-        bound: ``bound(count, share, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of a target
-            that is ``share`` of its batch; None where there is no bound.
+        bound: ``bound(count, share, samples, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of
+            a target that is ``share`` of the ``samples`` of its task; None where there is no bound.
     """
 
     init: Callable[..., PopArtState]

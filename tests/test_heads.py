@@ -224,6 +224,16 @@ def test_the_axis_of_outputs_counts_from_either_end():
         pf.pop({"weight": rows["weight"], "bias": rows["weight"]}, old, new)
 
 
+def test_a_bias_must_fit_an_axis_that_is_named():
+    weight, old = torch.randn(2, 4, dtype=FLOAT64), random_state(2)
+    for shape in ((), (4,)):
+        with pytest.raises(ValueError, match=r"^pop: 'bias' must have shape \(2,\) to go with 'weight', got"):
+            pf.pop({"weight": weight, "bias": torch.zeros(shape, dtype=FLOAT64)}, old, old, axis=0)
+    row = {"weight": weight.mT, "bias": torch.zeros(1, 2, dtype=FLOAT64)}
+    popped = pf.pop(row, old, old, torch.tensor([[1, 0]]), axis=-1)
+    assert [leaf.shape for leaf in popped.values()] == [(4, 2), (1, 2)]
+
+
 def test_a_head_without_bias_whose_outputs_share_statistics():
     old, indices = random_state(2), torch.tensor([0, 1, 1, 0])
     new = old._replace(scale=old.scale * torch.tensor([2.0, 4.0]))

@@ -185,6 +185,30 @@ def test_gradients_below_the_head_change_by_the_square_of_the_ratio():
         torch.testing.assert_close(after[name], before[name] * factors[name])
 
 
+def test_hyper_parameters_are_of_the_parameters_dtype():
+    """Parameters of no axis, whose dtype any other would change."""
+    params = {"w": torch.tensor(0.5)}
+    rate, half = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    for init, update in (
+        optim.sgd(rate, momentum=half, nesterov=True),
+        optim.adamw(rate, half, half, half, half),
+        optim.clip_by_global_norm(half),
+    ):
+        updates, state = update(params, init(params), params)
+        floats = [leaf for leaf in optree.tree_leaves((updates, state)) if leaf.is_floating_point()]
+        assert {leaf.dtype for leaf in floats} == {torch.float32}
+    assert optim.incremental_update(params, params, half)["w"].dtype == torch.float32
+
+
+def test_adam_is_its_direction_times_the_rate():
+    parts, whole = optim.scale_by_adam(), optim.adam(1.0)
+    state, other = parts.init(PARAMS), whole.init(PARAMS)
+    for grads in gradients(3):
+        updates, state = parts.update(grads, state)
+        expected, other = whole.update(grads, other)
+        assert all(torch.equal(updates[name], -leaf) for name, leaf in expected.items())
+
+
 def test_factors_are_laid_out_as_their_parameters():
     factors = optim.gradient_factors(torch.tensor([2.0, 0.5]), ["head.weight", "head.bias"])
     assert {name: factor.tolist() for name, factor in factors.items()} == {

@@ -86,6 +86,13 @@ def test_moments_are_weighted_means():
         torch.testing.assert_close(field, expected, rtol=1e-12, atol=1e-11)
 
 
+def test_moments_of_nothing_are_zero():
+    nothing = moments(torch.full((3, 2), torch.nan), None, 2, torch.zeros(3, 2))
+    joined = join(Moments(*map(torch.stack, zip(nothing, nothing, strict=True))))
+    empty = moments(torch.zeros(0, 2), None, 2)
+    assert not any(field.any() for of in (nothing, joined, empty) for field in of)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_only_their_ratios_count_in_a_mean(reduction):
     targets, weights = weighted_batch()
@@ -243,3 +250,19 @@ class TestLearners:
         of = torch.tensor([0, 1, 0])
         _, info = learner.update(state, (torch.ones(3, 4), y[:, 0], of))
         assert 0.99 < info.bound_use[0] <= 1.0001
+
+    @pytest.mark.parametrize("bias_correction", [False, True])
+    @pytest.mark.parametrize("tasks", [1, 2])
+    def test_a_sum_meets_its_bound_too(self, tasks, bias_correction):
+        """By the target unlike all others, in batches with and without weights and indices."""
+        popart = pf.popart(tasks, 0.01, reduction="sum", bias_correction=bias_correction)
+        model = pf.UnifiedModel(4, 6, tasks)
+        learner = pf.popart_learner(pf.stateless(model), pf.sgd(0.0), popart)
+        first = learner.init(pf.init_params(lambda: pf.UnifiedModel(4, 6, tasks), 0))
+        x, y, weights = torch.ones(3, 4), torch.zeros(3, tasks), torch.tensor([[2.0], [0.5], [0.25]])
+        first, _ = learner.update(first, (x, y + torch.tensor([[0.0], [1e-3], [0.0]])))
+        y[1, 0] = 1e5
+        for batch in ((x, y), (x, y, None, weights), (x, y[:, 0], torch.zeros(3, dtype=torch.int64), weights[:, 0])):
+            _, info = learner.update(first, batch)
+            use = info.bound_use[1] if info.bound_use.ndim == 1 else info.bound_use[1, 0]
+            assert float(use) == pytest.approx(1, abs=1e-3)
