@@ -258,6 +258,31 @@ def test_one_action_per_example_moves_the_statistic_of_its_task():
     torch.testing.assert_close(info.normalized_target[:2], torch.tensor([-1.0, 1.0], dtype=FLOAT64))
 
 
+@pytest.mark.parametrize("name", ["art", "popart", "normalized_sgd"])
+def test_every_learner_takes_targets_of_tasks_and_of_outputs(name):
+    """The targets of a task are those of all its outputs; weights go with them."""
+    row = HEADS["tasks x actions"]
+    options = {} if name == "art" else {"head": "head"}
+    for groups, tasks in ((GROUPS, 2), (0 * GROUPS, 1)):
+        popart = pf.popart(tasks, 0.5, groups=groups)
+        learner = getattr(pf, f"{name}_learner")(apply_of(row), pf.sgd(0.0), popart, **options)
+        first = learner.init(params_of(row))
+        x, y = torch.randn(5, 3, dtype=FLOAT64), torch.randn(5, tasks, dtype=FLOAT64) * 30
+        weights = torch.tensor([[2.0], [0.0], [1.0], [0.5], [1.0]], dtype=FLOAT64) * torch.rand(tasks, dtype=FLOAT64)
+        for rows in (slice(None), 2):
+            own, share = y[rows], weights[rows]
+            for at_outputs in (False, True):
+                batch = (x[rows], own[..., groups], None, share[..., groups]) if at_outputs else (x[rows], own, None, share)
+                state, info = learner.update(first, batch)
+                expected = pf.art(first.statistics, own, weights=share, step_size=0.5)
+                assert pf.tree.max_difference(state.statistics, expected) < 1e-9
+                targets = pf.normalize(expected, own)[..., groups].where(share[..., groups] > 0, 0)
+                torch.testing.assert_close(info.normalized_target, targets)
+                losses = 0.5 * (info.normalized_prediction - targets).square() * share[..., groups]
+                total = share[..., groups].amax(-1).sum()
+                torch.testing.assert_close(info.loss, losses.sum() / total)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
     """Two tasks of three quantiles: targets uniform on [0, 1000] and [-10, 0] have the quantiles 0.25, 0.5, 0.75."""

@@ -277,6 +277,39 @@ def test_all_moments_follow_one_statistic():
     assert not torch.allclose(plain.opt_state[0].trace["hidden1.weight"], expected, rtol=0.1)
 
 
+def test_the_moments_of_the_head_follow_by_default():
+    moved = []
+    for options in ({}, {"rescale_moments": True}, {"rescale_moments": "head"}):
+        learner, state = make_learner("popart", 1, pf.adam(0.1), **options), None
+        state = learner.init(params_of(1))
+        for y in (1.0, 50.0):
+            state, _ = learner.update(state, (torch.ones(6, dtype=F64), torch.tensor([y], dtype=F64)))
+        moved.append(state)
+    assert pf.tree.max_difference(moved[0], moved[1]) == pf.tree.max_difference(moved[0], moved[2]) == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "art", "popart"])
+def test_every_learner_takes_a_loss(name):
+    options = {"loss": pf.losses.huber(0.3)}
+    learner = pf.sgd_learner(APPLY[2], pf.sgd(0.1), **options) if name == "sgd" else make_learner(name, 2, **options)
+    _, info = learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.tensor([9.0, -9], dtype=F64)))
+    expected = torch.nn.functional.huber_loss(
+        info.normalized_prediction, info.normalized_target, reduction="sum", delta=0.3
+    )
+    torch.testing.assert_close(info.loss, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rounding_of_a_large_shift_is_not_in_an_error(name):
+    learner = make_learner(name, 1, pf.sgd(0.0))
+    state = learner.init({key: leaf.float() for key, leaf in params_of(1).items()})
+    batch = torch.ones(4, 6), torch.tensor([[10000001.0], [10000002.0], [10000003.0], [10000007.0]])
+    state, info = learner.update(state, batch)
+    assert name == "sgd" or state.statistics.residue != 0
+    error = (info.normalized_prediction - info.normalized_target).abs() * state.statistics.scale
+    torch.testing.assert_close(info.error, error, rtol=1e-6, atol=0)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_which_moments_can_follow():
     with pytest.raises(
