@@ -272,7 +272,9 @@ def test_every_learner_takes_targets_of_tasks_and_of_outputs(name):
         for rows in (slice(None), 2):
             own, share = y[rows], weights[rows]
             for at_outputs in (False, True):
-                batch = (x[rows], own[..., groups], None, share[..., groups]) if at_outputs else (x[rows], own, None, share)
+                batch = (
+                    (x[rows], own[..., groups], None, share[..., groups]) if at_outputs else (x[rows], own, None, share)
+                )
                 state, info = learner.update(first, batch)
                 expected = pf.art(first.statistics, own, weights=share, step_size=0.5)
                 assert pf.tree.max_difference(state.statistics, expected) < 1e-9

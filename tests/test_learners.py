@@ -299,6 +299,25 @@ def test_every_learner_takes_a_loss(name):
     torch.testing.assert_close(info.loss, expected)
 
 
+def test_losses_value_by_value():
+    prediction, target = torch.randn(5, 2), torch.randn(5, 2)
+    error, share = target - prediction, torch.tensor([0.2, 0.7], dtype=F64)
+    below = torch.maximum(share * error, (share - 1) * error).float()
+    losses = pf.losses
+    torch.testing.assert_close(losses.quantile(share)(prediction, target, None, None), below)
+    huber = torch.nn.functional.huber_loss(prediction, target, reduction="none", delta=0.5)
+    torch.testing.assert_close(losses.huber(0.5)(prediction, target, None, None), huber)
+    expected = (torch.where(error < 0, 1 - share, share) * huber).float()
+    torch.testing.assert_close(losses.quantile(share, 0.5)(prediction, target, None, None), expected)
+    torch.testing.assert_close(
+        losses.huber()(prediction, target), torch.nn.functional.smooth_l1_loss(prediction, target, reduction="none")
+    )
+    with pytest.raises(ValueError, match="^huber: `delta` must be > 0, got 0"):
+        losses.huber(0)
+    with pytest.raises(ValueError, match="^clipped_value: `epsilon` must be > 0, got 0"):
+        losses.clipped_value(0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rounding_of_a_large_shift_is_not_in_an_error(name):
     learner = make_learner(name, 1, pf.sgd(0.0))
@@ -462,8 +481,16 @@ def test_errors_of_what_a_learner_is_made_of():
             params = {"output_linear.weight": torch.ones(1, 1), "output_linear.bias": torch.zeros(1)}
             with pytest.raises(TypeError, match=f"^{name}: `apply` must return one tensor .* got .*{got}"):
                 learner.update(learner.init(params), (torch.ones(1), torch.ones(1)))
-    with pytest.raises(TypeError, match=r"^popart_learner: `popart` must be the statistics, .* got float"):
-        pf.popart_learner(apply, pf.sgd(0.1), 0.1)
+    for make in (pf.art_learner, pf.popart_learner, pf.normalized_sgd_learner):
+        with pytest.raises(TypeError, match=rf"^{make.__name__}: `popart` must be the statistics, .* got float"):
+            make(apply, pf.sgd(0.1), 0.1)
+    for make in (pf.art_learner, pf.popart_learner):
+        with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must be a function, .* got float"):
+            make(apply, pf.sgd(0.1), statistics, loss=0.1)
+        learner = make(apply, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
+        state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
+        with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):
+            learner.update(state, (torch.ones(2), torch.ones(1)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -103,14 +103,18 @@ def test_update_is_art_and_pop_with_weights_and_groups():
     assert all(map(torch.equal, new, expected))
     assert all(torch.equal(popped[name], leaf) for name, leaf in pf.pop(head, state, expected, groups).items())
     one = random_state(1)
-    assert torch.equal(pf.popart(1, 0.5, groups=0 * groups).update(head, one, y)[1].shift, pf.art(one, y, step_size=0.5).shift)
+    assert torch.equal(
+        pf.popart(1, 0.5, groups=0 * groups).update(head, one, y)[1].shift, pf.art(one, y, step_size=0.5).shift
+    )
 
 
 def test_a_network_s_head_has_a_default_name():
     network = pf.init_params(lambda: pf.UnifiedModel(16, 10, 1), 0)
     popart, y = pf.popart(1, 0.5), torch.tensor([9.0])
     moved, _, new = popart.update_network(network, (), popart.init(), y)
-    assert torch.equal(moved["output_linear.bias"], pf.pop(pf.split(network).upper, popart.init(), new)["output_linear.bias"])
+    assert torch.equal(
+        moved["output_linear.bias"], pf.pop(pf.split(network).upper, popart.init(), new)["output_linear.bias"]
+    )
 
 
 def test_statistics_are_where_the_parameters_are():
