@@ -143,15 +143,14 @@ class PopArt:
         heads = as_heads("update_network", head)
         new = self.moved(state, targets, indices, weights)
         tasks = state.shift.shape[-1]
-        groups = None if tasks == 1 else self.groups
         popped = []
         for network in networks:
             moved = dict(network)
-            for layer in find_layers("update_network", network, heads, tasks, groups):
+            for layer in find_layers("update_network", network, heads, tasks, self.groups):
                 moved.update(_popped("update_network", layer, network, state, new))
             popped.append(moved)
         if rescale_moments:
-            layers = find_layers("update_network", networks[0], heads, tasks, groups)
+            layers = find_layers("update_network", networks[0], heads, tasks, self.groups)
             factors, others = _gradient_factors(layers, state, new), None
             if rescale_moments == "all":
                 (others,) = gradient_factors(state.scale / new.scale, (), ("others",)).values()

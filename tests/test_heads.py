@@ -378,6 +378,9 @@ class TestErrors:
         ):
             with pytest.raises(ValueError, match=f"update_network: .*{message}"):
                 pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
+        unbiased = {name: leaf for name, leaf in params_of(HEADS["linear"]).items() if name != "head.bias"}
+        with pytest.raises(ValueError, match="^update_network: `params` has no bias"):
+            pf.popart(2, 0.1).update_network(unbiased, (), state, torch.ones(2), head="head")
         with pytest.raises(TypeError, match="`head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
 

@@ -487,7 +487,7 @@ def test_errors_of_what_a_learner_is_made_of():
     for make in (pf.art_learner, pf.popart_learner):
         with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must be a function, .* got float"):
             make(apply, pf.sgd(0.1), statistics, loss=0.1)
-        learner = make(apply, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
+        learner = make(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
         state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
         with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):
             learner.update(state, (torch.ones(2), torch.ones(1)))

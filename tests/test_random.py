@@ -49,6 +49,7 @@ def test_keys(seed: int) -> None:
         (random.fold_in(key, 7), jax.random.fold_in(expected, 7)),
         (random.fold_in(key, torch.tensor(2**31 + 5)), jax.random.fold_in(expected, 2**31 + 5)),
     ]:
+        assert mine.dtype == torch.int32
         same(mine, np.asarray(jax.random.key_data(theirs)).view(np.int32))
 
 
@@ -558,6 +559,8 @@ def test_draws_are_pure_and_differ() -> None:
         (lambda: random.key(torch.tensor(1.0)), TypeError, "key: `seed` must be integers, got dtype torch.float32"),
         (lambda: random.bits(torch.zeros(3, 2).int()), TypeError, r"bits: `key` must be one key, .*int32 \(3, 2\)"),
         (lambda: random.split(5), TypeError, "split: `key` must be one key, .*got int"),
+        (lambda: random.fold_in(5, 1), TypeError, "^fold_in: `key` must be one key, .*got int"),
+        (lambda: random.fold_in(random.key(0), torch.ones(())), TypeError, "^fold_in: `data` must be integers, got"),
         (lambda: random.uniform(random.key(0), (2, -1)), ValueError, r"integers of at least 0, got \(2, -1\)"),
         (lambda: random.bits(random.key(0), (2**31,)), ValueError, "at most 2\\*\\*31 - 1 elements"),
         (lambda: random.randint(random.key(0), (), 0, 2**31), ValueError, "`maxval` must lie within int32"),

@@ -93,6 +93,13 @@ def test_moments_of_nothing_are_zero():
     assert not any(field.any() for of in (nothing, joined, empty) for field in of)
 
 
+def test_a_batch_without_targets_changes_no_bit_of_the_joined_moments():
+    """Nor does its mean, 0, become the point from which the others are measured."""
+    far = moments(torch.tensor([[-10000001.0], [-10000002.0], [-10000004.0]]), None, 1)
+    joined = join(Moments(*map(torch.stack, zip(moments(torch.zeros(0, 1), None, 1), far, strict=True))))
+    assert all(map(torch.equal, joined, far))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_only_their_ratios_count_in_a_mean(reduction):
     targets, weights = weighted_batch()
