@@ -330,6 +330,21 @@ def test_statistics_that_stand_still_for_some_epochs():
     assert (unnormalized(row, params, x, state) - y).abs().mean(0).div(first).max() < 0.3
 
 
+def test_all_moments_of_one_statistic_move_and_those_of_a_part_do_too():
+    """The head's by the ratio of the scales, those below by its square; a state may lack some parameters."""
+    row, popart = HEADS["one statistic"], pf.popart(1, 0.5)
+    params, y = params_of(row), torch.randn(9, 1, dtype=FLOAT64) * 300
+    body = {"body.weight": params["body.weight"]}
+    opt_state = optim.MomentumState(params), optim.MomentumState(body)
+    _, moved, new = popart.update_network(params, opt_state, pf.init_state(1), y, head="head", rescale_moments="all")
+    ratio = 1 / new.scale
+    for name, leaf in moved[0].trace.items():
+        torch.testing.assert_close(leaf, params[name] * (ratio if name.startswith("head.") else ratio**2))
+    assert torch.equal(moved[1].trace["body.weight"], moved[0].trace["body.weight"])
+    _, moved, _ = popart.update_network(params, opt_state[1], pf.init_state(1), y, head="head")
+    assert torch.equal(moved.trace["body.weight"], params["body.weight"])
+
+
 def test_weight_decay_pulls_the_folded_head_toward_zero():
     """Not toward the mean of the targets, as plain decay does: decayed alone, the folded head shrinks by 1 - rate."""
     row, popart = HEADS["tasks x actions"], pf.popart(2, 0.5, groups=GROUPS)

@@ -120,11 +120,19 @@ def test_a_network_s_head_has_a_default_name():
 def test_statistics_are_where_the_parameters_are():
     """On the meta device, the only other one that every machine has."""
     assert {field.device.type for field in pf.init_state(2, device="meta")} == {"meta"}
-    params = {"a.weight": torch.ones(1, 3, device="meta"), "b.weight": torch.ones(1, 3, device="meta")}
+    params = {f"{name}.weight": torch.ones(2, 3, device="meta") for name in "abc"}
     assert {field.device.type for field in pf.popart(1, 0.1).init(params)} == {"meta"}
     assert pf.adam(0.1).init(params)[0].count.device.type == "meta"
-    (first, second) = find_layers("pop", params, as_heads("pop", ["a", "b"]), 2)
-    assert [layer.indices.device.type for layer in (first, second)] == ["meta", "meta"]
+    layers = find_layers("pop", params, as_heads("pop", ["a", "b", "c"]), 6)
+    assert [layer.indices.device.type for layer in layers] == ["meta"] * 3
+
+
+def test_heads_one_after_the_other_take_the_next_statistics():
+    params = {f"{name}.weight": torch.ones(2, 3) for name in "abc"}
+    heads = as_heads("pop", ["c", "a", "b"])
+    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 6)] == [[0, 1], [2, 3], [4, 5]]
+    groups = torch.tensor([0, 1, 1, 0, 2, 2])
+    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 3, groups)] == [[0, 1], [1, 0], [2, 2]]
 
 
 def test_pop_can_be_differentiated():
