@@ -132,7 +132,11 @@ def test_heads_one_after_the_other_take_the_next_statistics():
     heads = as_heads("pop", ["c", "a", "b"])
     assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 6)] == [[0, 1], [2, 3], [4, 5]]
     groups = torch.tensor([0, 1, 1, 0, 2, 2])
-    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 3, groups)] == [[0, 1], [1, 0], [2, 2]]
+    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 3, groups)] == [
+        [0, 1],
+        [1, 0],
+        [2, 2],
+    ]
 
 
 def test_pop_can_be_differentiated():

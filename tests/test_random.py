@@ -549,6 +549,49 @@ def test_draws_are_pure_and_differ() -> None:
     assert not torch.equal(random.bits(first, (4,)), random.bits(second, (4,)))
 
 
+# What follows the key, and the dtype that a draw has, if it takes one.
+CALLS: dict[str, tuple[tuple[Any, ...], torch.dtype | None]] = {
+    "bits": (((3,),), torch.int32),
+    "uniform": (((3,),), torch.float32),
+    "normal": (((3,),), torch.float32),
+    "randint": (((3,), 0, 5), torch.int32),
+    "bernoulli": ((0.5, (3,)), None),
+    "rademacher": (((3,),), torch.int32),
+    "gumbel": (((3,),), torch.float32),
+    "categorical": ((LIMITS,), None),
+    "permutation": ((5,), None),
+    "choice": ((5, (3,)), None),
+    "split": ((3,), None),
+    "fold_in": ((3,), None),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", CALLS)
+def test_errors_name_the_draw_that_was_called(name: str) -> None:
+    draw, (arguments, dtype) = getattr(random, name), CALLS[name]
+    with pytest.raises(TypeError, match=f"^{name}: `key` must be one key, .* got int"):
+        draw(5, *arguments)
+    if dtype is not None:
+        with pytest.raises(TypeError, match=f"^{name}: `dtype` must be {dtype} or None, got torch.float16"):
+            draw(random.key(0), *arguments, dtype=torch.float16)
+        assert torch.equal(draw(random.key(0), *arguments, dtype=dtype), draw(random.key(0), *arguments))
+    if name in ("gumbel", "categorical"):
+        with pytest.raises(ValueError, match=f"^{name}: `mode` must be None, 'low' or 'high', got 'x'"):
+            draw(random.key(0), *arguments, mode="x")
+    if name in ("gumbel", "randint", "choice", "bits"):
+        with pytest.raises(ValueError, match=f"^{name}: a shape must be made of integers"):
+            draw(random.key(0), *((-1,) if part == (3,) else part for part in arguments))
+
+
+def test_all_may_be_drawn_without_replacement() -> None:
+    everything = torch.arange(3)
+    key = random.key(3)
+    assert torch.equal(random.categorical(key, LIMITS, shape=(3,), replace=False).sort().values, everything)
+    assert torch.equal(random.choice(key, 3, (3,), False).sort().values, everything)
+    assert torch.equal(random.choice(key, 3, (3,), False, LIMITS).sort().values, everything)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
