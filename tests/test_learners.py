@@ -9,6 +9,7 @@ import torch
 from torch.func import vmap
 
 import popart_func as pf
+from popart_func import optim
 
 F64 = torch.float64
 
@@ -338,6 +339,32 @@ def test_which_moments_can_follow():
     learner = make_learner("popart", 2, pf.adam(0.1), rescale_moments="all")
     with pytest.raises(ValueError, match="`lower` can be rescaled with one statistic only, got 2"):
         learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.ones(2, dtype=F64)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_gets_the_parameters(name):
+    """AdamW refuses to do without; at the rate 1 with a decay of 1 and no error, nothing of them is left."""
+    learner = make_learner(name, 1, pf.chain(optim.add_decayed_weights(1.0), optim.scale_by_learning_rate(1.0)))
+    state = learner.init(params_of(1))
+    weights = torch.zeros(1, dtype=F64)
+    batch = torch.ones(3, 6, dtype=F64), torch.full((3, 1), torch.nan, dtype=F64), None, weights
+    state, info = learner.update(state, batch)
+    assert not any(leaf.any() for leaf in state.params.values())
+    assert info.loss == 0
+    assert not info.bound_use.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_algorithm_2_are_in_the_network_s_dtype(dtype):
+    learner = make_learner("normalized_sgd", 2)
+    state = learner.init({name: leaf.to(dtype) for name, leaf in pf.init_params(make(2), 0).items()})
+    for indices in (None, torch.tensor([1, 0])):
+        y = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+        batch = (
+            (torch.ones(2, 6, dtype=dtype), y) if indices is None else (torch.ones(2, 6, dtype=dtype), y[0], indices)
+        )
+        state, _ = learner.update(state, batch)
+        assert {leaf.dtype for leaf in state.params.values()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
