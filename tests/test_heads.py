@@ -218,9 +218,9 @@ def test_the_axis_of_outputs_counts_from_either_end():
     for axis in (1, -1):
         assert torch.equal(pf.pop(columns, old, new, axis=axis)["weight"].mT, expected["weight"])
     for axis in (2, -3):
-        with pytest.raises(ValueError, match="^pop: 'weight' must have shape .* or a Head must name the axis"):
+        with pytest.raises(ValueError, match=r"^pop: 'weight' must have shape .* or a Head must name the axis"):
             pf.pop(rows, old, new, axis=axis)
-    with pytest.raises(ValueError, match="^pop: 'weight' must have shape .* or a Head must name the axis"):
+    with pytest.raises(ValueError, match=r"^pop: 'weight' must have shape .* or a Head must name the axis"):
         pf.pop({"weight": rows["weight"], "bias": rows["weight"]}, old, new)
 
 
@@ -394,7 +394,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=f"update_network: .*{message}"):
                 pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
         unbiased = {name: leaf for name, leaf in params_of(HEADS["linear"]).items() if name != "head.bias"}
-        with pytest.raises(ValueError, match="^update_network: `params` has no bias"):
+        with pytest.raises(ValueError, match=r"^update_network: `params` has no bias"):
             pf.popart(2, 0.1).update_network(unbiased, (), state, torch.ones(2), head="head")
         with pytest.raises(TypeError, match="`head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])

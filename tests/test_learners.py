@@ -313,9 +313,9 @@ def test_losses_value_by_value():
     torch.testing.assert_close(
         losses.huber()(prediction, target), torch.nn.functional.smooth_l1_loss(prediction, target, reduction="none")
     )
-    with pytest.raises(ValueError, match="^huber: `delta` must be > 0, got 0"):
+    with pytest.raises(ValueError, match=r"^huber: `delta` must be > 0, got 0"):
         losses.huber(0)
-    with pytest.raises(ValueError, match="^clipped_value: `epsilon` must be > 0, got 0"):
+    with pytest.raises(ValueError, match=r"^clipped_value: `epsilon` must be > 0, got 0"):
         losses.clipped_value(0)
 
 

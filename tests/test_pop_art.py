@@ -14,6 +14,7 @@ from random_heads import FLOAT32, FLOAT64, outputs_of, random_head, random_state
 from torch.func import grad, vmap
 
 import popart_func as pf
+from popart_func import optim
 from popart_func.heads import as_heads, find_layers
 
 # -------------------- POP
@@ -122,7 +123,8 @@ def test_statistics_are_where_the_parameters_are():
     assert {field.device.type for field in pf.init_state(2, device="meta")} == {"meta"}
     params = {f"{name}.weight": torch.ones(2, 3, device="meta") for name in "abc"}
     assert {field.device.type for field in pf.popart(1, 0.1).init(params)} == {"meta"}
-    assert pf.adam(0.1).init(params)[0].count.device.type == "meta"
+    for transformation in (pf.sgd(0.1), optim.scale_by_adam()):
+        assert transformation.init(params).count.device.type == "meta"
     layers = find_layers("pop", params, as_heads("pop", ["a", "b", "c"]), 6)
     assert [layer.indices.device.type for layer in layers] == ["meta"] * 3
 

@@ -20,7 +20,7 @@ from torch import Tensor, vmap
 from popart_func import _xla, random
 from popart_func.engines import compiler, native, scan_lanes
 from popart_func.interop.jax import to_jax_function
-from popart_func.random import initializers
+from popart_func.random import choices, initializers
 
 SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1]
 SHAPES = [(), (1,), (7,), (3, 5), (0, 2), (1000,)]
@@ -582,6 +582,15 @@ def test_errors_name_the_draw_that_was_called(name: str) -> None:
     if name in ("gumbel", "randint", "choice", "bits"):
         with pytest.raises(ValueError, match=f"^{name}: a shape must be made of integers"):
             draw(random.key(0), *((-1,) if part == (3,) else part for part in arguments))
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 33, 300])
+def test_what_draws_with_probabilities_look_up(size: int) -> None:
+    parts = torch.rand(size) * 10.0 ** torch.randint(-3, 4, (size,))
+    totals = choices._cumulative_sum(parts)
+    same(totals, jnp.cumsum(jnp.asarray(parts.numpy())))
+    values = torch.cat([totals, totals + 1, torch.zeros(1)])
+    assert torch.equal(choices._count_below(totals, values), torch.searchsorted(totals, values))
 
 
 def test_all_may_be_drawn_without_replacement() -> None:

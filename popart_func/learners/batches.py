@@ -156,8 +156,8 @@ class Example(NamedTuple):
         """To broadcast with the targets: their shares in all targets of their task, how many it has, and its count."""
         tasks, count, weights = self.tasks, statistics.count, self.weights
         if tasks is None and weights is None:
-            samples = max(self.y.numel(), 1) / count.shape[-1]
-            return 1 / samples, samples, count if count.shape[-1] > 1 else count.squeeze(-1)
+            number = max(self.y.numel(), 1) / count.shape[-1]
+            return 1 / number, number, count if count.shape[-1] > 1 else count.squeeze(-1)
         weights = torch.ones_like(self.y, dtype=statistics.shift.dtype) if weights is None else weights
         if tasks is None:
             flat = weights.reshape(-1, count.shape[-1])
