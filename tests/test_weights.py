@@ -10,7 +10,7 @@ from random_heads import FLOAT32, FLOAT64, random_state
 
 import popart_func as pf
 from popart_func.learners import losses
-from popart_func.moments import Moments, join, moments
+from popart_func.moments import Moments, join, moments, moments_of_all
 
 REDUCTIONS = ["mean", "sum", "sequential"]
 
@@ -84,6 +84,12 @@ def test_moments_are_weighted_means():
     together = join(Moments(*map(torch.stack, zip(*halves, strict=True))))
     for field, expected in zip(together, got, strict=True):
         torch.testing.assert_close(field, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e7])
+def test_moments_of_targets_that_are_all_there_are_the_same_to_the_bit(offset):
+    targets = torch.randn(7, 3) + offset
+    assert all(map(torch.equal, moments_of_all(targets), moments(targets, None, 3)))
 
 
 def test_moments_of_nothing_are_zero():
