@@ -121,7 +121,7 @@ def test_the_first_batch_may_be_far_from_everything(offset, samples, reduction):
 class TestEqualTargets:
     """With bias correction, targets that are all equal leave a scale that a network can live with."""
 
-    @pytest.mark.parametrize("value", [1000.0, -3e-3, 1e5])
+    @pytest.mark.parametrize("value", [1000.0, -3e-3, 1e5, 5.25])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_the_scale_is_their_distance_from_the_mean_before(self, value, batch):
         state = pf.init_state(1)._replace(shift=torch.tensor([5.0]))
