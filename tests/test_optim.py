@@ -209,6 +209,15 @@ def test_adam_is_its_direction_times_the_rate():
         assert all(torch.equal(updates[name], -leaf) for name, leaf in expected.items())
 
 
+def test_adamw_is_adam_and_a_decay():
+    numbers = 0.5, 0.25, 0.125
+    whole = optim.adamw(0.1, *numbers, 0.75)
+    parts = pf.chain(optim.scale_by_adam(*numbers), optim.add_decayed_weights(0.75), optim.scale_by_learning_rate(0.1))
+    updates, _ = whole.update(PARAMS, whole.init(PARAMS), PARAMS)
+    expected, _ = parts.update(PARAMS, parts.init(PARAMS), PARAMS)
+    assert all(torch.equal(updates[name], leaf) for name, leaf in expected.items())
+
+
 def test_factors_are_laid_out_as_their_parameters():
     factors = optim.gradient_factors(torch.tensor([2.0, 0.5]), ["head.weight", "head.bias"])
     assert {name: factor.tolist() for name, factor in factors.items()} == {
@@ -410,6 +419,7 @@ class TestComposing:
 
     def test_a_schedule_without_a_warm_up_starts_at_its_peak(self):
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9, 0.05)(torch.tensor(0))) == pytest.approx(0.7)
+        assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9)(torch.tensor(9))) == pytest.approx(0, abs=1e-7)
 
     def test_target_networks_are_copied_or_averaged(self):
         old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
