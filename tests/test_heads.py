@@ -396,7 +396,7 @@ class TestErrors:
         unbiased = {name: leaf for name, leaf in params_of(HEADS["linear"]).items() if name != "head.bias"}
         with pytest.raises(ValueError, match=r"^update_network: `params` has no bias"):
             pf.popart(2, 0.1).update_network(unbiased, (), state, torch.ones(2), head="head")
-        with pytest.raises(TypeError, match="^update_network: `head` must be the name of a layer"):
+        with pytest.raises(TypeError, match=r"^update_network: `head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
 
     def test_groups(self):

@@ -417,6 +417,9 @@ class TestComposing:
         for count in range(12):
             assert float(ours(torch.tensor(count))) == pytest.approx(float(theirs(count)), rel=1e-5, abs=1e-7)
 
+    def test_a_cosine_ends_at_zero(self):
+        assert float(optim.cosine_decay_schedule(0.5, 7)(torch.tensor(7))) == pytest.approx(0, abs=1e-7)
+
     def test_a_schedule_without_a_warm_up_starts_at_its_peak(self):
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9, 0.05)(torch.tensor(0))) == pytest.approx(0.7)
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9)(torch.tensor(9))) == pytest.approx(0, abs=1e-7)
