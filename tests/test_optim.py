@@ -209,6 +209,12 @@ def test_adam_is_its_direction_times_the_rate():
         assert all(torch.equal(updates[name], -leaf) for name, leaf in expected.items())
 
 
+def test_momentum_is_plain_by_default():
+    transformation = optim.trace(0.5)
+    updates, _ = transformation.update(PARAMS, transformation.init(PARAMS))
+    assert all(torch.equal(updates[name], leaf) for name, leaf in PARAMS.items())
+
+
 def test_adamw_is_adam_and_a_decay():
     numbers = 0.5, 0.25, 0.125
     whole = optim.adamw(0.1, *numbers, 0.75)
