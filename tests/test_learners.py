@@ -313,6 +313,10 @@ def test_losses_value_by_value():
     torch.testing.assert_close(
         losses.huber()(prediction, target), torch.nn.functional.smooth_l1_loss(prediction, target, reduction="none")
     )
+    old = torch.zeros(5, 2)
+    clipped = losses.clipped_value(0.25)(prediction, target, pf.init_state(2), None, old_value=old)
+    expected = 0.5 * torch.maximum((prediction - target) ** 2, (prediction.clamp(-0.25, 0.25) - target) ** 2)
+    torch.testing.assert_close(clipped, expected)
     with pytest.raises(ValueError, match=r"^huber: `delta` must be > 0, got 0"):
         losses.huber(0)
     with pytest.raises(ValueError, match=r"^clipped_value: `epsilon` must be > 0, got 0"):
