@@ -346,6 +346,17 @@ def test_which_moments_can_follow():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_infos_have_the_shape_of_the_targets(name):
+    learner = make_learner(name, 1)
+    state = learner.init(params_of(1))
+    for shape in ((), (1,), (3,), (3, 1)):
+        x, y = torch.ones(*(shape if shape in ((3,),) else shape[:-1]), 6, dtype=F64), torch.ones(shape, dtype=F64)
+        for batch in ({"x": x, "y": y}, (x, y, None, torch.ones(shape, dtype=F64))):
+            _, info = learner.update(state, batch)
+            assert {value.shape for value in info[1:6]} == {info.bound_use.shape} == {y.shape}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_gets_the_parameters(name):
     """AdamW refuses to do without; at the rate 1 with a decay of 1 and no error, nothing of them is left."""
     learner = make_learner(name, 1, pf.chain(optim.add_decayed_weights(1.0), optim.scale_by_learning_rate(1.0)))
