@@ -260,6 +260,8 @@ class TestLearners:
         y, weights = torch.tensor([[1e7, 1.0], [5.0, 2.0], [5.0, 2.0]]), torch.tensor([[0.2], [1.0], [0.0]])
         _, info = learner.update(state, (torch.ones(3, 4), y, None, weights))
         assert 0.99 < info.bound_use[0, 0] <= 1.0001
+        _, light = learner.update(state, (torch.ones(3, 4), y, None, weights / 8))
+        torch.testing.assert_close(light.bound_use, info.bound_use)
         of = torch.tensor([0, 1, 0])
         _, info = learner.update(state, (torch.ones(3, 4), y[:, 0], of))
         assert 0.99 < info.bound_use[0] <= 1.0001
