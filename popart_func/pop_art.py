@@ -76,8 +76,8 @@ class PopArt:
         init: ``init(params=None) -> PopArtState``: the first statistics.
         art: ``art(state, targets, indices=None, weights=None) -> PopArtState``: ART alone.
         groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
-        bound: ``bound(count, share, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of a target
-            that is ``share`` of its batch; None where there is no bound.
+        bound: ``bound(count, share, samples, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of
+            a target that is ``share`` of the ``samples`` of its task; None where there is no bound.
     """
 
     init: Callable[..., PopArtState]
@@ -157,15 +157,14 @@ class PopArt:
         heads = as_heads("update_network", head)
         new = self.moved(state, targets, indices, weights)
         tasks = state.shift.shape[-1]
-        groups = None if tasks == 1 else self.groups
         popped = []
         for network in networks:
             moved = dict(network)
-            for layer in find_layers("update_network", network, heads, tasks, groups):
+            for layer in find_layers("update_network", network, heads, tasks, self.groups):
                 moved.update(_popped("update_network", layer, network, state, new))
             popped.append(moved)
         if rescale_moments:
-            layers = find_layers("update_network", networks[0], heads, tasks, groups)
+            layers = find_layers("update_network", networks[0], heads, tasks, self.groups)
             factors, others = _gradient_factors(layers, state, new), None
             if rescale_moments == "all":
                 (others,) = gradient_factors(state.scale / new.scale, (), ("others",)).values()

@@ -295,23 +295,27 @@ def unnormalize(
     return (values * scale + residue) + shift
 
 
-def largest_normalized(options: ArtOptions, count: Tensor, share: Tensor | float, dtype: torch.dtype) -> Tensor:
+def largest_normalized(
+    options: ArtOptions, count: Tensor, share: Tensor | float, samples: Tensor | float, dtype: torch.dtype
+) -> Tensor:
     """Proposition 2: no normalized target is larger, right after the update that it is in.
 
-    ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n.
+    ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n. The step β is
+    that of the whole batch, so that a sum of n targets has n times the step of one.
 
     Args:
         options: of `art`, whose reduction is ``"mean"`` or ``"sum"``.
         count: how many updates the target's task has had.
         share: p.
+        samples: how many targets of its task the batch has, or the sum of their weights.
         dtype: that of the result.
     """
     step = _cast(options.step_size, dtype)
+    if options.reduction == "sum":
+        step = step * samples
     if options.bias_correction:
         step = bias_corrected(step, count, dtype)
-    # As a sum, n targets make a step of n β, of which each has the share 1/n.
-    inverse = 1.0 if options.reduction == "sum" else 1 / share
-    return torch.as_tensor((inverse - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
+    return torch.as_tensor((1 / share - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
 
 
 def bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:

@@ -121,7 +121,7 @@ def test_the_first_batch_may_be_far_from_everything(offset, samples, reduction):
 class TestEqualTargets:
     """With bias correction, targets that are all equal leave a scale that a network can live with."""
 
-    @pytest.mark.parametrize("value", [1000.0, -3e-3, 1e5])
+    @pytest.mark.parametrize("value", [1000.0, -3e-3, 1e5, 5.25])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_the_scale_is_their_distance_from_the_mean_before(self, value, batch):
         state = pf.init_state(1)._replace(shift=torch.tensor([5.0]))
@@ -344,6 +344,39 @@ def test_no_gradient_flows_through_the_statistics():
         )
         new = pf.art(state, target, step_size=size, scale_ub=size * 1e6, reduction=reduction, bias_correction=True)
         assert not any(field.requires_grad for field in new)
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_bound_of_proposition_2_is_met_by_one_target_unlike_the_others_of_its_batch(reduction, bias_correction):
+    options = {"step_size": 0.125, "reduction": reduction, "bias_correction": bias_correction}
+    popart, y = pf.popart(1, **options), torch.zeros(4, 1, dtype=FLOAT64)
+    state = pf.init_state(1, dtype=FLOAT64)._replace(variance=torch.zeros(1, dtype=FLOAT64))
+    state = pf.art(state, y, **options)
+    y[2] = 1e4
+    state = pf.art(state, y, **options)
+    bound = popart.bound(state.count, 0.25, 4.0, FLOAT64)
+    torch.testing.assert_close(pf.normalize(state, y[2]).abs(), bound.reshape(1), rtol=1e-6, atol=0)
+
+
+def test_a_step_of_1_leaves_nothing_but_the_batch():
+    assert pf.popart(1, 1.0).bound(torch.tensor([3]), 1.0, 1.0, FLOAT32) == 0
+    assert pf.popart(1, 0.1, reduction="sequential").bound is None
+
+
+def test_a_sequence_is_gathered_from_processes_that_have_different_numbers_of_targets():
+    """Another process has the same targets and two more."""
+    targets, more = torch.randn(3, 2, dtype=FLOAT64), torch.tensor([[5.0, 7.0], [8.0, -3.0]], dtype=FLOAT64)
+
+    def gather(own):
+        if not own.ndim:
+            return torch.stack([own, own + 2])
+        return torch.stack([own, torch.cat([own[:3], more])])
+
+    state, options = random_state(2), {"step_size": 0.25, "reduction": "sequential"}
+    got = pf.art(state, targets, gather=gather, **options)
+    expected = pf.art(state, torch.cat([targets, targets, more]), **options)
+    assert all(map(torch.equal, got, expected))
 
 
 def test_proposition_2_is_kept_and_reached():

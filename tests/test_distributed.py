@@ -165,6 +165,16 @@ def test_a_learner_takes_it() -> None:
         torch.testing.assert_close(field, other, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("alone")
+def test_options_of_popart_reach_it() -> None:
+    options = {"step_size": 0.1, "scale_lb": 3.0, "scale_ub": 5.0, "reduction": "sum", "bias_correction": True}
+    state, targets = pf.init_state(1), torch.randn(4, 1) + 7
+    for field, other in zip(
+        distributed.popart(1, **options).art(state, targets), pf.art(state, targets, **options), strict=True
+    ):
+        torch.testing.assert_close(field, other, rtol=0, atol=0)
+
+
 def test_needs_a_process_group() -> None:
     with pytest.raises(RuntimeError, match=r"distributed: torch\.distributed is not initialized\. Call torch\.dis"):
         distributed.art(pf.init_state(1), torch.ones(1), step_size=0.1)
@@ -179,5 +189,7 @@ def test_says_what_is_wrong_as_one_process_does() -> None:
         distributed.art(state, torch.ones(3), step_size=0.1)
     with pytest.raises(ValueError, match=r"art: `step_size` must be > 0 and <= 1, got 2\."):
         distributed.art(state, torch.ones(2), step_size=2)
+    with pytest.raises(TypeError, match=r"`group` must be a ProcessGroup that this process is in, or None, got str\."):
+        distributed.popart(2, 0.1, group="world").art(state, torch.ones(2))
     with pytest.raises(ValueError, match=r"popart: `num_outputs` must be at least 1, got 0\."):
         distributed.popart(0, step_size=0.1)

@@ -193,6 +193,60 @@ def test_pop_fold_and_normalize_take_the_statistic_of_each_output():
     assert torch.equal(pf.normalize(old, values, GROUPS), by_hand)
 
 
+def test_the_statistic_of_each_output_of_an_ensemble_whose_inputs_come_first():
+    """Leading axes of the bias lie on the other side of the weight's inputs."""
+    params = {"weight": torch.randn(3, 4, 2, dtype=FLOAT64), "bias": torch.randn(3, 2, dtype=FLOAT64)}
+    old, new, hidden = random_state(2), random_state(2), torch.randn(4, dtype=FLOAT64)
+    indices = torch.tensor([[0, 1], [1, 0], [1, 1]])
+
+    def outputs(head):
+        return torch.einsum("mio,i->mo", head["weight"], hidden) + head["bias"]
+
+    popped = pf.pop(params, old, new, indices, axis=-1)
+    before = pf.unnormalize(old, outputs(params), indices)
+    torch.testing.assert_close(pf.unnormalize(new, outputs(popped), indices), before, rtol=1e-12, atol=1e-11)
+    torch.testing.assert_close(outputs(pf.fold(params, old, indices, axis=-1)), before, rtol=1e-12, atol=1e-11)
+
+
+def test_the_axis_of_outputs_counts_from_either_end():
+    old, new = random_state(2), random_state(2)
+    rows = {"weight": torch.randn(2, 4, dtype=FLOAT64), "bias": torch.randn(2, dtype=FLOAT64)}
+    columns = {"weight": rows["weight"].mT, "bias": rows["bias"]}
+    expected = pf.pop(rows, old, new)
+    for axis in (0, -2):
+        assert pf.tree.max_difference(pf.pop(rows, old, new, axis=axis), expected) == 0
+    for axis in (1, -1):
+        assert torch.equal(pf.pop(columns, old, new, axis=axis)["weight"].mT, expected["weight"])
+    for axis in (2, -3):
+        with pytest.raises(ValueError, match=r"^pop: 'weight' must have shape .* or a Head must name the axis"):
+            pf.pop(rows, old, new, axis=axis)
+    with pytest.raises(ValueError, match=r"^pop: 'weight' must have shape .* or a Head must name the axis"):
+        pf.pop({"weight": rows["weight"], "bias": rows["weight"]}, old, new)
+
+
+def test_a_bias_must_fit_an_axis_that_is_named():
+    weight, old = torch.randn(2, 4, dtype=FLOAT64), random_state(2)
+    for shape in ((), (4,)):
+        with pytest.raises(ValueError, match=r"^pop: 'bias' must have shape \(2,\) to go with 'weight', got"):
+            pf.pop({"weight": weight, "bias": torch.zeros(shape, dtype=FLOAT64)}, old, old, axis=0)
+    row = {"weight": weight.mT, "bias": torch.zeros(1, 2, dtype=FLOAT64)}
+    popped = pf.pop(row, old, old, torch.tensor([[1, 0]]), axis=-1)
+    assert [leaf.shape for leaf in popped.values()] == [(4, 2), (1, 2)]
+
+
+def test_a_head_without_bias_whose_outputs_share_statistics():
+    old, indices = random_state(2), torch.tensor([0, 1, 1, 0])
+    new = old._replace(scale=old.scale * torch.tensor([2.0, 4.0]))
+    params = {"top.weight": torch.randn(4, 3, dtype=FLOAT64)}
+    factors = torch.tensor([[2.0], [4.0], [4.0], [2.0]], dtype=FLOAT64)
+    torch.testing.assert_close(pf.pop(params, old, new, indices)["top.weight"], params["top.weight"] / factors)
+    for axis, weight in ((-2, torch.randn(5, 2, 3)), (-1, torch.randn(5, 3, 2))):
+        folded = pf.fold({"top.weight": weight.double()}, old, axis=axis)
+        assert list(folded) == ["top.weight", "top.bias"]
+        shape = (5, 2) if axis == -2 else (2,)
+        assert torch.equal(folded["top.bias"], (old.shift + old.residue).expand(shape))
+
+
 def test_one_action_per_example_moves_the_statistic_of_its_task():
     """Q-learning on [tasks x actions]: indices name outputs, and their task's statistic moves."""
     row = HEADS["tasks x actions"]
@@ -202,6 +256,33 @@ def test_one_action_per_example_moves_the_statistic_of_its_task():
     state, info = learner.update(state, (torch.randn(3, 3, dtype=FLOAT64), y, action))
     assert state.statistics.shift.tolist() == [11.0, -5.0]
     torch.testing.assert_close(info.normalized_target[:2], torch.tensor([-1.0, 1.0], dtype=FLOAT64))
+
+
+@pytest.mark.parametrize("name", ["art", "popart", "normalized_sgd"])
+def test_every_learner_takes_targets_of_tasks_and_of_outputs(name):
+    """The targets of a task are those of all its outputs; weights go with them."""
+    row = HEADS["tasks x actions"]
+    options = {} if name == "art" else {"head": "head"}
+    for groups, tasks in ((GROUPS, 2), (0 * GROUPS, 1)):
+        popart = pf.popart(tasks, 0.5, groups=groups)
+        learner = getattr(pf, f"{name}_learner")(apply_of(row), pf.sgd(0.0), popart, **options)
+        first = learner.init(params_of(row))
+        x, y = torch.randn(5, 3, dtype=FLOAT64), torch.randn(5, tasks, dtype=FLOAT64) * 30
+        weights = torch.tensor([[2.0], [0.0], [1.0], [0.5], [1.0]], dtype=FLOAT64) * torch.rand(tasks, dtype=FLOAT64)
+        for rows in (slice(None), 2):
+            own, share = y[rows], weights[rows]
+            for at_outputs in (False, True):
+                batch = (
+                    (x[rows], own[..., groups], None, share[..., groups]) if at_outputs else (x[rows], own, None, share)
+                )
+                state, info = learner.update(first, batch)
+                expected = pf.art(first.statistics, own, weights=share, step_size=0.5)
+                assert pf.tree.max_difference(state.statistics, expected) < 1e-9
+                targets = pf.normalize(expected, own)[..., groups].where(share[..., groups] > 0, 0)
+                torch.testing.assert_close(info.normalized_target, targets)
+                losses = 0.5 * (info.normalized_prediction - targets).square() * share[..., groups]
+                total = share[..., groups].amax(-1).sum()
+                torch.testing.assert_close(info.loss, losses.sum() / total)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -247,6 +328,21 @@ def test_statistics_that_stand_still_for_some_epochs():
             updates, opt_state = optimizer.update(grads, opt_state, params)
             params = pf.apply_updates(params, updates)
     assert (unnormalized(row, params, x, state) - y).abs().mean(0).div(first).max() < 0.3
+
+
+def test_all_moments_of_one_statistic_move_and_those_of_a_part_do_too():
+    """The head's by the ratio of the scales, those below by its square; a state may lack some parameters."""
+    row, popart = HEADS["one statistic"], pf.popart(1, 0.5)
+    params, y = params_of(row), torch.randn(9, 1, dtype=FLOAT64) * 300
+    body = {"body.weight": params["body.weight"]}
+    opt_state = optim.MomentumState(params), optim.MomentumState(body)
+    _, moved, new = popart.update_network(params, opt_state, pf.init_state(1), y, head="head", rescale_moments="all")
+    ratio = 1 / new.scale
+    for name, leaf in moved[0].trace.items():
+        torch.testing.assert_close(leaf, params[name] * (ratio if name.startswith("head.") else ratio**2))
+    assert torch.equal(moved[1].trace["body.weight"], moved[0].trace["body.weight"])
+    _, moved, _ = popart.update_network(params, opt_state[1], pf.init_state(1), y, head="head")
+    assert torch.equal(moved.trace["body.weight"], params["body.weight"])
 
 
 def test_weight_decay_pulls_the_folded_head_toward_zero():
@@ -297,7 +393,10 @@ class TestErrors:
         ):
             with pytest.raises(ValueError, match=f"update_network: .*{message}"):
                 pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=head)
-        with pytest.raises(TypeError, match="`head` must be the name of a layer"):
+        unbiased = {name: leaf for name, leaf in params_of(HEADS["linear"]).items() if name != "head.bias"}
+        with pytest.raises(ValueError, match=r"^update_network: `params` has no bias"):
+            pf.popart(2, 0.1).update_network(unbiased, (), state, torch.ones(2), head="head")
+        with pytest.raises(TypeError, match=r"^update_network: `head` must be the name of a layer"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=[])
         for wrong, got in ((torch.nn.Linear(2, 1), "Linear"), ([], "list"), ([torch.ones(2)], "list")):
             with pytest.raises(TypeError, match=f"update_network: `params` must be the flat parameters .*got {got}"):

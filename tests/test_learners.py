@@ -9,6 +9,7 @@ import torch
 from torch.func import vmap
 
 import popart_func as pf
+from popart_func import optim
 
 F64 = torch.float64
 
@@ -277,6 +278,62 @@ def test_all_moments_follow_one_statistic():
     assert not torch.allclose(plain.opt_state[0].trace["hidden1.weight"], expected, rtol=0.1)
 
 
+def test_the_moments_of_the_head_follow_by_default():
+    moved = []
+    for options in ({}, {"rescale_moments": True}, {"rescale_moments": "head"}):
+        learner, state = make_learner("popart", 1, pf.adam(0.1), **options), None
+        state = learner.init(params_of(1))
+        for y in (1.0, 50.0):
+            state, _ = learner.update(state, (torch.ones(6, dtype=F64), torch.tensor([y], dtype=F64)))
+        moved.append(state)
+    assert pf.tree.max_difference(moved[0], moved[1]) == pf.tree.max_difference(moved[0], moved[2]) == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "art", "popart"])
+def test_every_learner_takes_a_loss(name):
+    options = {"loss": pf.losses.huber(0.3)}
+    learner = pf.sgd_learner(APPLY[2], pf.sgd(0.1), **options) if name == "sgd" else make_learner(name, 2, **options)
+    _, info = learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.tensor([9.0, -9], dtype=F64)))
+    expected = torch.nn.functional.huber_loss(
+        info.normalized_prediction, info.normalized_target, reduction="sum", delta=0.3
+    )
+    torch.testing.assert_close(info.loss, expected)
+
+
+def test_losses_value_by_value():
+    prediction, target = torch.randn(5, 2), torch.randn(5, 2)
+    error, share = target - prediction, torch.tensor([0.2, 0.7], dtype=F64)
+    below = torch.maximum(share * error, (share - 1) * error).float()
+    losses = pf.losses
+    torch.testing.assert_close(losses.quantile(share)(prediction, target, None, None), below)
+    huber = torch.nn.functional.huber_loss(prediction, target, reduction="none", delta=0.5)
+    torch.testing.assert_close(losses.huber(0.5)(prediction, target, None, None), huber)
+    expected = (torch.where(error < 0, 1 - share, share) * huber).float()
+    torch.testing.assert_close(losses.quantile(share, 0.5)(prediction, target, None, None), expected)
+    torch.testing.assert_close(
+        losses.huber()(prediction, target), torch.nn.functional.smooth_l1_loss(prediction, target, reduction="none")
+    )
+    old = torch.zeros(5, 2)
+    clipped = losses.clipped_value(0.25)(prediction, target, pf.init_state(2), None, old_value=old)
+    expected = 0.5 * torch.maximum((prediction - target) ** 2, (prediction.clamp(-0.25, 0.25) - target) ** 2)
+    torch.testing.assert_close(clipped, expected)
+    with pytest.raises(ValueError, match=r"^huber: `delta` must be > 0, got 0"):
+        losses.huber(0)
+    with pytest.raises(ValueError, match=r"^clipped_value: `epsilon` must be > 0, got 0"):
+        losses.clipped_value(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rounding_of_a_large_shift_is_not_in_an_error(name):
+    learner = make_learner(name, 1, pf.sgd(0.0))
+    state = learner.init({key: leaf.float() for key, leaf in params_of(1).items()})
+    batch = torch.ones(4, 6), torch.tensor([[10000001.0], [10000002.0], [10000003.0], [10000007.0]])
+    state, info = learner.update(state, batch)
+    assert name == "sgd" or state.statistics.residue != 0
+    error = (info.normalized_prediction - info.normalized_target).abs() * state.statistics.scale
+    torch.testing.assert_close(info.error, error, rtol=1e-6, atol=0)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_which_moments_can_follow():
     with pytest.raises(
@@ -286,6 +343,43 @@ def test_which_moments_can_follow():
     learner = make_learner("popart", 2, pf.adam(0.1), rescale_moments="all")
     with pytest.raises(ValueError, match="`lower` can be rescaled with one statistic only, got 2"):
         learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.ones(2, dtype=F64)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_infos_have_the_shape_of_the_targets(name):
+    learner = make_learner(name, 1)
+    state = learner.init(params_of(1))
+    for shape in ((), (1,), (3,), (3, 1)):
+        x, y = torch.ones(*(shape if shape in ((3,),) else shape[:-1]), 6, dtype=F64), torch.ones(shape, dtype=F64)
+        for batch in ({"x": x, "y": y}, (x, y, None, torch.ones(shape, dtype=F64))):
+            _, info = learner.update(state, batch)
+            assert {value.shape for value in info[1:6]} == {info.bound_use.shape} == {y.shape}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_optimizer_gets_the_parameters(name):
+    """AdamW refuses to do without; at the rate 1 with a decay of 1 and no error, nothing of them is left."""
+    learner = make_learner(name, 1, pf.chain(optim.add_decayed_weights(1.0), optim.scale_by_learning_rate(1.0)))
+    state = learner.init(params_of(1))
+    weights = torch.zeros(1, dtype=F64)
+    batch = torch.ones(3, 6, dtype=F64), torch.full((3, 1), torch.nan, dtype=F64), None, weights
+    state, info = learner.update(state, batch)
+    assert not any(leaf.any() for leaf in state.params.values())
+    assert info.loss == 0
+    assert not info.bound_use.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_algorithm_2_are_in_the_network_s_dtype(dtype):
+    learner = make_learner("normalized_sgd", 2)
+    state = learner.init({name: leaf.to(dtype) for name, leaf in pf.init_params(make(2), 0).items()})
+    for indices in (None, torch.tensor([1, 0])):
+        y = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+        batch = (
+            (torch.ones(2, 6, dtype=dtype), y) if indices is None else (torch.ones(2, 6, dtype=dtype), y[0], indices)
+        )
+        state, _ = learner.update(state, batch)
+        assert {leaf.dtype for leaf in state.params.values()} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -429,8 +523,16 @@ def test_errors_of_what_a_learner_is_made_of():
             params = {"output_linear.weight": torch.ones(1, 1), "output_linear.bias": torch.zeros(1)}
             with pytest.raises(TypeError, match=f"^{name}: `apply` must return one tensor .* got .*{got}"):
                 learner.update(learner.init(params), (torch.ones(1), torch.ones(1)))
-    with pytest.raises(TypeError, match=r"^popart_learner: `popart` must be the statistics, .* got float"):
-        pf.popart_learner(apply, pf.sgd(0.1), 0.1)
+    for make in (pf.art_learner, pf.popart_learner, pf.normalized_sgd_learner):
+        with pytest.raises(TypeError, match=rf"^{make.__name__}: `popart` must be the statistics, .* got float"):
+            make(apply, pf.sgd(0.1), 0.1)
+    for make in (pf.art_learner, pf.popart_learner):
+        with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must be a function, .* got float"):
+            make(apply, pf.sgd(0.1), statistics, loss=0.1)
+        learner = make(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
+        state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
+        with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):
+            learner.update(state, (torch.ones(2), torch.ones(1)))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,6 +59,21 @@ def test_what_is_read_through_a_view_is_computed_in_an_earlier_loop() -> None:
     assert names(schedule(kernel.statements)) == [["t1"], ["t2"]]
 
 
+def test_what_is_filled_through_a_view_is_read_in_a_later_loop() -> None:
+    kernel, x = Kernel(), load("x", 4, 4)
+    transposed = kernel.buffer((4, 4), F32)
+    kernel.store(kernel.permute(transposed, [1, 0]), x)
+    plus(kernel, transposed, x)
+    assert names(schedule(kernel.statements)) == [["t1"], ["t2"]]
+
+
+def test_a_loop_over_one_element_is_printed_without_its_head() -> None:
+    kernel, x = Kernel(), load("x")
+    plus(kernel, plus(kernel, x, x), x)
+    (nest,) = schedule(kernel.statements)
+    assert str(nest).split("\n") == [str(statement) for statement in kernel.statements]
+
+
 def test_a_statement_joins_the_last_loop_that_fits() -> None:
     kernel, x = Kernel(), load("x", 4)
     first = plus(kernel, x, x)
@@ -66,6 +81,19 @@ def test_a_statement_joins_the_last_loop_that_fits() -> None:
     plus(kernel, x, x, x)  # t3 fits into both
     plus(kernel, flipped(kernel, second), first)  # t4 fits into neither
     assert names(schedule(kernel.statements)) == [["t1"], ["t2", "t3"], ["t4"]]
+
+
+def test_a_statement_waits_for_no_more_loops_than_it_must() -> None:
+    kernel, x = Kernel(), load("x", 4)
+    first = plus(kernel, x, x)
+    plus(kernel, flipped(kernel, first), x)
+    plus(kernel, flipped(kernel, first), x, x)
+    assert names(schedule(kernel.statements)) == [["t1"], ["t2", "t3"]]
+    kernel = Kernel()
+    target, other = kernel.copied(x), plus(kernel, x, x)
+    plus(kernel, flipped(kernel, other), x)
+    kernel.store(kernel.slice(target, 0, 0, 4), x, overwrites=True)
+    assert names(schedule(kernel.statements)) == [["t1", "t2"], ["t3", "t1"]]
 
 
 def test_a_reduction_has_a_loop_of_its_own_and_its_readers_come_after() -> None:
@@ -126,6 +154,12 @@ def test_what_depends_on_neither_carry_nor_xs_is_computed_once() -> None:
     plus(kernel, moving, rate)
     found = invariant(kernel.statements, [carry.buffer])
     assert {buffer.name for buffer in found} == {"t1", "t2"}
+
+
+def test_all_is_computed_once_where_nothing_moves() -> None:
+    kernel, rate = Kernel(), load("rate", 4)
+    plus(kernel, rate, rate)
+    assert {buffer.name for buffer in invariant(kernel.statements, [])} == {"t1"}
 
 
 def test_a_buffer_that_a_later_statement_changes_is_not_constant() -> None:
@@ -197,6 +231,8 @@ def test_a_leaf_that_stays_or_is_computed_once_is_not() -> None:
     kernel, c, d, x = Kernel(), load("c", 4), load("d", 4), load("x", 4)
     plus(kernel, c, x)
     assert merged(kernel, [c, d], [None, x]) == set()
+    new = plus(kernel, d, x)
+    assert merged(kernel, [c, d], [None, new]) == merged(kernel, [c, d], [x, new]) == {"t2 over d"}
 
 
 def test_one_buffer_takes_the_place_of_one_leaf_only() -> None:

@@ -185,6 +185,53 @@ def test_gradients_below_the_head_change_by_the_square_of_the_ratio():
         torch.testing.assert_close(after[name], before[name] * factors[name])
 
 
+def test_hyper_parameters_are_of_the_parameters_dtype():
+    """Parameters of no axis, whose dtype any other would change."""
+    params = {"w": torch.tensor(0.5)}
+    rate, half = torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    for init, update in (
+        optim.sgd(rate, momentum=half, nesterov=True),
+        optim.adamw(rate, half, half, half, half),
+        optim.clip_by_global_norm(half),
+    ):
+        updates, state = update(params, init(params), params)
+        floats = [leaf for leaf in optree.tree_leaves((updates, state)) if leaf.is_floating_point()]
+        assert {leaf.dtype for leaf in floats} == {torch.float32}
+    assert optim.incremental_update(params, params, half)["w"].dtype == torch.float32
+
+
+def test_adam_is_its_direction_times_the_rate():
+    parts, whole = optim.scale_by_adam(), optim.adam(1.0)
+    state, other = parts.init(PARAMS), whole.init(PARAMS)
+    for grads in gradients(3):
+        updates, state = parts.update(grads, state)
+        expected, other = whole.update(grads, other)
+        assert all(torch.equal(updates[name], -leaf) for name, leaf in expected.items())
+
+
+def test_momentum_is_plain_by_default():
+    transformation = optim.trace(0.5)
+    updates, _ = transformation.update(PARAMS, transformation.init(PARAMS))
+    assert all(torch.equal(updates[name], leaf) for name, leaf in PARAMS.items())
+
+
+def test_adamw_is_adam_and_a_decay():
+    numbers = 0.5, 0.25, 0.125
+    whole = optim.adamw(0.1, *numbers, 0.75)
+    parts = pf.chain(optim.scale_by_adam(*numbers), optim.add_decayed_weights(0.75), optim.scale_by_learning_rate(0.1))
+    updates, _ = whole.update(PARAMS, whole.init(PARAMS), PARAMS)
+    expected, _ = parts.update(PARAMS, parts.init(PARAMS), PARAMS)
+    assert all(torch.equal(updates[name], leaf) for name, leaf in expected.items())
+
+
+def test_factors_are_laid_out_as_their_parameters():
+    factors = optim.gradient_factors(torch.tensor([2.0, 0.5]), ["head.weight", "head.bias"])
+    assert {name: factor.tolist() for name, factor in factors.items()} == {
+        "head.weight": [[2.0], [0.5]],
+        "head.bias": [2.0, 0.5],
+    }
+
+
 def test_purity():
     for make, _, _ in TABLE.values():
         init, update = make()
@@ -207,6 +254,17 @@ def test_purity():
         (lambda: optim.scale_by_learning_rate(-0.1), "^scale_by_learning_rate: `learning_rate` must be >= 0"),
         (lambda: pf.adam(0.1, b2=-0.5), "adam: `b2` must be >= 0 and < 1"),
         (lambda: pf.adam(0.1, eps=-1.0), "adam: `eps` must be >= 0, got -1.0"),
+        (lambda: optim.clip_by_global_norm(0), "^clip_by_global_norm: `max_norm` must be > 0, got 0"),
+        (lambda: optim.add_decayed_weights(-0.1), "^add_decayed_weights: `weight_decay` must be >= 0, got -0.1"),
+        (lambda: optim.add_decayed_weights(0.1).update(PARAMS, ()), "^add_decayed_weights: `params` must be given"),
+        (
+            lambda: optim.incremental_update(PARAMS, PARAMS, 1.5),
+            "^incremental_update: `step_size` must be >= 0 and <= 1, got 1.5",
+        ),
+        (
+            lambda: optim.incremental_update(PARAMS, PARAMS, -0.5),
+            "^incremental_update: `step_size` must be >= 0 and <= 1, got -0.5",
+        ),
         (
             lambda: pf.apply_updates({"w": torch.ones(2)}, {"w": torch.ones(2, 2)}),
             r"apply_updates: `updates` must have the shapes of `params`, got \(2, 2\) for \(2,\)",
@@ -279,6 +337,9 @@ def test_a_state_says_how_it_scales(monkeypatch):
         optim.register_state(Norm, mean=1)
 
 
+PART = {"w": "decayed", "b": "rest"}
+
+
 class TestComposing:
     def test_weight_decay_and_clipping_are_those_of_torch(self):
         """Against torch.optim.AdamW and torch.nn.utils.clip_grad_norm_, 20 steps."""
@@ -320,6 +381,15 @@ class TestComposing:
         with pytest.raises(ValueError, match=r"partition: `param_labels` must be one of .* got 'none' for 'w'"):
             optim.partition({"slow": optim.sgd(0.1)}, lambda name: "none").init(PARAMS)
 
+    def test_a_part_gets_its_own_parameters_and_may_do_without(self):
+        decayed = optim.partition({"decayed": optim.add_decayed_weights(0.5), "rest": optim.sgd(0.1)}, PART.get)
+        updates, _ = decayed.update(PARAMS, decayed.init(PARAMS), PARAMS)
+        assert torch.equal(updates["w"], 1.5 * PARAMS["w"])
+        assert torch.equal(updates["b"], -0.1 * PARAMS["b"])
+        plain = optim.partition({"decayed": optim.sgd(0.2), "rest": optim.sgd(0.1)}, PART.get)
+        updates, _ = plain.update(PARAMS, plain.init(PARAMS))
+        assert torch.equal(updates["w"], -0.2 * PARAMS["w"])
+
     def test_every_number_has_its_own_value_in_every_lane(self):
         """Rates, schedules, clipping and decay under vmap, against one lane at a time."""
 
@@ -352,6 +422,13 @@ class TestComposing:
         ours, theirs = getattr(optim, name)(*arguments), getattr(optax, name)(*arguments)
         for count in range(12):
             assert float(ours(torch.tensor(count))) == pytest.approx(float(theirs(count)), rel=1e-5, abs=1e-7)
+
+    def test_a_cosine_ends_at_zero(self):
+        assert float(optim.cosine_decay_schedule(0.5, 7)(torch.tensor(7))) == pytest.approx(0, abs=1e-7)
+
+    def test_a_schedule_without_a_warm_up_starts_at_its_peak(self):
+        assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9, 0.05)(torch.tensor(0))) == pytest.approx(0.7)
+        assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9)(torch.tensor(9))) == pytest.approx(0, abs=1e-7)
 
     def test_target_networks_are_copied_or_averaged(self):
         old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}

@@ -14,6 +14,8 @@ from random_heads import FLOAT32, FLOAT64, outputs_of, random_head, random_state
 from torch.func import grad, vmap
 
 import popart_func as pf
+from popart_func import optim
+from popart_func.heads import as_heads, find_layers
 
 # -------------------- POP
 
@@ -91,6 +93,52 @@ def test_a_head_without_bias():
         pf.pop(head, state, state._replace(shift=state.shift + 1))
     with pytest.raises(ValueError, match="inside a transform whether it moves cannot be known"):
         vmap(lambda shift: pf.pop(head, state, state._replace(shift=shift)))(state.shift[None])
+
+
+def test_update_is_art_and_pop_with_weights_and_groups():
+    groups, state, head = torch.tensor([0, 1, 1]), random_state(2), random_head(3)
+    popart = pf.popart(2, 0.5, groups=groups)
+    y, weights = torch.randn(5, 2, dtype=FLOAT64) * 9, torch.rand(5, 2, dtype=FLOAT64)
+    popped, new = popart.update(head, state, y, None, weights)
+    expected = pf.art(state, y, weights=weights, step_size=0.5)
+    assert all(map(torch.equal, new, expected))
+    assert all(torch.equal(popped[name], leaf) for name, leaf in pf.pop(head, state, expected, groups).items())
+    one = random_state(1)
+    assert torch.equal(
+        pf.popart(1, 0.5, groups=0 * groups).update(head, one, y)[1].shift, pf.art(one, y, step_size=0.5).shift
+    )
+
+
+def test_a_network_s_head_has_a_default_name():
+    network = pf.init_params(lambda: pf.UnifiedModel(16, 10, 1), 0)
+    popart, y = pf.popart(1, 0.5), torch.tensor([9.0])
+    moved, _, new = popart.update_network(network, (), popart.init(), y)
+    assert torch.equal(
+        moved["output_linear.bias"], pf.pop(pf.split(network).upper, popart.init(), new)["output_linear.bias"]
+    )
+
+
+def test_statistics_are_where_the_parameters_are():
+    """On the meta device, the only other one that every machine has."""
+    assert {field.device.type for field in pf.init_state(2, device="meta")} == {"meta"}
+    params = {f"{name}.weight": torch.ones(2, 3, device="meta") for name in "abc"}
+    assert {field.device.type for field in pf.popart(1, 0.1).init(params)} == {"meta"}
+    for transformation in (pf.sgd(0.1), optim.scale_by_adam()):
+        assert transformation.init(params).count.device.type == "meta"
+    layers = find_layers("pop", params, as_heads("pop", ["a", "b", "c"]), 6)
+    assert [layer.indices.device.type for layer in layers] == ["meta"] * 3
+
+
+def test_heads_one_after_the_other_take_the_next_statistics():
+    params = {f"{name}.weight": torch.ones(2, 3) for name in "abc"}
+    heads = as_heads("pop", ["c", "a", "b"])
+    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 6)] == [[0, 1], [2, 3], [4, 5]]
+    groups = torch.tensor([0, 1, 1, 0, 2, 2])
+    assert [layer.indices.tolist() for layer in find_layers("pop", params, heads, 3, groups)] == [
+        [0, 1],
+        [1, 0],
+        [2, 2],
+    ]
 
 
 def test_pop_can_be_differentiated():

@@ -20,7 +20,7 @@ from torch import Tensor, vmap
 from popart_func import _xla, random
 from popart_func.engines import compiler, native, scan_lanes
 from popart_func.interop.jax import to_jax_function
-from popart_func.random import initializers
+from popart_func.random import choices, initializers
 
 SEEDS = [0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1]
 SHAPES = [(), (1,), (7,), (3, 5), (0, 2), (1000,)]
@@ -49,6 +49,7 @@ def test_keys(seed: int) -> None:
         (random.fold_in(key, 7), jax.random.fold_in(expected, 7)),
         (random.fold_in(key, torch.tensor(2**31 + 5)), jax.random.fold_in(expected, 2**31 + 5)),
     ]:
+        assert mine.dtype == torch.int32
         same(mine, np.asarray(jax.random.key_data(theirs)).view(np.int32))
 
 
@@ -548,6 +549,58 @@ def test_draws_are_pure_and_differ() -> None:
     assert not torch.equal(random.bits(first, (4,)), random.bits(second, (4,)))
 
 
+# What follows the key, and the dtype that a draw has, if it takes one.
+CALLS: dict[str, tuple[tuple[Any, ...], torch.dtype | None]] = {
+    "bits": (((3,),), torch.int32),
+    "uniform": (((3,),), torch.float32),
+    "normal": (((3,),), torch.float32),
+    "randint": (((3,), 0, 5), torch.int32),
+    "bernoulli": ((0.5, (3,)), None),
+    "rademacher": (((3,),), torch.int32),
+    "gumbel": (((3,),), torch.float32),
+    "categorical": ((LIMITS,), None),
+    "permutation": ((5,), None),
+    "choice": ((5, (3,)), None),
+    "split": ((3,), None),
+    "fold_in": ((3,), None),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", CALLS)
+def test_errors_name_the_draw_that_was_called(name: str) -> None:
+    draw, (arguments, dtype) = getattr(random, name), CALLS[name]
+    with pytest.raises(TypeError, match=f"^{name}: `key` must be one key, .* got int"):
+        draw(5, *arguments)
+    if dtype is not None:
+        with pytest.raises(TypeError, match=f"^{name}: `dtype` must be {dtype} or None, got torch.float16"):
+            draw(random.key(0), *arguments, dtype=torch.float16)
+        assert torch.equal(draw(random.key(0), *arguments, dtype=dtype), draw(random.key(0), *arguments))
+    if name in ("gumbel", "categorical"):
+        with pytest.raises(ValueError, match=f"^{name}: `mode` must be None, 'low' or 'high', got 'x'"):
+            draw(random.key(0), *arguments, mode="x")
+    if name in ("gumbel", "randint", "choice", "bits"):
+        with pytest.raises(ValueError, match=f"^{name}: a shape must be made of integers"):
+            draw(random.key(0), *((-1,) if part == (3,) else part for part in arguments))
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 33, 300])
+def test_what_draws_with_probabilities_look_up(size: int) -> None:
+    parts = torch.rand(size) * 10.0 ** torch.randint(-3, 4, (size,))
+    totals = choices._cumulative_sum(parts)
+    same(totals, jnp.cumsum(jnp.asarray(parts.numpy())))
+    values = torch.cat([totals, totals + 1, torch.zeros(1)])
+    assert torch.equal(choices._count_below(totals, values), torch.searchsorted(totals, values))
+
+
+def test_all_may_be_drawn_without_replacement() -> None:
+    everything = torch.arange(3)
+    key = random.key(3)
+    assert torch.equal(random.categorical(key, LIMITS, shape=(3,), replace=False).sort().values, everything)
+    assert torch.equal(random.choice(key, 3, (3,), False).sort().values, everything)
+    assert torch.equal(random.choice(key, 3, (3,), False, LIMITS).sort().values, everything)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
@@ -558,6 +611,8 @@ def test_draws_are_pure_and_differ() -> None:
         (lambda: random.key(torch.tensor(1.0)), TypeError, "key: `seed` must be integers, got dtype torch.float32"),
         (lambda: random.bits(torch.zeros(3, 2).int()), TypeError, r"bits: `key` must be one key, .*int32 \(3, 2\)"),
         (lambda: random.split(5), TypeError, "split: `key` must be one key, .*got int"),
+        (lambda: random.fold_in(5, 1), TypeError, "^fold_in: `key` must be one key, .*got int"),
+        (lambda: random.fold_in(random.key(0), torch.ones(())), TypeError, "^fold_in: `data` must be integers, got"),
         (lambda: random.uniform(random.key(0), (2, -1)), ValueError, r"integers of at least 0, got \(2, -1\)"),
         (lambda: random.bits(random.key(0), (2**31,)), ValueError, "at most 2\\*\\*31 - 1 elements"),
         (lambda: random.randint(random.key(0), (), 0, 2**31), ValueError, "`maxval` must lie within int32"),

@@ -10,7 +10,7 @@ from random_heads import FLOAT32, FLOAT64, random_state
 
 import popart_func as pf
 from popart_func.learners import losses
-from popart_func.moments import Moments, join, moments
+from popart_func.moments import Moments, join, moments, moments_of_all
 
 REDUCTIONS = ["mean", "sum", "sequential"]
 
@@ -84,6 +84,26 @@ def test_moments_are_weighted_means():
     together = join(Moments(*map(torch.stack, zip(*halves, strict=True))))
     for field, expected in zip(together, got, strict=True):
         torch.testing.assert_close(field, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e7])
+def test_moments_of_targets_that_are_all_there_are_the_same_to_the_bit(offset):
+    targets = torch.randn(7, 3) + offset
+    assert all(map(torch.equal, moments_of_all(targets), moments(targets, None, 3)))
+
+
+def test_moments_of_nothing_are_zero():
+    nothing = moments(torch.full((3, 2), torch.nan), None, 2, torch.zeros(3, 2))
+    joined = join(Moments(*map(torch.stack, zip(nothing, nothing, strict=True))))
+    empty = moments(torch.zeros(0, 2), None, 2)
+    assert not any(field.any() for of in (nothing, joined, empty) for field in of)
+
+
+def test_a_batch_without_targets_changes_no_bit_of_the_joined_moments():
+    """Nor does its mean, 0, become the point from which the others are measured."""
+    far = moments(torch.tensor([[-10000001.0], [-10000002.0], [-10000004.0]]), None, 1)
+    joined = join(Moments(*map(torch.stack, zip(moments(torch.zeros(0, 1), None, 1), far, strict=True))))
+    assert all(map(torch.equal, joined, far))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -240,6 +260,24 @@ class TestLearners:
         y, weights = torch.tensor([[1e7, 1.0], [5.0, 2.0], [5.0, 2.0]]), torch.tensor([[0.2], [1.0], [0.0]])
         _, info = learner.update(state, (torch.ones(3, 4), y, None, weights))
         assert 0.99 < info.bound_use[0, 0] <= 1.0001
+        _, light = learner.update(state, (torch.ones(3, 4), y, None, weights / 8))
+        torch.testing.assert_close(light.bound_use, info.bound_use)
         of = torch.tensor([0, 1, 0])
         _, info = learner.update(state, (torch.ones(3, 4), y[:, 0], of))
         assert 0.99 < info.bound_use[0] <= 1.0001
+
+    @pytest.mark.parametrize("bias_correction", [False, True])
+    @pytest.mark.parametrize("tasks", [1, 2])
+    def test_a_sum_meets_its_bound_too(self, tasks, bias_correction):
+        """By the target unlike all others, in batches with and without weights and indices."""
+        popart = pf.popart(tasks, 0.01, reduction="sum", bias_correction=bias_correction)
+        model = pf.UnifiedModel(4, 6, tasks)
+        learner = pf.popart_learner(pf.stateless(model), pf.sgd(0.0), popart)
+        first = learner.init(pf.init_params(lambda: pf.UnifiedModel(4, 6, tasks), 0))
+        x, y, weights = torch.ones(3, 4), torch.zeros(3, tasks), torch.tensor([[2.0], [0.5], [0.25]])
+        first, _ = learner.update(first, (x, y + torch.tensor([[0.0], [1e-3], [0.0]])))
+        y[1, 0] = 1e5
+        for batch in ((x, y), (x, y, None, weights), (x, y[:, 0], torch.zeros(3, dtype=torch.int64), weights[:, 0])):
+            _, info = learner.update(first, batch)
+            use = info.bound_use[1] if info.bound_use.ndim == 1 else info.bound_use[1, 0]
+            assert float(use) == pytest.approx(1, abs=1e-3)

@@ -284,8 +284,8 @@ def _about_statistics(
     bound = None if moved.popart is None else moved.popart.bound
     if bound is None or statistics is moved.before:
         return ratio, torch.zeros_like(normalized_target), statistics.count
-    share, count = example.shares(statistics)
-    most = bound(count, share, normalized_target.dtype)
+    share, samples, count = example.shares(statistics)
+    most = bound(count, share, samples, normalized_target.dtype)
     use = torch.where(most > 0, normalized_target.abs() / most, 0)
     return ratio, use, statistics.count
 

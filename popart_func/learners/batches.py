@@ -152,11 +152,12 @@ class Example(NamedTuple):
         total = examples.sum()
         return losses * (weights / torch.where(total > 0, total, 1))
 
-    def shares(self, statistics: PopArtState) -> tuple[Tensor | float, Tensor]:
-        """The share of each target in those of its task, and the count of its task, to broadcast with the targets."""
+    def shares(self, statistics: PopArtState) -> tuple[Tensor | float, Tensor | float, Tensor]:
+        """To broadcast with the targets: their shares in all targets of their task, how many it has, and its count."""
         tasks, count, weights = self.tasks, statistics.count, self.weights
         if tasks is None and weights is None:
-            return count.shape[-1] / max(self.y.numel(), 1), count if count.shape[-1] > 1 else count.squeeze(-1)
+            number = max(self.y.numel(), 1) / count.shape[-1]
+            return 1 / number, number, count if count.shape[-1] > 1 else count.squeeze(-1)
         weights = torch.ones_like(self.y, dtype=statistics.shift.dtype) if weights is None else weights
         if tasks is None:
             flat = weights.reshape(-1, count.shape[-1])
@@ -165,9 +166,10 @@ class Example(NamedTuple):
             rows = tasks.expand(self.y.shape).reshape(-1).long()
             total = torch.zeros_like(statistics.scale).index_add(0, rows, weights.reshape(-1).to(statistics.scale))
             total, count = (field.index_select(0, rows).reshape(self.y.shape) for field in (total, count))
-        return torch.where(weights > 0, weights, 1) / torch.where(total > 0, total, 1), (
-            count.squeeze(-1) if tasks is None and count.shape[-1] == 1 else count
-        )
+        if tasks is None and count.shape[-1] == 1:
+            count = count.squeeze(-1)
+        samples = torch.where(total > 0, total, 1)
+        return torch.where(weights > 0, weights, 1) / samples, samples, count
 
     def rescale(self, statistics: PopArtState, delta: Tensor, *, inverse: bool = False) -> Tensor:
         """``δ / σ``, or the inverse ``σ δ``: changes the units of a difference, to which the shift does not apply."""
