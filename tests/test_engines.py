@@ -430,7 +430,7 @@ def test_auto_takes_inductor_where_it_should_be_faster(monkeypatch):
 
     start = torch.zeros(1, 128, 128)
     engines.selection._say_once.cache_clear()
-    monkeypatch.setattr(cost_model, "predict_here", lambda graph, lanes: cost_model.PredictedSeconds(3e-5, 3e-5, 1e-5))
+    monkeypatch.setattr(cost_model, "predict_here", lambda *_, **__: cost_model.PredictedSeconds(3e-5, 3e-5, 1e-5))
     monkeypatch.setattr(engines.inductor, "run", lambda lanes: (f"{lanes.steps} steps", ()))
     with pytest.warns(UserWarning, match=r"'auto': a step should take .* ms on native .* Going on with inductor"):
         assert scan_lanes(step, start, length=10**6)[0] == "1000000 steps"

@@ -113,7 +113,7 @@ def test_several_results() -> None:
         ("popart_func_tests::absent", lowering, ValueError, "`op` must be an op of PyTorch or its name, .*::absent'"),
         ("no such op", lowering, ValueError, "`op` must be an op of PyTorch or its name, 'namespace::name', got 'no s"),
         (len, lowering, ValueError, "`op` must be an op of PyTorch .* got <built-in function len>"),
-        ("elu", lowering, ValueError, "tracing replaces 'elu' by simpler ops, so that .* register those of them"),
+        ("selu", lowering, ValueError, "tracing replaces 'selu' by simpler ops, so that .* register those of them"),
         ("matmul", lowering, ValueError, "tracing replaces 'matmul' by simpler ops"),
         ("tanh", lowering, ValueError, "there is a lowering of 'tanh' already: pass replace=True"),
         (softer, "lowering", TypeError, "`lowering` must be a function, got str"),

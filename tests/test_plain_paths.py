@@ -132,5 +132,5 @@ def test_embedding_bags(mode: str, padding: int | None) -> None:
 
 
 def test_embedding_bag_without_offsets() -> None:
-    with pytest.raises(ValueError, match="`offsets` must be given"):
+    with pytest.raises(ValueError, match="offsets has to be a 1D Tensor"):
         to_jax_function(nn.EmbeddingBag(5, 3))(jnp.array([1, 2]))

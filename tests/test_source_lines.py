@@ -38,7 +38,7 @@ def test_code_that_is_in_no_file(filename: str, with_source: bool, monkeypatch: 
     step = compiled(filename, monkeypatch, with_source=with_source)
     with pytest.raises(TypeError, match=r"^scan: the value of a tensor is read in ") as caught:
         scan(step, torch.tensor(0.0), torch.ones(3), engine="native")
-    where = f" in {filename}:3: `if x > 0:`: a step" if with_source else f" in {filename}:3: a step"
+    where = f" in {filename}:3: `if x > 0:`: one step" if with_source else f" in {filename}:3: one step"
     assert where in str(caught.value)
 
 

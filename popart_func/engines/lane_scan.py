@@ -100,7 +100,7 @@ class LaneScan:
         check = functools.partial(check_carry, self)
         try:
             graph = trace_step(self.step, self.structure, inputs, caller=self.caller, check=check)
-        except (TraceError, UnsupportedError):
+        except (TraceError, UnsupportedError, Warning):  # a warning, where filters make errors of them
             raise
         except Exception as error:
             failure = error

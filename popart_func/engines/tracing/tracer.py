@@ -49,7 +49,7 @@ from popart_func.engines.tracing.walk import Values, substitute, walk
 
 __all__ = ["record", "trace_step"]
 
-MANY_OPERATIONS = 5000
+MANY_OPERATIONS = 10_000
 """From how many operations on a step is said to have too many: compiling it takes minutes."""
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
@@ -136,8 +136,8 @@ def _trace(
     refuse_draws(caller, recording.graph)
     if len(recording.graph.nodes) > MANY_OPERATIONS:
         warnings.warn(
-            f"{caller}: the step has {len(recording.graph.nodes)} operations, since a Python loop is unrolled: write "
-            f"popart_func.scan or fori_loop inside it, whose body is traced and compiled once.",
+            f"{caller}: the step has {len(recording.graph.nodes)} operations, which take long to compile. A Python "
+            f"loop is unrolled: write popart_func.scan or fori_loop inside the step, whose body is compiled once.",
             stacklevel=2,
         )
     return StepGraph(
