@@ -288,7 +288,9 @@ def test_hyper_parameters_keep_their_kind(engine):
     assert rate.dtype == torch.float32
 
 
-@pytest.mark.parametrize("engine", RUNNABLE)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name for name in RUNNABLE]
+)
 def test_whole_numbers_as_rates(engine):
     start, xs, _ = learner_problem(torch.float32)
     whole = scan_lanes(learner_step, start, xs, hparams={"learning_rate": 0, "step_size": 1}, engine=engine)

@@ -151,6 +151,7 @@ for steps in (10, 600):
 """
 
 
+@pytest.mark.slow
 def test_inside_torch_compile() -> None:
     """In a process of its own, whose annotations are not enforced: TorchDynamo can't trace that."""
     result = new_process.run(IN_TORCH_COMPILE)

@@ -14,7 +14,12 @@ from popart_func.engines import ENGINES, available_engines, scan_lanes
 
 APPLY = pf.stateless(pf.UnifiedModel(4, 8, 2))
 PARAMS = pf.init_params(lambda: pf.UnifiedModel(4, 8, 2), 0)
-RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
+# What engines compute is the same (`test_engines`); inductor compiles for ten seconds, with -m slow only.
+RUNNABLE = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name
+    for name in ENGINES
+    if available_engines()[name] is None
+]
 
 
 def learner_with(learning_rate, step_size=0.1, optimizer=None, **options):

@@ -91,52 +91,58 @@ def catch_values(discount=0.99):
     return torch.stack(boards), torch.stack(values)
 
 
-@pytest.mark.parametrize("algorithm", ["dqn", pytest.param("q", marks=pytest.mark.slow)])
-def test_known_values(algorithm):
-    """Learned from random actions: the bandit's rewards, and Catch's best values by dynamic programming."""
+def learned_values(algorithm, environment, steps, observations, learning_rate):
+    """The values that are learned from random actions, in the rewards' units: ``[scales, observations, actions]``."""
     scales = torch.tensor([1e-3, 1e3]).repeat_interleave(4)
 
-    def run(environment, steps, observations, learning_rate):
-        def made(scale):
-            return agent_of(algorithm, environment, scale, learning_rate)
+    def made(scale):
+        return agent_of(algorithm, environment, scale, learning_rate)
 
-        def step(state, _, hparams):
-            return made(hparams["scale"])[0].step(state)
+    def step(state, _, hparams):
+        return made(hparams["scale"])[0].step(state)
 
-        def values(state, scale):
-            return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
+    def values(state, scale):
+        return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
 
-        start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
-        last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
-        return torch.vmap(values)(last, scales).unflatten(0, (2, 4)).mean(1)  # over seeds
+    start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
+    last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
+    return torch.vmap(values)(last, scales).unflatten(0, (2, 4)).mean(1)  # over seeds
 
+
+@pytest.mark.parametrize("algorithm", ["q", pytest.param("dqn", marks=pytest.mark.slow)])
+def test_the_bandit_s_values_are_its_rewards(algorithm):
     rewards = torch.arange(11) / 10
-    arms = run(Bandit(rewards), 3000, torch.ones(1), 0.002)
+    arms = learned_values(algorithm, Bandit(rewards), 3000, torch.ones(1), 0.002)
     torch.testing.assert_close(arms, rewards.expand(2, 11), atol=0.1, rtol=0)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "steps", "middle", "most"), [("q", 40_000, 0.2, 0.45), ("dqn", 8000, 0.08, 0.2)])
+def test_catch_s_values_are_those_of_dynamic_programming(algorithm, steps, middle, most):
+    """The errors' median and 90th percentile; learning from one transition at a time is noisy."""
     boards, best = catch_values()
-    errors = (run(Catch(), 40_000 if algorithm == "q" else 8000, boards, 0.003) - best).abs()
-    middle, most = (0.2, 0.45) if algorithm == "q" else (0.08, 0.2)  # one transition at a time is noisy
+    errors = (learned_values(algorithm, Catch(), steps, boards, 0.003) - best).abs()
     assert errors.median() < middle
     assert errors.quantile(0.9) < most
 
 
 def test_play_and_report(tmp_path, capsys):
-    """With Pop-Art the runs of powers of two are the same to the bit; plain ones are not. The command's files."""
+    """The command's files. With Pop-Art the runs of powers of two are the same to the bit; plain ones are not."""
     powers = (2.0**-10, 1.0, 2.0**10)
-    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=900, engine="native", quiet=True)
-    popart, plain = (found["total_return"].sel(learner=f"q_{critic}") for critic in ("popart", "plain"))
-    for scale in (powers[0], powers[2]):
-        np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
-        assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
-    assert (found["episodes"].isel(step=-1) == 100).all()
-
-    words = ["rl", "--seeds=2", "--steps=360", "--agents", "q-popart", "q-plain", "--reward-scales", "1", "1000"]
-    assert main([*words, "--out", str(tmp_path)]) == 0
+    words = ["rl", "--seeds=2", "--steps=900", "--agents", "q-popart", "q-plain", "--engine=native"]
+    assert main([*words, "--reward-scales", *map(str, powers), "--out", str(tmp_path)]) == 0
     assert "catch_scale" in capsys.readouterr().out
     agents = json.loads((tmp_path / "summary.json").read_text())["experiments"]["catch_scale"]["agents"]
     assert agents.keys() == {"q-popart", "q-plain"}
     for agent in agents.values():
         assert agent["low"] <= agent["score"] <= agent["high"]
-        assert agent["by_scale"].keys() == {"1", "1000"}
+        assert agent["by_scale"].keys() == {"0.000976562", "1", "1024"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scores.png", "curves_catch_scale.png"))
+
+    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=900, store=tmp_path / "catch_scale")
+    assert found.attrs["lane_steps"] == 0, "the command's store has it all"
+    popart, plain = (found["total_return"].sel(learner=f"q_{critic}") for critic in ("popart", "plain"))
+    for scale in (powers[0], powers[2]):
+        np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
+        assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
+    assert (found["episodes"].isel(step=-1) == 100).all()

@@ -1,12 +1,15 @@
-"""Start-up time: keeps the garbage collector out of tracing. `_torch.without_dynamo` keeps TorchDynamo's import out."""
+"""Start-up: keeps the garbage collector out of tracing, and has ops looked up. `_torch` keeps out TorchDynamo."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterator
 
-__all__ = ["without_collector"]
+import torch
+
+__all__ = ["look_up_ops", "without_collector"]
 
 
 @contextlib.contextmanager
@@ -23,3 +26,15 @@ def without_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@functools.cache
+def look_up_ops() -> None:
+    """Calls the ops that engines call around a kernel, so that a fork beside another thread's first call can't hang.
+
+    PyTorch looks an op up at its first call, and holds a lock meanwhile. A fork in that moment inherits it held. A fork
+    waits for traces, so that ops which are called within one are safe.
+    """
+    some = torch.zeros(2, 2, device="cpu")
+    some.mT.resolve_neg().contiguous().to("cpu")
+    torch.empty(2, 2, device="cpu").copy_(some)

@@ -42,7 +42,7 @@ from popart_func.engines.tracing.source_lines import (
     reads_values,
     user_line,
 )
-from popart_func.engines.tracing.start_up import without_collector
+from popart_func.engines.tracing.start_up import look_up_ops, without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.tidy import drop_unused, join_loops, merge_equal
 from popart_func.engines.tracing.walk import Values, substitute, walk
@@ -82,6 +82,7 @@ def trace_step(
     key = structure, tuple(inputs), ambient_settings(), module_modes(function)
     trace = functools.partial(_trace, function, structure, tuple(inputs), caller, check)
     with _lock:
+        look_up_ops()
         # A mode that sees every function may change what they do, as `random.keyed` does: its graph is for once.
         graphs = {} if function_modes() or dispatch_modes() else _graphs_of(function)
         if key not in graphs or not graphs[key].holds():
