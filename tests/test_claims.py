@@ -119,7 +119,9 @@ def test_algorithms_1_and_2_agree_over_a_whole_stream(outputs):
     assert errors[-500:].median() < errors[:500].median(), "and it has learned something"
 
 
-@pytest.mark.parametrize("engine", RUNNABLE)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name for name in RUNNABLE]
+)
 @pytest.mark.usefixtures("unchecked")
 def test_50_lanes_at_once_are_50_single_lanes(engine):
     """Before the first spike the runs are not chaotic: rounding of errors up to 1023 grows by a small factor only."""

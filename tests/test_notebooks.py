@@ -19,6 +19,10 @@ SMALLER = {
 """What makes a notebook run in a quarter of its time; with ``-m slow`` it runs as it is."""
 
 
+LONGEST = ("multi_seed_sweep", "td_learning")
+"""Notebooks that take more than ten seconds even so."""
+
+
 def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} > set(SMALLER)
 
@@ -26,7 +30,11 @@ def test_there_are_notebooks():
 # IPython's kernel and its sockets give warnings of their own at start.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("smaller", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["smaller", "as_it_is"])
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem in LONGEST else path for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook(path, smaller, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -509,6 +509,7 @@ assert torch.equal(torch.compile(_xla.erfinv, fullgraph=True)(numbers), _xla.erf
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compiler.why_no_compiler() is not None, reason="no C++ compiler")
 def test_a_compiled_function_draws_what_it_draws_uncompiled() -> None:
     """Equal to the bit, in lanes."""
