@@ -32,7 +32,7 @@ def rl(
     reward_scales: Annotated[
         tuple[Annotated[float, Parameter(validator=(Number(gt=0, lt=math.inf), check_float32))], ...], words()
     ] = REWARD_SCALES,
-    steps: Annotated[int | None, whole_number(4)] = None,
+    steps: Annotated[int | None, whole_number(1001)] = None,
     chunk: Annotated[int, whole_number(1)] = 128,
     engine: Engine = "auto",
     out: Directory = Path("rl"),
@@ -60,8 +60,8 @@ def rl(
     reward_scales
         What rewards are multiplied by.
     steps
-        How many actions; by default bsuite's 10,000 episodes of the bandit and of Catch, and 100,000 actions of the
-        others.
+        How many actions, at least those of the longest episode, rounded up to a multiple of four; by default bsuite's
+        10,000 episodes of the bandit and of Catch, and 100,000 actions of the others.
     chunk
         How many lanes run together, and are written together.
     out

@@ -9,6 +9,7 @@ __all__ = [
     "AGENT_NAMES",
     "ALGORITHMS",
     "COMPETITORS",
+    "CRITICS",
     "HALF_DECADES",
     "JAX_COMPETITORS",
     "LABELS",
@@ -59,7 +60,8 @@ SCALE_EXPERIMENTS = ("bandit_scale", "catch_scale", "cartpole_scale", "mountain_
 REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
 """bsuite's scales of the rewards."""
 
-AGENT_NAMES = tuple(
-    f"{algorithm}-{critic}" for algorithm in ("q", "dqn") for critic in ("plain", "art", "popart", "normalized")
-)
-"""The agents, an algorithm and what learns its values."""
+CRITICS = ("plain", "art", "popart", "normalized")
+"""What learns the values of an agent, see `agents.critics`."""
+
+AGENT_NAMES = tuple(f"{algorithm}-{critic}" for algorithm in ("q", "dqn") for critic in CRITICS)
+"""The agents: an algorithm and a critic."""

@@ -9,10 +9,11 @@ normalized: targets as they are, with the gradient below the head scaled (Algori
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from torch import Tensor
 
+from popart_func.experiments.names import CRITICS
 from popart_func.learners import (
     Apply,
     Learner,
@@ -26,10 +27,7 @@ from popart_func.models import Params
 from popart_func.optim import GradientTransformation
 from popart_func.pop_art import PopArt, unnormalize
 
-__all__ = ["CRITICS", "Critic", "CriticName", "make_critic"]
-
-CriticName = Literal["plain", "art", "popart", "normalized"]
-CRITICS: tuple[CriticName, ...] = get_args(CriticName)
+__all__ = ["Critic", "make_critic"]
 
 
 class Critic(NamedTuple):
@@ -47,16 +45,19 @@ class Critic(NamedTuple):
 
 
 def make_critic(
-    name: CriticName, apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "head"
+    name: str, apply: Apply, optimizer: GradientTransformation, popart: PopArt, *, head: str = "head"
 ) -> Critic:
     """The critic of a name.
 
     Args:
-        name: one of `CRITICS`.
+        name: one of `names.CRITICS`.
         apply: ``apply(params, x)`` -> outputs.
         optimizer: such as `optim.adam(1e-3)`.
         popart: the statistics, which plain critics leave alone.
         head: the name of the last linear layer.
+
+    Raises:
+        ValueError: there is no such critic.
     """
 
     def unnormalized(state: LearnerState, params: Params, x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class Catch:
 
     def observe(self, state: CatchState) -> Tensor:
         """The board of a state."""
-        cells = torch.arange(self.rows * self.columns)
+        cells = torch.arange(self.rows * self.columns, device=state.ball_x.device)
         ball = cells == state.ball_y * self.columns + state.ball_x
         paddle = cells == (self.rows - 1) * self.columns + state.paddle_x
         return (ball | paddle).to(self.dtype)
@@ -118,7 +118,8 @@ class CartPole:
     """bsuite's cart-pole: three actions, steps of 0.01 s, ten seconds; a reward of 1 for each step in balance.
 
     An episode ends when the pole leans too far, the cart is 3 from the middle, or the time is over. The observation is
-    ``[x / 3, x_dot / 3, sin(theta), cos(theta), theta_dot, time / 10]``.
+    ``[x / 3, x_dot / 3, sin(theta), cos(theta), theta_dot, time / 10]``. The time is a sum: ten seconds are over after
+    1001 steps in float64, as in bsuite, and after 1000 in float32.
     """
 
     height_threshold: float = 0.8

@@ -15,7 +15,6 @@ from torch import Tensor
 from popart_func import random, sweeps
 from popart_func.engines import scan
 from popart_func.experiments.agents import Agent, dqn, make_critic, q_learning
-from popart_func.experiments.agents.critics import CRITICS, CriticName
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.environments import Environment, scale_rewards
 from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
@@ -23,11 +22,11 @@ from popart_func.experiments.reward_scales.tasks import TASKS, Task
 from popart_func.learners import Learner
 from popart_func.optim import adam
 from popart_func.pop_art import popart
-from popart_func.sweeps._checks import as_names
+from popart_func.sweeps._checks import as_count, as_names
 from popart_func.sweeps.records import Record
 from popart_func.sweeps.workers import Workers
 
-__all__ = ["SETTINGS", "Tally", "play", "tally_of"]
+__all__ = ["SETTINGS", "Setting", "Tally", "play"]
 
 _DESCRIPTION = "episodes, the sum of their returns and the best of them, at the points of a curve"
 
@@ -68,20 +67,20 @@ class Tally(NamedTuple):
     running: Tensor
 
 
-def make_agent(name: str, environment: Environment, learning_rate: Any, step_size: Any) -> Agent:
+def _make_agent(name: str, environment: Environment, learning_rate: Any, step_size: Any) -> Agent:
     """The agent of a name."""
     algorithm, critic_name = name.split("_")
     # The lower bound lies far below bsuite's smallest rewards. With bias correction the scale is that of the first
     # targets, instead of 1 for as long as statistics with a small step size remember it.
     statistics = popart(1, step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
-    critic = make_critic(_critic(critic_name), apply_mlp, adam(learning_rate), statistics)
+    critic = make_critic(critic_name, apply_mlp, adam(learning_rate), statistics)
     if algorithm == "q":
         return q_learning(environment, critic)
     return dqn(environment, critic, batch_size=16, steps_per_update=4)
 
 
-def tally_of(state: tuple[Any, Tally, Tensor], info: Any) -> Tensor:
-    """What is recorded of a step: episodes, their returns' sum, the best of them, and the reward of the step."""
+def _tally_of(state: Any, info: Tensor) -> Tensor:
+    """What is recorded of a step: the episodes, the sum of their returns, and the best of them."""
     return info
 
 
@@ -107,7 +106,7 @@ def play(
         reward_scales: what rewards are multiplied by.
         seeds: distinct integers: of the environment, the network and the actions.
         settings: hyper-parameters by the agent's name; by default those of `SETTINGS`.
-        steps: how many actions; by default the experiment's.
+        steps: how many actions, rounded up to a multiple of four; by default the experiment's.
         chunk_size: as in `sweeps.run`.
         engine: as in `sweeps.run`.
         store: as in `sweeps.run`.
@@ -117,22 +116,32 @@ def play(
     Returns:
         ``episodes``, ``total_return`` and ``best_episode`` over learner, reward_scale, seed and ``step``: learning
         curves of at most 200 points, the last of which bsuite scores. ``step`` is the number of actions before a point.
+
+    Raises:
+        TypeError, ValueError: an unknown experiment, agent or setting; fewer steps than an episode may have, so that a
+            run could end without one; and as `sweeps.run`.
     """
     as_names("play", "task", [task], list(TASKS))
-    names = [name.replace("-", "_") for name in as_names("play", "agents", agents, AGENT_NAMES)]
+    agents = as_names("play", "agents", agents, AGENT_NAMES)
+    names = [name.replace("-", "_") for name in agents]  # the sweep's learners are identifiers
     chosen = TASKS[task]
-    steps = chosen.steps if steps is None else steps
+    steps = as_count("play", "steps", chosen.steps if steps is None else steps)
+    if steps < chosen.longest:
+        raise ValueError(f"play: `steps` must be at least {chosen.longest}, an episode of {task}, got {steps}.")
+    given = dict(settings or {})
+    if unknown := given.keys() - set(agents):
+        raise ValueError(f"play: `settings` must be of the agents {list(agents)}, got {sorted(unknown)}.")
     learners = {}
     for name in names:
-        setting = (settings or {}).get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
+        setting = given.get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
         learners[name] = functools.partial(_counted, chosen, name, setting)
-    samples = steps // ACTIONS
+    samples = -(-steps // ACTIONS)
     found = sweeps.run(
         learners,
         torch.zeros(samples, dtype=torch.int8),
         _start,
         sweeps.lanes(seeds, reward_scale=reward_scales),
-        record={"tally": Record(tally_of, _points, None, _DESCRIPTION)},
+        record={"tally": Record(_tally_of, _points, None, _DESCRIPTION)},
         chunk_size=chunk_size,
         engine=engine,
         store=store,
@@ -146,10 +155,6 @@ def play(
     return xarray.Dataset(parts, attrs=found.attrs).rename({point: "step"}).assign_coords(step=at)
 
 
-def _critic(name: str) -> CriticName:
-    return next(known for known in CRITICS if known == name)
-
-
 def _start(seed: int) -> dict[str, Tensor]:
     return {"key": random.key(seed)}
 
@@ -159,7 +164,7 @@ def _counted(task: Task, name: str, setting: Setting, reward_scale: Tensor) -> L
 
     def agent_of(key: Tensor) -> Agent:
         environment = scale_rewards(task.make(key), reward_scale)
-        return make_agent(name, environment, *setting)
+        return _make_agent(name, environment, *setting)
 
     def init(params: Any) -> Any:
         for_task, for_agent = random.split(params["key"], 2)

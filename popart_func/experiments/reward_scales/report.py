@@ -26,10 +26,10 @@ __all__ = ["draw_curves", "draw_scores", "name_of_agent", "scores", "summary", "
 WINDOWS = 40
 """How many points a learning curve of returns has: each is the mean return of the episodes between two of them."""
 
-_ALGORITHMS = {"q": "Q-learning", "dqn": "DQN", "ppo": "PPO", "vtrace": "V-trace"}
+_ALGORITHMS = {"q": "Q-learning", "dqn": "DQN"}
 _CRITICS = {"plain": "plain", "art": LABELS["art"], "popart": LABELS["popart"], "normalized": "normalized"}
 _COLORS = {"plain": "#D55E00", "art": "#009E73", "popart": "#0072B2", "normalized": "#00304D"}
-_DASHES = {"q": "-", "dqn": "--", "ppo": "-", "vtrace": "--"}
+_DASHES = {"q": "-", "dqn": "--"}
 
 
 def name_of_agent(learner: str) -> str:
@@ -190,11 +190,14 @@ def draw_curves(task: str, dataset: xarray.Dataset, path: Destination) -> None:
 
 
 def _returns(dataset: xarray.Dataset) -> xarray.DataArray:
-    """The mean return of the episodes that ended in each of `WINDOWS` windows. Where none did, so far."""
+    """The mean return of the episodes that ended in each of `WINDOWS` windows.
+
+    A window in which none ended has the mean of all before, and NaN, a gap, where none has ended yet.
+    """
     at = np.linspace(0, dataset.sizes["step"] - 1, WINDOWS + 1).round().astype(int)
     part = dataset.isel(step=np.unique(at))
     episodes, total = part["episodes"].diff("step"), part["total_return"].diff("step")
-    so_far = (part["total_return"] / part["episodes"].clip(min=1)).isel(step=slice(1, None))
+    so_far = (part["total_return"] / part["episodes"].where(part["episodes"] > 0)).isel(step=slice(1, None))
     return xarray.where(episodes > 0, total / episodes.clip(min=1), so_far)
 
 

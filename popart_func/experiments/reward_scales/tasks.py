@@ -27,6 +27,7 @@ class Task:
     Attributes:
         make: ``make(key)`` -> the environment of a seed.
         episodes: how many episodes are counted, as in bsuite.
+        longest: the most actions that an episode has.
         steps: how many actions a run has. Episodes of Catch have nine; those of the last two as many as the agent makes
             them have, so that a run is cut at a number of actions, and counts the episodes that it finished.
         best_return: of an episode: what regret is counted from.
@@ -36,6 +37,7 @@ class Task:
 
     make: Callable[[Tensor], Environment]
     episodes: int
+    longest: int
     steps: int
     best_return: float
     base_regret: float
@@ -48,9 +50,13 @@ class Task:
             episodes: how many episodes were counted, ``[...]``.
             total_return: the sum of their returns.
             best_episode: the largest of their returns.
+
+        Raises:
+            ValueError: a run has finished no episode.
         """
-        # A run without a finished episode has the regret of its return so far.
-        regret = self.best_return - total_return / np.maximum(episodes, 1)
+        if (np.asarray(episodes) < 1).any():
+            raise ValueError("score: `episodes` must be at least 1 in each run, got 0.")
+        regret = self.best_return - total_return / episodes
         score = np.clip(1 - regret / self.base_regret, 0, 1)
         if self.good_return is None:
             return score
@@ -58,10 +64,10 @@ class Task:
 
 
 TASKS = {
-    "bandit_scale": Task(Bandit.shuffled, 10_000, 10_000, 1.0, 0.5),
-    "catch_scale": Task(lambda key: Catch(), 10_000, 90_000, 1.0, 1.6),
-    "cartpole_scale": Task(lambda key: CartPole(), 1000, 100_000, 1000.0, 1000.0, good_return=500.0),
-    "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 100_000, -100.0, 1000.0),
+    "bandit_scale": Task(Bandit.shuffled, 10_000, 1, 10_000, 1.0, 0.5),
+    "catch_scale": Task(lambda key: Catch(), 10_000, 9, 90_000, 1.0, 1.6),
+    "cartpole_scale": Task(lambda key: CartPole(), 1000, 1001, 100_000, 1000.0, 1000.0, good_return=500.0),
+    "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 1000, 100_000, -100.0, 1000.0),
 }
 """The experiments by name."""
 
