@@ -15,13 +15,12 @@ from popart_func.engines.loops.while_loop import WhileLoop
 from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load
 from popart_func.engines.native.kernel import Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
-from popart_func.engines.native.statements import Nested, NestedResult, Program, Window, reads, writes
+from popart_func.engines.native.statements import Nested, NestedResult, Program, Window, needed, reads, writes
 from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 
 __all__ = ["lower_loop"]
 
 LowerGraph = Callable[[Kernel, fx.Graph, Sequence[Expr]], list[Expr]]
-FinishProgram = Callable[..., Program]
 
 
 def lower_loop(kernel: Kernel, loop: LoopTarget, operands: Sequence[Expr], lower_graph: LowerGraph) -> list[Expr]:
@@ -150,13 +149,7 @@ def _program(
     child: Kernel, inputs: Sequence[Buffer], moving: int, carry: Sequence[Buffer | None], ys: Sequence[Buffer]
 ) -> Program:
     """The program of a body; what it reads of the program around it is among its inputs."""
-    used: set[Buffer | None] = {*carry, *ys}
-    needed = []
-    for statement in reversed(child.statements):
-        if writes(statement) in used:
-            needed.append(statement)
-            used |= {load.buffer for load in reads(statement)}
-    statements = tuple(reversed(needed))
+    statements = needed(child.statements, {*carry, *ys})
     filled = {writes(statement) for statement in statements}
     read = dict.fromkeys(load.buffer for statement in statements for load in reads(statement))
     outside = [buffer for buffer in read if buffer not in filled and buffer not in inputs]
