@@ -22,7 +22,7 @@ from popart_func.engines.native.statements import (
 )
 from popart_func.engines.native.writer import CodeWriter, operations
 
-__all__ = ["LoopWriter", "tiles"]
+__all__ = ["TILE", "LoopWriter", "tiles"]
 
 TILE = 12
 """How many sums of a matrix product are kept in registers at once, where there are at least 16.

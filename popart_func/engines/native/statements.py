@@ -126,7 +126,7 @@ class Window(NamedTuple):
 class Nested:
     """A loop inside a step: runs programs that read buffers of the program around it.
 
-    A `NestedResult` stands for each of its results, which wait for it in that way.
+    A `NestedResult` follows it for each of its results, so that what reads a result waits for the loop.
 
     Attributes:
         kind: ``"scan"``, ``"while"`` or ``"if"``.

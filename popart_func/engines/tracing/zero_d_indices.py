@@ -45,15 +45,9 @@ class ZeroDIndices(TorchFunctionMode):
                 new = new.unsqueeze(new.ndim - after)
             part[(*(slice(None) for _ in range(axis)), position.reshape(1))] = new
             return None
-        mask = torch.ones((), dtype=torch.bool, device=x.device)
-        (new,) = value
-        for axis, position in reversed(axes):
-            length, after = part.shape[axis], part.ndim - axis - 1
-            along = torch.arange(length, device=x.device).reshape(-1, *(1 for _ in range(after)))
-            mask = mask & (along == torch.where(position < 0, position + length, position))
-            if isinstance(new, Tensor) and new.ndim > after:
-                new = new.unsqueeze(new.ndim - after)
-        return part.copy_(torch.where(mask, new, part))
+        front = part.movedim([axis for axis, _ in axes], list(range(len(axes))))
+        front[tuple(position.reshape(1) for _, position in axes)] = value[0]
+        return None
 
 
 def _is_zero_d(part: Any) -> bool:
