@@ -131,9 +131,7 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
     check_function("fori_loop", "body", body)
     check_tensors("fori_loop", "`carry`", carry)
     for name, bound in (("lower", lower), ("upper", upper)):
-        if not isinstance(bound, int | Tensor) or (
-            isinstance(bound, Tensor) and (bound.ndim or not _is_integer(bound))
-        ):
+        if not isinstance(bound, int) and not _is_integer(bound):
             raise TypeError(f"fori_loop: `{name}` must be an integer or an integer tensor of shape (), got {bound!r}.")
     if isinstance(lower, int) and isinstance(upper, int):
         if upper <= lower:
@@ -153,8 +151,11 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
     )[1]
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+def _is_integer(bound: Any) -> bool:
+    """Whether a bound is an integer tensor without axes."""
+    if not isinstance(bound, Tensor) or bound.ndim:
+        return False
+    return not (bound.is_floating_point() or bound.is_complex() or bound.dtype == torch.bool)
 
 
 def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyTree) -> PyTree:
@@ -206,11 +207,12 @@ def cond(
 ) -> PyTree:
     """Returns ``true(*operands)`` or ``false(*operands)``, as `jax.lax.cond` does.
 
-    In lanes, those of `torch.vmap` and of `scan_lanes` on the engine `eager`, both branches run, and each lane selects
-    the results of its own. An error in a branch that a lane does not take, such as an index out of range, is raised
-    then. Operands have a gradient of 0 through the branch that is not taken. Tensors that a branch closes over may have
-    a gradient of NaN through it: pass them as operands where a branch divides by 0 or overflows. On the engine `native`
-    a branch runs if some lane of a block takes it; errors in the other lanes are not raised.
+    In the lanes of `torch.vmap`, and of `scan_lanes` on the engine `eager`, both branches run for all lanes if the
+    predicate has a value in each lane, and each lane selects the results of its branch. So an error in a branch that a
+    lane does not take, such as an index out of range, is raised. On `eager` an operand has a gradient of 0 through the
+    branch that is not taken. A tensor that a branch closes over may have a gradient of NaN through it, where the branch
+    divides by 0 or overflows: pass such a tensor as an operand. On the engine `native` a branch runs if some lane of a
+    block takes it, and errors of the other lanes are not raised.
 
     Args:
         predicate: a bool, or a bool tensor of shape ().

@@ -49,7 +49,7 @@ def while_in_python(condition: Callable[..., Any], body: Callable[..., Any], car
 
 
 def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[..., Any], operands: Any) -> PyTree:
-    """Runs the branch that a predicate chooses. Where it has lanes, both branches run and each lane selects its results."""
+    """Runs the branch that a predicate chooses. In lanes both branches run, and each lane selects its results."""
     lanes = _values(predicate)
     if not lanes.ndim:
         return true(*operands) if lanes else false(*operands)

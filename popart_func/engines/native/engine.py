@@ -103,7 +103,7 @@ def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
 
 
 def planned(scan: LaneScan, graph: StepGraph) -> KernelPlan:
-    """The plan of a step's kernel; under pytest, each stage is checked.
+    """The plan of a step's kernel; each stage is checked where `validation.ENABLED` is True.
 
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks.

@@ -31,7 +31,7 @@ def decomposition(op: Any) -> Decomposition | None:
 
 @functools.cache
 def _table() -> dict[Any, Decomposition]:
-    """PyTorch's core decompositions, and those of ops that it keeps whole for a speed that no engine here gains."""
+    """PyTorch's core decompositions, and those of some ops that PyTorch keeps whole for speed."""
     aten = torch.ops.aten
     table, every = core_decompositions()
     for packet in (

@@ -30,7 +30,7 @@ from popart_func.engines.tracing.decompositions import taken_apart, taken_apart_
 from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
 from popart_func.engines.tracing.known_values import KnownValues, has_mask, mask_places, written_by
 from popart_func.engines.tracing.mutations import functional_variant
-from popart_func.engines.tracing.shapes import TensorSpec, blank, infer, map_tensors
+from popart_func.engines.tracing.shapes import TensorSpec, blank, blank_of, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
     Line,
     TraceError,
@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):
 
     def input(self, spec: TensorSpec) -> Traced:
         """Adds the next input."""
-        return self._placeholder(f"arg{len(self._placeholders)}_1", _plain(spec), spec.device)
+        return self._placeholder(f"arg{len(self._placeholders)}_1", blank_of(spec), spec.device)
 
     def constant(self, tensor: Tensor, *, is_own: bool = False) -> Traced:
         """The input that stands for a tensor which the step does not compute.
@@ -98,7 +98,7 @@ class Recorder(TorchDispatchMode):
         if id(tensor) not in self._traced:
             name = f"constant_{len(self.constants)}"
             if isinstance(tensor, Traced) or is_functorch_wrapped_tensor(tensor):  # of the trace around a loop's body
-                stand_in, known = _plain(TensorSpec.of(tensor)), None
+                stand_in, known = blank_of(TensorSpec.of(tensor)), None
             else:
                 with apart_from_transforms():
                     stand_in, known = blank(tensor.shape, tensor.stride(), tensor.dtype), tensor
@@ -284,7 +284,7 @@ class Recorder(TorchDispatchMode):
             results = []
             for index, spec in enumerate(specs):
                 part = self.graph.call_function(operator.getitem, (node, index))
-                traced = Traced(_plain(spec), spec.device, part)
+                traced = Traced(blank_of(spec), spec.device, part)
                 part.meta["val"], part.meta["line"] = traced, line
                 results.append(traced)
         node.meta["val"], node.meta["line"] = results, line
@@ -340,12 +340,6 @@ def is_recording() -> bool:
 def recorder_here() -> Recorder | None:
     """The innermost recorder that is entered in this thread."""
     return next((mode for mode in reversed(dispatch_modes()) if isinstance(mode, Recorder)), None)
-
-
-def _plain(spec: TensorSpec) -> Tensor:
-    """A contiguous stand-in, made also while the recorder, or a transform of `torch.func`, is entered."""
-    with apart_from_transforms():
-        return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
 
 
 def _name(func: Any) -> str:

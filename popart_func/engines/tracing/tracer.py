@@ -49,7 +49,7 @@ from popart_func.engines.tracing.walk import Values, substitute, walk
 __all__ = ["record", "trace_step"]
 
 MANY_OPERATIONS = 10_000
-"""From how many operations on a step is said to have too many: compiling it takes minutes."""
+"""From how many operations on a warning says that a step takes long to compile."""
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time

@@ -35,13 +35,13 @@ ANY_ORDER = frozenset(
         *("skipping_maximum({0}, {1})", "skipping_minimum({0}, {1})", "({0} != 0) | ({1} != 0)"),
     )
 )
-"""How elements may be combined in any order, from a start that changes nothing; sums and products up to rounding."""
+"""What combines elements in any order with the same result, sums and products up to rounding."""
 
 SIDE_BY_SIDE = 64
-"""At most so many partial results of a reduction are under way at once."""
+"""The most partial results that a reduction computes at once."""
 
 SPARE = 16
-"""Elements for which there is room behind each buffer, and a multiple of which loops may go through."""
+"""How many elements fit behind each buffer; a loop may go on to a multiple of it."""
 
 SHORT = 4
 """Axes that are shorter than this are not vectorized."""
@@ -54,7 +54,7 @@ class NestFunction(NamedTuple):
         parameters: the C++ of its parameters, without ``bad`` and ``room``, which every nest has.
         body: the lines between its braces.
         arguments: for each parameter the buffer and the place of the element that it points to.
-        room: how many bytes its products need for what they pack.
+        room: how many bytes its matrix products need to pack their factors.
     """
 
     parameters: tuple[str, ...]
@@ -64,7 +64,7 @@ class NestFunction(NamedTuple):
 
 
 def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
-    """Writes a loop nest; the body is empty where nothing is to be done."""
+    """Writes a loop nest as a function; its body is empty where the nest only copies buffers onto themselves."""
     writer = _NestWriter(plan)
     writer.nest(nest)
     constant = writer.constant
@@ -153,8 +153,8 @@ class _NestWriter(CodeWriter):
     def _may_run_over(self, axes: Sequence[Axis], statements: Sequence[Pointwise]) -> bool:
         """Whether the innermost loop may go on to a multiple of `SPARE`, so that no elements are left for scalar code.
 
-        What it computes too many lies behind its row: in a later row, which has yet to be computed, or behind the
-        buffer, where there is room. Nothing may read it before it is overwritten, and inputs have no room behind them.
+        The surplus elements lie behind their row: in a later row, which is computed afterwards, or behind the buffer,
+        where there is room. Nothing may read them before they are overwritten. Inputs have no room behind them.
         """
         inner = axes[-1].axis
         if axes[-1].size < SHORT or [axis.axis for axis in axes] != sorted(axis.axis for axis in axes):
