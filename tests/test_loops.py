@@ -242,6 +242,8 @@ ERRORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     ),
     "lengths": (lambda h: pf.scan(lambda c, x: (c, ()), h, (h, h[:2])), ValueError, "same leading time axis"),
     "no length": (lambda h: pf.scan(lambda c, x: (c, ()), h), ValueError, "`length` must say how many"),
+    "checkpoint": (lambda h: pf.scan(lambda c, x: (c, ()), h, h, checkpoint=0), ValueError, "`checkpoint` must be at"),
+    "unroll": (lambda h: pf.scan(lambda c, x: (c, ()), h, h, unroll=1.5), TypeError, "`unroll` must be an integer"),
     "predicate": (lambda h: pf.while_loop(lambda c: c, lambda c: c, h), TypeError, "a bool tensor of shape"),
     "body": (lambda h: pf.while_loop(lambda c: c.sum() < 9, lambda c: c[:2], h), TypeError, "while_loop: `body` must"),
     "function": (lambda h: pf.cond(h.sum() > 0, torch.sin, 1, h), TypeError, "`false` must be a function, got int"),

@@ -223,9 +223,29 @@ def test_a_carry_of_no_elements() -> None:
     assert_bit_equal(native.run(scan), eager.run(scan))
 
 
+def test_writes_to_several_computed_places() -> None:
+    def step(c: Any, x: Any) -> Any:
+        c, i, j = c.clone(), x.long(), x.long() - 2
+        c[i, j] = x + 1
+        c[:, i, j] = c[0, :, 0] + x
+        c[i, :, j] += x.double()
+        c[i, j, i] = 7
+        return c, c.sum()
+
+    scan = make_lane_scan("scan", step, torch.rand(3, 2, 2, 2), torch.tensor([0.0, 1.0]), shared=True)
+    assert_bit_equal(native.run(scan), eager.run(scan))
+
+
+def writes_outside(c: Any, x: Any) -> Any:
+    table = torch.zeros(2, 2)
+    table[x.long() + 3, x.long()] = 1
+    return c + table.sum(), c
+
+
 @pytest.mark.parametrize(
     ("step", "error", "message"),
     [
+        (writes_outside, IndexError, r"out of range.*test_native.py:\d+: `table"),
         (lambda c, x: (c + c[x.long() + 3], c), IndexError, r"out of range.*test_native.py:\d+: `\(lambda c, x"),
         (lambda c, x: (c, c[:1] + 3 // x.int()), ZeroDivisionError, r"divided by zero.*test_native.py:\d+"),
         (

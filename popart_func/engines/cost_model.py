@@ -245,7 +245,7 @@ def _product_size(node: fx.Node) -> tuple[int, int, int, int] | None:
 
 
 def _convolution_size(node: fx.Node) -> tuple[int, int, int, int]:
-    """A convolution is the product of its weight and all windows of its input; its backward has two of them."""
+    """The size of the product of a weight and all windows of an input; a backward has two such products."""
     backward = op_name(node) == "convolution_backward"
     weight = node.args[2 if backward else 1].meta["val"]  # type: ignore[union-attr]
     result = (node.args[0] if backward else node).meta["val"]  # type: ignore[union-attr]
@@ -261,7 +261,7 @@ def _vectors(size: tuple[int, int, int, int], width: int) -> int:
 
 
 def _computes(node: fx.Node) -> bool:
-    """Whether a node other than a matrix product computes what it gives, and does not only show it."""
+    """Whether a node computes new numbers, and is neither a view nor a matrix product nor a loop."""
     return not (
         op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _product_size(node) or bodies_of(node)
     )

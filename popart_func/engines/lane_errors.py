@@ -14,8 +14,8 @@ from popart_func.engines.tracing.source_lines import (
     TraceError,
     depends_on_values,
     describe_line,
+    error_line,
     reads_values,
-    user_line,
 )
 
 __all__ = ["named_errors"]
@@ -60,9 +60,9 @@ def _explained(caller: str, error: RuntimeError) -> TypeError | None:
             f"lanes would not have their own. Give a module one, stateless(module)(params, x, rngs=key), or enter "
             f"popart_func.random.keyed(key); draw with popart_func.random; or draw before, and pass numbers in xs."
         )
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    line = next(filter(None, map(user_line, reversed(frames))), None)
+    line = error_line(error)
     if any(sign in message for sign in _READS):
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         if any("distributions" in frame.f_code.co_filename for frame in frames):
             return TraceError(
                 f"{caller}: a distribution checks the values of its arguments in {describe_line(line)}: give it "

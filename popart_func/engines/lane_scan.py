@@ -6,7 +6,6 @@ import contextlib
 import functools
 import re
 import textwrap
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from popart_func.engines.lane_errors import named_errors
+from popart_func.engines.loops.arguments import check_function, check_tensors
 from popart_func.engines.only_eager import FREED, why_context_needs_eager, why_tensor_needs_eager
 from popart_func.engines.tracing.batchable import Batchable
 from popart_func.engines.tracing.plain_paths import further_paths
-from popart_func.engines.tracing.source_lines import describe_line, user_line
+from popart_func.engines.tracing.source_lines import describe_line, error_line
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, TraceError, describe
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.tree import PyTree
@@ -31,7 +31,6 @@ __all__ = [
     "LaneScan",
     "UnsupportedError",
     "check_carry",
-    "check_tensors",
     "make_lane_scan",
     "refuse_gradient",
     "summary",
@@ -112,10 +111,9 @@ class LaneScan:
             advice = "Use scan, while_loop, fori_loop or cond of popart_func instead of PyTorch's own loops."
         else:
             self._run_first_step()  # raises an error of the step's own
-        frames = [frame for frame, _ in traceback.walk_tb(failure.__traceback__)]
-        line = describe_line(next(filter(None, map(user_line, reversed(frames))), None))
         raise UnsupportedError(
-            f"{self.caller}: the step can't be traced, in {line}: {summary(failure)} {advice}"
+            f"{self.caller}: the step can't be traced, in {describe_line(error_line(failure))}: {summary(failure)} "
+            f"{advice}"
         ) from failure
 
     def _run_first_step(self) -> None:
@@ -192,10 +190,9 @@ def make_lane_scan(
     length: int | None = None,
 ) -> LaneScan:
     """Checks and flattens the arguments of `scan_lanes`."""
-    if not callable(step):
-        raise TypeError(f"{caller}: `step` must be a function, got {type(step).__name__}.")
-    carry_leaves = check_tensors(caller, "carry", carry)
-    xs_leaves = check_tensors(caller, "xs", xs)
+    check_function(caller, "step", step)
+    carry_leaves = tuple(check_tensors(caller, "`carry`", carry))
+    xs_leaves = tuple(check_tensors(caller, "`xs`", xs))
     if not carry_leaves:
         raise ValueError(f"{caller}: `carry` must have at least one tensor, which says how many lanes there are.")
     lanes = _common_axis(caller, "carry", carry, 0, "lane")
@@ -257,15 +254,6 @@ def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{scan.caller}: `step` must return tensors, got {type(leaf).__name__} at {path} of y.")
     return carry, y
-
-
-def check_tensors(caller: str, name: str, tree: PyTree) -> tuple[Tensor, ...]:
-    """The leaves of a tree; raises TypeError if one is not a tensor."""
-    leaves = optree.tree_leaves(tree)
-    for path, leaf in zip(optree.tree_paths(tree), leaves, strict=True):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{caller}: every leaf of `{name}` must be a tensor, got {type(leaf).__name__} at {path}.")
-    return tuple(leaves)
 
 
 def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> int:

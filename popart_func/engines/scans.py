@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import optree
 
+from popart_func._checks import check_count
 from popart_func._torch import is_transforming
 from popart_func.engines.engine import EngineLike
-from popart_func.engines.lane_scan import EngineUnavailableError, check_tensors, make_lane_scan
+from popart_func.engines.lane_scan import EngineUnavailableError, make_lane_scan
 from popart_func.engines.loops.api import inner_scan
+from popart_func.engines.loops.arguments import check_tensors
 from popart_func.engines.loops.torch_loops import torch_loops
 from popart_func.engines.only_eager import why_context_needs_eager
 from popart_func.engines.selection import resolve_engine, run_scan
@@ -58,13 +60,16 @@ def scan(
         The last carry, and the ys stacked on a leading time axis.
 
     Raises:
-        TypeError, ValueError: as `scan_lanes`.
+        TypeError, ValueError: as `scan_lanes`; or ``unroll`` or ``checkpoint`` is no integer of at least 1.
         EngineUnavailableError: the engine can't run here.
 
     >>> import torch
     >>> scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(4))
     (tensor(6), tensor([0, 0, 1, 3]))
     """
+    check_count("scan", "unroll", unroll)
+    if checkpoint is not None:
+        check_count("scan", "checkpoint", checkpoint)
     if is_recording() or is_transforming() or length == 0:
         reason = why_context_needs_eager()
         if resolve_engine(engine, "cpu", 1, caller="scan") != "eager" and reason is not None:
@@ -73,7 +78,7 @@ def scan(
                 f"outermost scan."
             )
         return inner_scan(step, carry, xs, length=length, reverse=reverse, unroll=unroll, checkpoint=checkpoint)
-    check_tensors("scan", "carry", carry)
+    check_tensors("scan", "`carry`", carry)
     if reverse:
         xs = optree.tree_map(lambda leaf: leaf.flip(0), xs)
     one = optree.tree_map(lambda leaf: leaf[None], carry)

@@ -14,7 +14,7 @@ import optree
 import torch
 from torch import Tensor, vmap
 
-from popart_func.engines.lane_scan import check_tensors
+from popart_func.engines.loops.arguments import check_tensors
 from popart_func.learners import Learner
 from popart_func.sweeps._checks import check_function
 from popart_func.sweeps.inputs import difference
@@ -50,7 +50,7 @@ def recorded_first_step(
         check_function("run", f"{label}(...).init", learner.init, "params")
         check_function("run", f"{label}(...).update", learner.update, "state", "x")
         state = learner.init(params)
-        if not check_tensors("run", f"{label}(...).init(params)", state):
+        if not check_tensors("run", f"`{label}(...).init(params)`", state):
             raise ValueError(f"run: `{label}(...).init(params)` must hold at least one tensor, got {state!r}.")
         return state
 
@@ -61,7 +61,7 @@ def recorded_first_step(
             got = type(result).__name__ + (f" of length {len(result)}" if isinstance(result, tuple) else "")
             raise TypeError(f"run: `{label}(...).update` must return (state, info), got {got}.")
         new, info = result
-        check_tensors("run", f"{label}(...).update(state, x)[0]", new)
+        check_tensors("run", f"`{label}(...).update(state, x)[0]`", new)
         differ = difference(took, new)
         if differ:
             raise TypeError(

@@ -9,7 +9,7 @@ from typing import Any
 import optree
 import torch
 
-from popart_func.engines.lane_scan import check_tensors
+from popart_func.engines.loops.arguments import check_tensors
 from popart_func.tree import PyTree
 
 __all__ = ["Inputs", "SeedInputs", "difference"]
@@ -74,7 +74,7 @@ class Inputs:
         return placed
 
     def _placed(self, name: str, tree: PyTree) -> PyTree:
-        if not check_tensors("run", name, tree):
+        if not check_tensors("run", f"`{name}`", tree):
             raise ValueError(f"run: `{name}` must give at least one tensor, got {tree!r}.")
         return optree.tree_map(lambda leaf: leaf.detach().to(self.device), tree)
 

@@ -83,7 +83,7 @@ def inner_scan(
 def _checkpointed(
     loop: ScanLoop, carry: list[Tensor], xs: list[Tensor], constants: Sequence[Tensor], every: int | None
 ) -> list[Tensor]:
-    """Runs a scan as a scan of scans of ``every`` rounds, of which the backward loop computes each again."""
+    """Runs a scan as a scan over scans of ``every`` rounds; the backward loop computes each inner scan again."""
     if every is None or every >= loop.length:
         return loop(*carry, *xs, *constants)
     inner, many, carries = replace(loop, length=every), loop.length // every, loop.carries
@@ -109,7 +109,8 @@ def _checkpointed(
 def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTree], carry: PyTree) -> PyTree:
     """Runs ``carry = body(i, carry)`` for i from ``lower`` to ``upper - 1``, as `jax.lax.fori_loop` does.
 
-    Between numbers it is a `scan`, with gradients; between tensors a `while_loop`, without them in reverse mode.
+    With Python integers as bounds it is a `scan`, which has gradients. With a tensor as a bound it is a `while_loop`,
+    which has none in reverse mode.
 
     Args:
         lower: the first i, an integer or an integer tensor of shape ().
@@ -130,7 +131,7 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
     check_function("fori_loop", "body", body)
     check_tensors("fori_loop", "`carry`", carry)
     for name, bound in (("lower", lower), ("upper", upper)):
-        if not isinstance(bound, int | Tensor) or (isinstance(bound, Tensor) and (bound.ndim or is_float(bound))):
+        if not isinstance(bound, int) and not _is_integer(bound):
             raise TypeError(f"fori_loop: `{name}` must be an integer or an integer tensor of shape (), got {bound!r}.")
     if isinstance(lower, int) and isinstance(upper, int):
         if upper <= lower:
@@ -150,16 +151,18 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
     )[1]
 
 
-def is_float(tensor: Tensor) -> bool:
-    """Whether a tensor holds other numbers than integers."""
-    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+def _is_integer(bound: Any) -> bool:
+    """Whether a bound is an integer tensor without axes."""
+    if not isinstance(bound, Tensor) or bound.ndim:
+        return False
+    return not (bound.is_floating_point() or bound.is_complex() or bound.dtype == torch.bool)
 
 
 def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyTree) -> PyTree:
     """Runs ``carry = body(carry)`` as long as ``cond(carry)`` is true, as `jax.lax.while_loop` does.
 
-    Within `torch.vmap`, and in the lanes of `scan_lanes`, it runs until the last lane is done, and leaves lanes alone
-    that are done. It has derivatives in forward mode (`jvp`, `jacfwd`), and none in reverse mode.
+    In the lanes of `torch.vmap` and of `scan_lanes` it runs until the last lane is done. A lane that is done keeps its
+    carry. It has derivatives in forward mode (`jvp`, `jacfwd`), and none in reverse mode.
 
     Args:
         cond: pure, ``cond(carry)`` -> a bool tensor of shape ().
@@ -204,8 +207,12 @@ def cond(
 ) -> PyTree:
     """Returns ``true(*operands)`` or ``false(*operands)``, as `jax.lax.cond` does.
 
-    Where the predicate differs between lanes of `torch.vmap` or of `scan_lanes`, both branches may run, and each lane
-    takes the results of its own.
+    In the lanes of `torch.vmap`, and of `scan_lanes` on the engine `eager`, both branches run for all lanes if the
+    predicate has a value in each lane, and each lane selects the results of its branch. So an error in a branch that a
+    lane does not take, such as an index out of range, is raised. On `eager` an operand has a gradient of 0 through the
+    branch that is not taken. A tensor that a branch closes over may have a gradient of NaN through it, where the branch
+    divides by 0 or overflows: pass such a tensor as an operand. On the engine `native` a branch runs if some lane of a
+    block takes it, and errors of the other lanes are not raised.
 
     Args:
         predicate: a bool, or a bool tensor of shape ().

@@ -1,4 +1,4 @@
-"""Bodies of loops: traced once, apart from all transforms, with the tensors that they close over as further inputs."""
+"""Traces the bodies of loops, once and outside of all transforms; tensors that a body closes over become inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["closed", "replay", "trace_bodies", "trace_body", "with_same_inputs"]
 def trace_body(
     caller: str, function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorSpec], *, keeps_ops: bool = True
 ) -> tuple[Body, list[Tensor]]:
-    """Traces a function that calls nothing but bodies, as the rules of loops make them.
+    """Traces a function of flat tensors that closes over nothing of the user's, as the rules of loops make them.
 
     Args:
         caller: the function that the user has called, for errors.

@@ -35,12 +35,12 @@ class Cond(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
-        """The body, or both, with the words that introduce it."""
+        """The two branches, each with the word that introduces it in a printed graph."""
         return ("if", self.true), ("else", self.false)
 
     @property
     def rounds(self) -> int:
-        """How often the body runs, as far as that is known."""
+        """1: a branch runs at most once."""
         return 1
 
     @property
@@ -125,7 +125,7 @@ def _selected(predicate: Tensor, true: Tensors, false: Tensors) -> list[Tensor]:
 def _of_chosen(
     body: Body, values: Tensors, places: Sequence[int], results: Sequence[int]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """A body as a function of some of its inputs that gives some of its outputs; the other inputs have these values."""
+    """A function from some inputs of a body to some of its outputs; the other inputs keep their values."""
 
     def function(*chosen: Tensor) -> tuple[Tensor, ...]:
         given = list(values)

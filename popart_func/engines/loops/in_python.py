@@ -1,4 +1,4 @@
-"""Loops that run in Python, where nothing is traced: every transform of `torch.func` and autograd sees each round."""
+"""Loops that run in Python where no step is traced: autograd and the transforms of `torch.func` see each round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scan_in_python(
 
 
 def while_in_python(condition: Callable[..., Any], body: Callable[..., Any], carry: PyTree) -> PyTree:
-    """Runs a while loop; within `torch.vmap` until the last lane is done, and a lane that is done keeps its carry."""
+    """Runs a while loop. Within `torch.vmap` it ends with the last lane, and a lane that is done keeps its carry."""
     start = Outline.of("while_loop", "`carry`", carry)
     before = carry
     while True:
@@ -49,7 +49,7 @@ def while_in_python(condition: Callable[..., Any], body: Callable[..., Any], car
 
 
 def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[..., Any], operands: Any) -> PyTree:
-    """Runs the branch that a predicate chooses; both of them, and a selection, where lanes choose differently."""
+    """Runs the branch that a predicate chooses. In lanes both branches run, and each lane selects its results."""
     lanes = _values(predicate)
     if not lanes.ndim:
         return true(*operands) if lanes else false(*operands)
@@ -64,7 +64,7 @@ def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
 
 
 def _tracked_where(taken: Tensor, operands: Any) -> Any:
-    """The operands of a branch, whose gradients are 0 in lanes that do not take it, even where they would be NaN."""
+    """The operands of a branch; a lane that does not take the branch has no gradient through them, not even NaN."""
     return optree.tree_map(
         lambda leaf: torch.where(taken, leaf, leaf.detach()) if _wants_gradient(leaf) else leaf, operands
     )

@@ -1,7 +1,7 @@
 """The primitive behind each loop: one call that every transform of `torch.func` and autograd can take.
 
-A transform turns the loop into another one, whose body is traced from the old body under that transform. The innermost
-call is recorded as one node of the graph, or, where nothing is recorded, runs in Python.
+A transform turns the loop into another loop, whose body is the old body traced under that transform. While a step is
+traced, the innermost call is recorded as one node of the graph. Elsewhere it runs in Python.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -17,8 +18,6 @@ from popart_func.engines.tracing.recorder import recorder_here
 from popart_func.engines.tracing.shapes import TensorSpec
 
 __all__ = ["Loop", "is_real"]
-
-import torch
 
 Tensors = Sequence[Tensor]
 Maybe = Sequence[Tensor | None]

@@ -1,4 +1,4 @@
-"""Splits the graph of a body and its gradient in two: what the forward loop stores, and what the backward loop runs."""
+"""Splits the graph of a body and its gradient into the body of a forward loop and the body of a backward loop."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def split_backward(
 ) -> tuple[Forward, Backward]:
     """Splits a body that computes results and gradients.
 
-    What depends on constants alone, and views that are no smaller than what they show, are computed again in the
-    backward loop; of all else that it reads, the forward loop stores the value.
+    The backward loop computes again what depends on constants alone, and views that are no smaller than the tensor
+    they show. The forward loop stores all other values that the backward loop reads.
 
     Args:
         joint: (carry, x, constants, cotangents, more constants) -> (results, gradients).

@@ -1,4 +1,4 @@
-"""Finds loops that compute the same: one whose body has, beside other things, all that another loop's body computes."""
+"""Finds a loop that computes all that another loop computes, so that the other one can be removed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Scanned = tuple[Body, Sequence[Any], int, int]
 def covering(small: Scanned, large: Scanned) -> list[int] | None:
     """The places among a loop's results at which it has each result of another; None if it does not have them all.
 
-    A carry of the one is that of the other if both begin with the same value and, as long as they are the same before
-    a round, are the same after it.
+    Two carries are equal in every round if they begin with the same value, and if a round makes equal carries of equal
+    ones.
     """
     (body, operands, carries, xs), (large_body, large_operands, large_carries, large_xs) = small, large
     partners: list[int] = []

@@ -32,7 +32,7 @@ class ScanLoop(Loop):
         xs: how many xs.
         length: how many rounds.
         reverse: whether the last x comes first.
-        recomputes: whether the backward loop computes a round again from its carry, rather than to store values.
+        recomputes: whether the backward loop computes a round again from its carry, rather than stores values.
         unroll: how many rounds an engine may write as one, a hint.
     """
 
@@ -49,13 +49,13 @@ class ScanLoop(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
-        """The body, or both, with the words that introduce it."""
+        """The body, with the words that introduce it in a printed graph."""
         order = ", in reverse" if self.reverse else ""
         return ((f"{self.length} rounds{order}; carry: {self.carries}, xs: {self.xs}", self.body),)
 
     @property
     def rounds(self) -> int:
-        """How often the body runs, as far as that is known."""
+        """How often the body runs."""
         return self.length
 
     @property
@@ -150,8 +150,8 @@ class ScanLoop(Loop):
     def pulled_back(self, needed: Sequence[bool], tensors: Tensors, cotangents: Maybe) -> Maybe:
         """The gradients of the operands, by a loop in the other direction.
 
-        The forward loop runs again and stores what the backward loop needs; `join_loops` makes one of it and the loop
-        itself. The carry of the backward loop is the cotangent of the carry, and the sums of those of the constants.
+        A second forward loop stores what the backward loop needs. `join_loops` joins it with the loop itself. The
+        carry of the backward loop consists of the cotangents of the carry and the gradients of the constants so far.
         """
         active, outputs = self._active([one and is_real(t) for one, t in zip(needed, tensors, strict=True)])
         kinds = self._kinds(len(tensors))

@@ -48,12 +48,12 @@ class WhileLoop(Loop):
 
     @property
     def bodies(self) -> tuple[tuple[str, Body], ...]:
-        """The body, or both, with the words that introduce it."""
+        """Condition and body, each with the words that introduce it in a printed graph."""
         return ("while", self.condition), (f"do; carry: {self.carries}", self.body)
 
     @property
     def rounds(self) -> int:
-        """How often the body runs, as far as that is known."""
+        """1, since the number of rounds is not known."""
         return 1
 
     @property

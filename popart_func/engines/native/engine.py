@@ -15,6 +15,8 @@ from popart_func.engines.native.cpu import CPU
 from popart_func.engines.native.cuda import CUDA
 from popart_func.engines.native.layouts import contiguous_strides
 from popart_func.engines.native.lower import lower
+from popart_func.engines.native.ops.composed.pooling import POOLS
+from popart_func.engines.native.ops.indexing import INDEXING
 from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations
 from popart_func.engines.native.target import KernelArguments, Launch, Target
@@ -31,10 +33,11 @@ TARGETS: dict[str, Target[Any]] = {"cpu": CPU, "cuda": CUDA}
 # The bits of errors, as in arithmetic.hpp and cpu/kernel.hpp, and the ops that may raise them.
 BAD_INDEX, BAD_DIVISOR, NO_MEMORY = 1, 2, 4
 INDEXED = (
-    *("gather", "index", "index_select", "index_put", "embedding", "scatter", "scatter_add", "scatter_reduce"),
-    *("put", "index_reduce", "searchsorted", "lu_unpack", "linalg_lu_solve", "max_pool2d_with_indices_backward"),
+    *INDEXING,
+    *("put", "index_reduce", "searchsorted", "lu_unpack", "linalg_lu_solve"),
+    *(name for name in POOLS if "max_pool" in name and name.endswith("backward")),
 )
-DIVISIONS = ("div", "floor_divide", "remainder", "fmod")
+DIVISIONS = ("div", "remainder", "fmod")
 
 
 def why_not(device: torch.device) -> str | None:
@@ -100,7 +103,7 @@ def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
 
 
 def planned(scan: LaneScan, graph: StepGraph) -> KernelPlan:
-    """The plan of a step's kernel; under pytest, each stage is checked.
+    """The plan of a step's kernel; each stage is checked where `validation.ENABLED` is True.
 
     Raises:
         UnsupportedError: an op, dtype or shape that the engine lacks.
@@ -156,7 +159,7 @@ def _raise_errors(graph: StepGraph, bad: int) -> None:
     nodes = [node for node in all_nodes(graph.graph) if node.op == "call_function"] if bad else []
     if bad & BAD_INDEX:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
-        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines)}.")
+        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines) or 'the step'}.")
     if bad & BAD_DIVISOR:
         lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in DIVISIONS)
         raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {', or in '.join(lines)}.")

@@ -22,7 +22,7 @@ from popart_func.engines.native.statements import (
 )
 from popart_func.engines.native.writer import CodeWriter, operations
 
-__all__ = ["LoopWriter", "tiles"]
+__all__ = ["TILE", "LoopWriter", "tiles"]
 
 TILE = 12
 """How many sums of a matrix product are kept in registers at once, where there are at least 16.
@@ -86,16 +86,7 @@ class LoopWriter(CodeWriter):
         statements = [statement for statement in statements if not is_idle(statement, self._merged)]
         work = operations(statement.value for statement in statements)
         with self.each(indices, shape, work), self.lanes():
-            # All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
-            stores = []
-            for statement in statements:
-                value = self.value(statement.value, indices)
-                if statement.target.is_whole:
-                    self.name_value(statement.target.buffer, value)
-                if statement.target.buffer not in self._local:
-                    stores.append(f"{self.element(statement.target, indices)} = {value};")
-            for store in stores:
-                self.line(store)
+            self.assign(statements, indices, self._local)
 
     def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
         """Declares an array of a number per lane for each name: the compiler keeps it in vector registers."""

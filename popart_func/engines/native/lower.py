@@ -19,7 +19,7 @@ from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation
 from popart_func.engines.native.kernel import MAX_DEPTH, Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.nested import lower_loop
-from popart_func.engines.native.statements import Program, Statement, reads, writes
+from popart_func.engines.native.statements import Program, needed
 from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
 from popart_func.engines.tracing.tracer import trace_step
@@ -52,17 +52,7 @@ def lower(graph: StepGraph, carries: int, xs: int, uniform: Sequence[bool]) -> P
         stays = isinstance(value, Load) and value.buffer is buffer and value.is_whole
         carry.append(None if stays else _output(kernel, value, taken=[*inputs, *carry]))
     ys = tuple(_output(kernel, value, taken=inputs) for value in outputs[carries:])
-    return Program(tuple(inputs), xs, _needed(kernel.statements, {*carry, *ys}), tuple(carry), ys)
-
-
-def _needed(statements: Sequence[Statement], outputs: set[Buffer | None]) -> tuple[Statement, ...]:
-    """The statements whose values are used. The gradient of a loss, say, uses only the shape of the loss."""
-    used, needed = set(outputs), []
-    for statement in reversed(statements):
-        if writes(statement) in used:
-            needed.append(statement)
-            used |= {load.buffer for load in reads(statement)}
-    return tuple(reversed(needed))
+    return Program(tuple(inputs), xs, needed(kernel.statements, {*carry, *ys}), tuple(carry), ys)
 
 
 def _output(kernel: Kernel, value: Expr, taken: Sequence[Buffer | None]) -> Buffer:
@@ -149,8 +139,7 @@ def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], argum
     for part in graph.graph.nodes:
         part.meta["line"] = node.meta.get("line")  # the user's, for refusals
     inputs = [leaves[place] for place in places]
-    results = walk(graph.graph, inputs, functools.partial(_lower_node, kernel), functools.partial(_kept, kernel))
-    return optree.tree_unflatten(graph.out_structure, results)
+    return optree.tree_unflatten(graph.out_structure, _lower_graph(kernel, graph.graph, inputs))
 
 
 def _device(node: fx.Node) -> torch.device:

@@ -13,8 +13,7 @@ def share_memory(plan: KernelPlan) -> KernelPlan:
     """The plan with the memory of some buffers given to later ones.
 
     A buffer that only one time step needs lies where an earlier one of the same dtype and at least its size has lain,
-    if the loop nests that use the two do not overlap. That which was used last is taken first: it is in cache. A plan
-    with loops inside the step stays as it is.
+    if the loop nests that use the two do not overlap. A plan with loops inside the step stays as it is.
     """
     if plan.nested:  # the bodies of loops use the plan's buffers, too, at times that are not followed here
         return plan
@@ -30,7 +29,8 @@ def share_memory(plan: KernelPlan) -> KernelPlan:
             (last, of) for last, of in free if last < begin and of.dtype == buffer.dtype and of.numel >= buffer.numel
         ]
         if fitting:
-            # Of those that are large enough the smallest one, so that a large one is left for a large buffer.
+            # The smallest one that is large enough, so that a large one is left for a large buffer; of several the one
+            # that was used last, which is in cache.
             taken = min(fitting, key=lambda pair: (pair[1].numel, -pair[0]))
             free.remove(taken)
             merged[buffer] = taken[1]

@@ -15,13 +15,12 @@ from popart_func.engines.loops.while_loop import WhileLoop
 from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load
 from popart_func.engines.native.kernel import Kernel, is_cheap
 from popart_func.engines.native.layouts import contiguous
-from popart_func.engines.native.statements import Nested, NestedResult, Program, Window, reads, writes
+from popart_func.engines.native.statements import Nested, NestedResult, Program, Window, needed, reads, writes
 from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 
 __all__ = ["lower_loop"]
 
 LowerGraph = Callable[[Kernel, fx.Graph, Sequence[Expr]], list[Expr]]
-FinishProgram = Callable[..., Program]
 
 
 def lower_loop(kernel: Kernel, loop: LoopTarget, operands: Sequence[Expr], lower_graph: LowerGraph) -> list[Expr]:
@@ -50,7 +49,7 @@ class _Lowering:
         self._kernel, self._lower_graph = kernel, lower_graph
 
     def scan(self, loop: ScanLoop, operands: Sequence[Expr]) -> list[Expr]:
-        """A scan: the carry in buffers of its own, which each round changes; xs and ys where they lie."""
+        """A scan: each round changes the carry, which has buffers of its own; xs and ys stay where they lie."""
         carry = [self._kernel.copied(value) for value in operands[: loop.carries]]
         sources = [self._whole(value) for value in operands[loop.carries : loop.carries + loop.xs]]
         closed = [self._readable(value) for value in operands[loop.carries + loop.xs :]]
@@ -78,7 +77,7 @@ class _Lowering:
         return [*carry, *stacked]
 
     def while_loop(self, loop: WhileLoop, operands: Sequence[Expr]) -> list[Expr]:
-        """A while loop: until the last lane of a block is done; a lane that is done keeps its carry."""
+        """A while loop, which ends with the last lane of a block; a lane that is done keeps its carry."""
         carry = [self._kernel.copied(value) for value in operands[: loop.carries]]
         closed = [self._readable(value) for value in operands[loop.carries :]]
         inputs = [load.buffer for load in carry]
@@ -94,7 +93,7 @@ class _Lowering:
         return list(carry)
 
     def cond(self, loop: Cond, operands: Sequence[Expr]) -> list[Expr]:
-        """A choice: a branch runs if a lane of the block takes it, and each lane keeps the results of its own."""
+        """A choice: a branch runs if a lane of the block takes it, and each lane keeps the results of its branch."""
         predicate = self._kernel.stored(operands[0])
         given = [self._readable(value) for value in operands[1:]]
         results = [self._kernel.buffer(spec.shape, spec.dtype) for spec in loop.outputs]
@@ -119,7 +118,7 @@ class _Lowering:
                     self._kernel.statements.append(NestedResult(load, statement.target, overwrites))
 
     def _token(self) -> Load:
-        """What stands for the loop in the order of statements."""
+        """The buffer that stands for the loop in the order of statements."""
         return self._kernel.buffer((), torch.bool)
 
     def _window(self, child: Kernel, shape: tuple[int, ...], source: Buffer) -> Load:
@@ -150,13 +149,7 @@ def _program(
     child: Kernel, inputs: Sequence[Buffer], moving: int, carry: Sequence[Buffer | None], ys: Sequence[Buffer]
 ) -> Program:
     """The program of a body; what it reads of the program around it is among its inputs."""
-    used: set[Buffer | None] = {*carry, *ys}
-    needed = []
-    for statement in reversed(child.statements):
-        if writes(statement) in used:
-            needed.append(statement)
-            used |= {load.buffer for load in reads(statement)}
-    statements = tuple(reversed(needed))
+    statements = needed(child.statements, {*carry, *ys})
     filled = {writes(statement) for statement in statements}
     read = dict.fromkeys(load.buffer for statement in statements for load in reads(statement))
     outside = [buffer for buffer in read if buffer not in filled and buffer not in inputs]

@@ -1,7 +1,7 @@
 """Loops inside a step as C++: a loop over rounds, a loop until the last lane is done, or a choice.
 
 A lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values
-and its errors are not kept, and it does not keep a loop within going.
+and its errors are dropped, and a loop inside does not wait for it.
 """
 
 from __future__ import annotations

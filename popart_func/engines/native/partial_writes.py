@@ -1,9 +1,9 @@
-"""Partial writes: a carry of which a step changes a part is changed in place, at a cost that its size does not enter.
+"""Partial writes: a step that writes a part of a carry writes it in place, at a cost that does not grow with the carry.
 
-A replay buffer is such a carry: a step reads some of its elements and writes one. Lowered, the new buffer is a copy of
-the old one into which statements write; and reads of the old buffer may come later. Here these reads are stored first,
-in small buffers of their own, once for all that use them. Then nothing reads the old buffer after the copy, and so
-`in_place` lets the copy vanish.
+A replay buffer is such a carry: a step reads some of its elements and writes one. In a lowered step the new buffer is a
+copy of the old one, into which statements write. Reads of the old buffer may come later. Here these reads are stored
+first, in small buffers of their own, once for all that use them. Then nothing reads the old buffer after the copy, and
+`in_place` removes the copy.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Printed, a statement is one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ __all__ = [
     "Scatter",
     "Statement",
     "Window",
+    "needed",
     "reads",
     "writes",
 ]
@@ -125,7 +126,7 @@ class Window(NamedTuple):
 class Nested:
     """A loop inside a step: runs programs that read buffers of the program around it.
 
-    A `NestedResult` stands for each of its results, which wait for it in that way.
+    A `NestedResult` follows it for each of its results, so that what reads a result waits for the loop.
 
     Attributes:
         kind: ``"scan"``, ``"while"`` or ``"if"``.
@@ -237,6 +238,16 @@ def reads(statement: Statement) -> Iterator[Load]:
 def writes(statement: Statement) -> Buffer:
     """The buffer that a statement fills or changes."""
     return statement.target.buffer
+
+
+def needed(statements: Sequence[Statement], outputs: Set[Buffer | None]) -> tuple[Statement, ...]:
+    """The statements from which outputs are computed: the gradient of a loss, say, needs the shape of the loss only."""
+    used, found = set(outputs), []
+    for statement in reversed(statements):
+        if writes(statement) in used:
+            found.append(statement)
+            used |= {load.buffer for load in reads(statement)}
+    return tuple(reversed(found))
 
 
 def _range(value: Expr) -> str:

@@ -1,7 +1,7 @@
 """Checks of the representation between lowering, scheduling and emission, for the engine's own tests.
 
-They are off outside of pytest, since they take as long as lowering. What they find is a bug of the engine, or of a
-lowering that was registered.
+They are off unless the tests turn them on, since they take as long as lowering. What they find is a bug of the engine,
+or of a lowering that was registered.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from popart_func.engines.native.c_code import C_TYPES, literal
 from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load, Operation
 from popart_func.engines.native.layouts import StridedLayout, address
+from popart_func.engines.native.statements import Pointwise
 
 __all__ = ["CodeWriter", "operations"]
 
@@ -134,9 +135,20 @@ class CodeWriter:
             self.line(f"const {ctype} {name} = {conversion};")
         return self._names[key]
 
-    def name_value(self, buffer: Buffer, name: str) -> None:
-        """From here on in this loop over lanes, a read of the whole buffer is the value of that name."""
-        self._names[buffer] = name
+    def assign(self, statements: Sequence[Pointwise], indices: Sequence[str], local: Set[Buffer]) -> None:
+        """Adds the lines of pointwise statements at an index; buffers in ``local`` are not stored.
+
+        All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
+        """
+        stores = []
+        for statement in statements:
+            value = self.value(statement.value, indices)
+            if statement.target.is_whole:
+                self._names[statement.target.buffer] = value  # from here on, a read of the whole buffer is this value
+            if statement.target.buffer not in local:
+                stores.append(f"{self.element(statement.target, indices)} = {value};")
+        for store in stores:
+            self.line(store)
 
     def element(self, load: Load, indices: Sequence[str]) -> str:
         """An element of a buffer as C++ that can be read and assigned to; adds the lines that check its indices."""

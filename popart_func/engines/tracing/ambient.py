@@ -1,4 +1,6 @@
-"""Ambient settings: what changes the meaning of a function's code, beside its arguments. A graph holds for one of each.
+"""Ambient settings: what changes the meaning of a function's code, beside its arguments.
+
+A graph is valid for the settings under which it was traced.
 
 Left out is what tracing sets itself, so that no graph depends on it: whether gradients are recorded, inference mode,
 MKL-DNN, the backend of attention, argument validation of `torch.distributions`.

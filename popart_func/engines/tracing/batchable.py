@@ -2,7 +2,7 @@
 
 PyTorch reads the values of `one_hot` to check that they are in range. It can't in a traced step, nor of tensors that
 `torch.func.grad` or `torch.vmap` wraps. Recurrent layers, and ``x[mask] = value``, have no rule for `torch.vmap`, but
-consist of ops that have.
+consist of ops that have one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _RECURRENT = {getattr(torch, name): getattr(torch.ops.aten, name) for name in ("
 
 
 class Batchable(TorchFunctionMode):
-    """Replaces these functions; `one_hot` by a comparison, so that a class out of range gives a row of zeros.
+    """Replaces `one_hot`, recurrent layers, and ``x[mask] = value``.
+
+    `one_hot` becomes a comparison, so that a class out of range gives a row of zeros.
 
     Attributes:
         used: whether one of them has been called within it.

@@ -31,7 +31,7 @@ def decomposition(op: Any) -> Decomposition | None:
 
 @functools.cache
 def _table() -> dict[Any, Decomposition]:
-    """PyTorch's core decompositions, and those of ops that it keeps whole for a speed that no engine here gains."""
+    """PyTorch's core decompositions, and those of some ops that PyTorch keeps whole for speed."""
     aten = torch.ops.aten
     table, every = core_decompositions()
     for packet in (
@@ -79,7 +79,7 @@ def _copy_of_view(op: Any) -> Decomposition | None:
 
 
 def _addbmm(x: Tensor, left: Tensor, right: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    """`addbmm`: the sum of the products of matrices, added to a matrix; of a beta of 0 the matrix is not read."""
+    """`addbmm`: the sum of matrix products, added to a matrix, which is not read where beta is 0."""
     product = alpha * torch.bmm(left, right).sum(0)
     return product if beta == 0 else beta * x + product
 
@@ -214,6 +214,17 @@ def _batch_norm(
     return result, *((mean, inverse) if training else (x.new_zeros(0), x.new_zeros(0)))
 
 
+def _zero_tangents(tangent: Tensor, value: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    """`_new_zeros_with_same_feature_meta`: a value's zero tangents under `torch.vmap`, with the axes of lanes first.
+
+    PyTorch compares their strides with those of the value.
+    """
+    lanes = tangent.shape[:self_num_batch_dims]
+    order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
+    zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
+    return zeros.permute(*range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim)))
+
+
 def _label_margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The labels before the first -1, which classes are among them, and the margins ``[row, label, class]``.
 
@@ -263,6 +274,7 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,
     torch.ops.aten.rrelu_with_noise: _rrelu,
+    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
 }
 
 
@@ -285,6 +297,7 @@ _EVEN_IN_BODIES: dict[Any, Decomposition] = {
     torch.ops.aten.fill: _fill,
     torch.ops.aten.take: _take,
     torch.ops.aten.rrelu_with_noise: _rrelu,
+    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
 }
 
 

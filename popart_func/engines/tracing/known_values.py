@@ -14,8 +14,9 @@ from torch import Tensor
 
 from popart_func._torch import schema, storage_id
 from popart_func.engines.tracing.shapes import map_tensors
+from popart_func.engines.tracing.traced import stand_in_of
 
-__all__ = ["KnownValues", "Sources", "mask_places", "stand_in_of", "written_by"]
+__all__ = ["KnownValues", "Sources", "has_mask", "mask_places", "written_by"]
 
 _aten = torch.ops.aten
 Sources = dict[int, Tensor]
@@ -124,10 +125,9 @@ def written_by(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     return written
 
 
-def stand_in_of(traced: Any) -> Tensor:
-    """The stand-in of a traced tensor."""
-    stand_in: Tensor = traced.stand_in
-    return stand_in
+def has_mask(indices: Any) -> bool:
+    """Whether one of the indices of an op is a mask."""
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
 def mask_places(mask: Tensor) -> tuple[Tensor, ...]:

@@ -28,9 +28,9 @@ from popart_func._torch import (
 )
 from popart_func.engines.tracing.decompositions import taken_apart, taken_apart_in_body
 from popart_func.engines.tracing.draws import draw_behind, draws_numbers, is_draw
-from popart_func.engines.tracing.known_values import KnownValues, mask_places, stand_in_of, written_by
+from popart_func.engines.tracing.known_values import KnownValues, has_mask, mask_places, written_by
 from popart_func.engines.tracing.mutations import functional_variant
-from popart_func.engines.tracing.shapes import TensorSpec, blank, infer, map_tensors
+from popart_func.engines.tracing.shapes import TensorSpec, blank, blank_of, infer, map_tensors
 from popart_func.engines.tracing.source_lines import (
     Line,
     TraceError,
@@ -39,13 +39,17 @@ from popart_func.engines.tracing.source_lines import (
     reads_values,
     user_line,
 )
-from popart_func.engines.tracing.traced import KEEPS_NOTHING, Traced
+from popart_func.engines.tracing.traced import KEEPS_NOTHING, Traced, node_of, stand_in_of
 
 __all__ = ["Recorder", "is_recording", "recorder_here"]
 
 _aten = torch.ops.aten
-# PyTorch puts these off and sets a bit of the tensor, which a traced tensor does not have: they are computed at once.
-_AT_ONCE = {_aten._conj.default: _aten._conj_physical.default, _aten._neg_view.default: _aten.neg.default}
+# Ops recorded as another op. PyTorch puts the first two off and sets a bit of the tensor, which a traced tensor lacks.
+_RECORDED_AS = {
+    _aten._conj.default: _aten._conj_physical.default,
+    _aten._neg_view.default: _aten.neg.default,
+    _aten.lift_fresh.default: _aten.clone.default,  # a tensor that was made from Python numbers
+}
 # Ops that list positions, which are few and known.
 _POSITIONS = {_aten.tril_indices, _aten.triu_indices}
 # Ops that write to places: one value where a mask is true, or values whose number has to be known.
@@ -84,17 +88,17 @@ class Recorder(TorchDispatchMode):
 
     def input(self, spec: TensorSpec) -> Traced:
         """Adds the next input."""
-        return self._placeholder(f"arg{len(self._placeholders)}_1", _plain(spec), spec.device)
+        return self._placeholder(f"arg{len(self._placeholders)}_1", blank_of(spec), spec.device)
 
     def constant(self, tensor: Tensor, *, is_own: bool = False) -> Traced:
-        """The input that a tensor becomes which is not computed in the step.
+        """The input that stands for a tensor which the step does not compute.
 
-        ``is_own`` if the recorder has made it, so that nobody else can change its values.
+        ``is_own``: whether the recorder has made the tensor, so that nobody else can change its values.
         """
         if id(tensor) not in self._traced:
             name = f"constant_{len(self.constants)}"
             if isinstance(tensor, Traced) or is_functorch_wrapped_tensor(tensor):  # of the trace around a loop's body
-                stand_in, known = _plain(TensorSpec.of(tensor)), None
+                stand_in, known = blank_of(TensorSpec.of(tensor)), None
             else:
                 with apart_from_transforms():
                     stand_in, known = blank(tensor.shape, tensor.stride(), tensor.dtype), tensor
@@ -139,20 +143,8 @@ class Recorder(TorchDispatchMode):
             with self:
                 zeros = _aten.zeros.default(*args, **kwargs)
             return Traced(zeros.stand_in, zeros.device, zeros.node, keys=zero_tensor_keys())
-        if func is _aten._new_zeros_with_same_feature_meta.default:  # the tangents after it under `torch.vmap`
-            tangent, value = args
-            lanes = tangent.shape[: kwargs.get("self_num_batch_dims", 0)]
-            # Of the value's strides, too: PyTorch compares them.
-            order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
-            with self:
-                zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
-                return zeros.permute(
-                    *range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim))
-                )
-        if func is _aten.lift_fresh.default:  # a tensor that was made from Python numbers
-            func, kwargs = _aten.clone.default, {}
-        if func in _AT_ONCE and isinstance(args[0], Tensor):  # and not a number
-            func = _AT_ONCE[func]
+        if func in _RECORDED_AS and isinstance(args[0], Tensor):  # and not a number
+            func = _RECORDED_AS[func]
         return self._record(func, args, kwargs)
 
     def _read(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -212,7 +204,7 @@ class Recorder(TorchDispatchMode):
             plain_kwargs["device"] = torch.device("cpu")
         if kwargs.get("pin_memory"):
             plain_kwargs["pin_memory"] = False
-        node_args, node_kwargs = map_tensors(_node_of, arguments)
+        node_args, node_kwargs = map_tensors(node_of, arguments)
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, _name(func))
         line = node.meta["line"] = self._line()
         variant = None if is_draw(node) else functional_variant(func)  # that of `bernoulli_` lacks a default
@@ -292,7 +284,7 @@ class Recorder(TorchDispatchMode):
             results = []
             for index, spec in enumerate(specs):
                 part = self.graph.call_function(operator.getitem, (node, index))
-                traced = Traced(_plain(spec), spec.device, part)
+                traced = Traced(blank_of(spec), spec.device, part)
                 part.meta["val"], part.meta["line"] = traced, line
                 results.append(traced)
         node.meta["val"], node.meta["line"] = results, line
@@ -350,23 +342,8 @@ def recorder_here() -> Recorder | None:
     return next((mode for mode in reversed(dispatch_modes()) if isinstance(mode, Recorder)), None)
 
 
-def _plain(spec: TensorSpec) -> Tensor:
-    """A contiguous stand-in, made also while the recorder, or a transform of `torch.func`, is entered."""
-    with apart_from_transforms():
-        return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
-
-
-def _node_of(traced: Any) -> fx.Node:
-    node: fx.Node = traced.node
-    return node
-
-
 def _name(func: Any) -> str:
     name: str = func.overloadpacket.__name__
     if name.startswith("__"):
         return name[2:-2]
     return name[:-1] if name.endswith("_") else name
-
-
-def has_mask(indices: Any) -> bool:
-    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)

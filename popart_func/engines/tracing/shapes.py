@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from popart_func._torch import OpOverload, schema
+from popart_func._torch import OpOverload, apart_from_transforms, schema
 
-__all__ = ["TensorSpec", "blank", "infer", "map_tensors"]
+__all__ = ["TensorSpec", "blank", "blank_of", "infer", "map_tensors"]
 
 # Ops whose kernels run on stand-ins, beside views and those that PyTorch tags as pointwise, reduction or core.
 _RUN = {
@@ -77,6 +77,12 @@ def blank(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> T
     """A new stand-in."""
     size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     return torch.zeros(max(size, 0), dtype=dtype, device="cpu").as_strided(shape, strides)
+
+
+def blank_of(spec: TensorSpec) -> Tensor:
+    """A new contiguous stand-in, made also while a recorder, or a transform of `torch.func`, is entered."""
+    with apart_from_transforms():
+        return torch.zeros(spec.shape, dtype=spec.dtype, device="cpu")
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:

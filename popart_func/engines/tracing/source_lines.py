@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import linecache
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-__all__ = ["Line", "TraceError", "depends_on_values", "describe_line", "reads_values", "user_line"]
+__all__ = ["Line", "TraceError", "depends_on_values", "describe_line", "error_line", "reads_values", "user_line"]
 
 Line = tuple[str, int]
 """A file, as Python names it in tracebacks, and a line in it."""
@@ -40,6 +41,12 @@ def user_line(frame: FrameType | None) -> Line | None:
             return name, frame.f_lineno
         frame = frame.f_back
     return None
+
+
+def error_line(error: BaseException) -> Line | None:
+    """The innermost line of an error's traceback that belongs to neither Python nor a library."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next(filter(None, map(user_line, reversed(frames))), None)
 
 
 def _belongs_to_a_library(name: str, frame: FrameType) -> bool:

@@ -1,4 +1,4 @@
-"""Cleans a graph: no op twice, no value that nothing reads, no loop beside one that computes the same and more."""
+"""Cleans a graph of repeated ops, of values that nothing reads, and of loops that another loop covers."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from popart_func._torch import disabled_torch_function, make_wrapper_tensor
 from popart_func.engines.tracing.shapes import TensorSpec
 
-__all__ = ["KEEPS_NOTHING", "Traced"]
+__all__ = ["KEEPS_NOTHING", "Traced", "node_of", "stand_in_of"]
 
 KEEPS_NOTHING = "a step must be pure, and keep nothing that it has computed"
 
@@ -53,3 +53,15 @@ class Traced(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Traced({TensorSpec.of(self)})"
+
+
+def node_of(traced: Any) -> fx.Node:
+    """The node that computes a traced tensor."""
+    node: fx.Node = traced.node
+    return node
+
+
+def stand_in_of(traced: Any) -> Tensor:
+    """The stand-in of a traced tensor."""
+    stand_in: Tensor = traced.stand_in
+    return stand_in

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import threading
-import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -39,8 +38,8 @@ from popart_func.engines.tracing.source_lines import (
     TraceError,
     depends_on_values,
     describe_line,
+    error_line,
     reads_values,
-    user_line,
 )
 from popart_func.engines.tracing.start_up import look_up_ops, without_collector
 from popart_func.engines.tracing.step_graph import StepGraph
@@ -50,7 +49,7 @@ from popart_func.engines.tracing.walk import Values, substitute, walk
 __all__ = ["record", "trace_step"]
 
 MANY_OPERATIONS = 10_000
-"""From how many operations on a step is said to have too many: compiling it takes minutes."""
+"""From how many operations on a warning says that a step takes long to compile."""
 
 _graphs: dict[int, tuple[weakref.ref[Any], dict[Any, StepGraph]]] = {}
 _lock = threading.RLock()  # torch.fx traces in one thread at a time
@@ -228,8 +227,7 @@ _READS = ("data-dependent", ".item()", ".numpy()", ".tolist()", "its data is not
 
 def _explained(caller: str, error: RuntimeError) -> TraceError | None:
     """The error that says what PyTorch's means for a step, with the user's line; None for one of the user's own."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    line = next(filter(None, map(user_line, reversed(frames))), None)
+    line = error_line(error)
     if "'lengths' argument should be" in str(error):
         return TraceError(
             f"{caller}: packed sequences can't be traced, in {describe_line(line)}: their layout depends on the "

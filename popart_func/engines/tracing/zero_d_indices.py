@@ -38,22 +38,17 @@ class ZeroDIndices(TorchFunctionMode):
             for axis, position in reversed(axes):
                 part = part[(*(slice(None) for _ in range(axis)), position.reshape(1))].squeeze(axis)
             return part
-        if len(axes) == 1:  # one place, of which the cost does not depend on the length of the axis
+        new = value[0].to(x.dtype) if isinstance(value[0], Tensor) else value[0]
+        if len(axes) == 1:  # without `movedim`, behind which engines would copy the whole tensor
             ((axis, position),) = axes
-            (new,), after = value, part.ndim - axis - 1
+            after = part.ndim - axis - 1
             if isinstance(new, Tensor) and new.ndim > after:
                 new = new.unsqueeze(new.ndim - after)
             part[(*(slice(None) for _ in range(axis)), position.reshape(1))] = new
             return None
-        mask = torch.ones((), dtype=torch.bool, device=x.device)
-        (new,) = value
-        for axis, position in reversed(axes):
-            length, after = part.shape[axis], part.ndim - axis - 1
-            along = torch.arange(length, device=x.device).reshape(-1, *(1 for _ in range(after)))
-            mask = mask & (along == torch.where(position < 0, position + length, position))
-            if isinstance(new, Tensor) and new.ndim > after:
-                new = new.unsqueeze(new.ndim - after)
-        return part.copy_(torch.where(mask, new, part))
+        front = part.movedim([axis for axis, _ in axes], list(range(len(axes))))
+        front[tuple(position.reshape(1) for _, position in axes)] = new
+        return None
 
 
 def _is_zero_d(part: Any) -> bool:

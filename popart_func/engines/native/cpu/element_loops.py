@@ -1,7 +1,7 @@
 """Loop nests of one lane as C++ functions, with elements in vector registers.
 
-Pointwise loops and reductions are vectorized along the axis along which most operands are contiguous, matrix products
-are the tiles of `elements.hpp`. Everything else is a plain loop, in the order of the statement. A nest becomes a
+Pointwise loops and reductions are vectorized along the axis along which most operands are contiguous. Matrix products
+call `multiply` of `elements.hpp`. Everything else is a plain loop, in the order of the statement. A nest becomes a
 function of the pointers that it reads and writes, so that equal nests over other buffers are compiled once.
 """
 
@@ -12,7 +12,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from popart_func.engines.native.c_code import C_TYPES, memory_type
-from popart_func.engines.native.expressions import Buffer, Expr, Iota, Load, Operation, index_names, leaves
+from popart_func.engines.native.cpu.element_axes import (
+    Axis,
+    axes_of,
+    indices_of,
+    innermost_last,
+    layouts_of,
+    without_last,
+)
+from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation, leaves
 from popart_func.engines.native.layouts import StridedLayout, address
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest, is_idle
@@ -27,13 +35,13 @@ ANY_ORDER = frozenset(
         *("skipping_maximum({0}, {1})", "skipping_minimum({0}, {1})", "({0} != 0) | ({1} != 0)"),
     )
 )
-"""How elements may be combined in any order, from a start that changes nothing; sums and products up to rounding."""
+"""What combines elements in any order with the same result, sums and products up to rounding."""
 
 SIDE_BY_SIDE = 64
-"""At most so many partial results of a reduction are under way at once."""
+"""The most partial results that a reduction computes at once."""
 
 SPARE = 16
-"""Elements for which there is room behind each buffer, and a multiple of which loops may go through."""
+"""How many elements fit behind each buffer; a loop may go on to a multiple of it."""
 
 SHORT = 4
 """Axes that are shorter than this are not vectorized."""
@@ -46,7 +54,7 @@ class NestFunction(NamedTuple):
         parameters: the C++ of its parameters, without ``bad`` and ``room``, which every nest has.
         body: the lines between its braces.
         arguments: for each parameter the buffer and the place of the element that it points to.
-        room: how many bytes its products need for what they pack.
+        room: how many bytes its matrix products need to pack their factors.
     """
 
     parameters: tuple[str, ...]
@@ -56,7 +64,7 @@ class NestFunction(NamedTuple):
 
 
 def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
-    """Writes a loop nest; the body is empty where nothing is to be done."""
+    """Writes a loop nest as a function; its body is empty where the nest only copies buffers onto themselves."""
     writer = _NestWriter(plan)
     writer.nest(nest)
     constant = writer.constant
@@ -65,18 +73,6 @@ def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
         for (buffer, _), name in writer.pointers.items()
     )
     return NestFunction(parameters, tuple(writer.lines), tuple(writer.pointers), writer.room)
-
-
-class _Axis(NamedTuple):
-    """A loop over one axis, or over several that all layouts walk through as over one."""
-
-    axis: int
-    size: int
-    contiguous: int  # how many layouts have stride 1 along it
-
-    @property
-    def name(self) -> str:
-        return f"i{self.axis}"
 
 
 class _NestWriter(CodeWriter):
@@ -125,14 +121,14 @@ class _NestWriter(CodeWriter):
     # Loops.
 
     @contextmanager
-    def _loop(self, axis: _Axis, *, simd: bool = False, checked: bool = False) -> Iterator[None]:
+    def _loop(self, axis: Axis, *, simd: bool = False, checked: bool = False) -> Iterator[None]:
         if simd and axis.size >= SHORT:
             self.line(f"#pragma omp simd{' reduction(|: bad)' * checked}")
         with self.block(f"for (int {axis.name} = 0; {axis.name} < {axis.size}; ++{axis.name})"):
             yield
 
     @contextmanager
-    def _all(self, axes: Sequence[_Axis], *, simd: bool = False, checked: bool = False) -> Iterator[None]:
+    def _all(self, axes: Sequence[Axis], *, simd: bool = False, checked: bool = False) -> Iterator[None]:
         """Loops over axes, outermost first; ``simd``: the rounds of the innermost one do not depend on each other."""
         if not axes:
             yield
@@ -145,29 +141,20 @@ class _NestWriter(CodeWriter):
         statements = [statement for statement in statements if not is_idle(statement, self._merged)]
         if not statements:
             return
-        axes = _axes(shape, [layout for part in statements for layout in _layouts(part.value, part.target)])
-        axes = _innermost_last(axes)
+        axes = axes_of(shape, [layout for part in statements for layout in layouts_of(part.value, part.target)])
+        axes = innermost_last(axes)
         checked = any(_is_checked(part.value) for part in statements)
         if axes and not checked and self._may_run_over(axes, statements):
             axes[-1] = axes[-1]._replace(size=-(-axes[-1].size // SPARE) * SPARE)
-        indices = _indices(shape, axes)
+        indices = indices_of(shape, axes)
         with self._all(axes, simd=True, checked=checked), self.lanes():
-            # All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
-            stores = []
-            for statement in statements:
-                value = self.value(statement.value, indices)
-                if statement.target.is_whole:
-                    self.name_value(statement.target.buffer, value)
-                if statement.target.buffer not in self._local:
-                    stores.append(f"{self.element(statement.target, indices)} = {value};")
-            for store in stores:
-                self.line(store)
+            self.assign(statements, indices, self._local)
 
-    def _may_run_over(self, axes: Sequence[_Axis], statements: Sequence[Pointwise]) -> bool:
+    def _may_run_over(self, axes: Sequence[Axis], statements: Sequence[Pointwise]) -> bool:
         """Whether the innermost loop may go on to a multiple of `SPARE`, so that no elements are left for scalar code.
 
-        What it computes too many lies behind its row: in a later row, which has yet to be computed, or behind the
-        buffer, where there is room. Nothing may read it before it is overwritten, and inputs have no room behind them.
+        The surplus elements lie behind their row: in a later row, which is computed afterwards, or behind the buffer,
+        where there is room. Nothing may read them before they are overwritten. Inputs have no room behind them.
         """
         inner = axes[-1].axis
         if axes[-1].size < SHORT or [axis.axis for axis in axes] != sorted(axis.axis for axis in axes):
@@ -185,11 +172,11 @@ class _NestWriter(CodeWriter):
 
     def _scatter(self, statement: Scatter) -> None:
         shape, target = statement.value.shape, statement.target
-        axes = _axes(shape, _layouts(statement.value, target))
-        indices = _indices(shape, axes)
+        axes = axes_of(shape, layouts_of(statement.value, target))
+        indices = indices_of(shape, axes)
         # Elements that go to one place must be written in order. Along an axis that no computed index depends on, each
         # goes to a place of its own.
-        moving = [layout for index in target.dynamic for layout in _layouts(index.value)]
+        moving = [layout for index in target.dynamic for layout in layouts_of(index.value)]
         apart = axes and target.layout.strides[axes[-1].axis] and not any(m.strides[axes[-1].axis] for m in moving)
         checked = _is_checked(statement.value) or bool(target.dynamic)
         with self._all(axes, simd=bool(apart), checked=checked), self.lanes():
@@ -200,12 +187,12 @@ class _NestWriter(CodeWriter):
 
     def _reduce(self, statement: Reduce) -> None:
         shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
-        layouts = _layouts(statement.value)
+        layouts = layouts_of(statement.value)
         # The target's layout has no axis for what is reduced; a stride of 0 there keeps that axis apart.
         target = statement.target.layout
         widened = StridedLayout(shape, (*target.strides, 0), target.offset)
-        kept = _innermost_last(_axes(shape[:-1], [_without_last(layout) for layout in [*layouts, widened]]))
-        along = _Axis(len(shape) - 1, shape[-1], sum(layout.strides[-1] == 1 for layout in layouts))
+        kept = innermost_last(axes_of(shape[:-1], [without_last(layout) for layout in [*layouts, widened]]))
+        along = Axis(len(shape) - 1, shape[-1], sum(layout.strides[-1] == 1 for layout in layouts))
         start = statement.start.replace("LOWEST", f"lowest_of<{ctype}>()")
         start = start.replace("GREATEST", f"greatest_of<{ctype}>()")
         any_order = statement.combine in ANY_ORDER and along.size >= 2 * SHORT
@@ -224,12 +211,12 @@ class _NestWriter(CodeWriter):
                 self._reduce_in_order(statement, kept, along, ctype, start)
 
     def _reduce_across(
-        self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str, blocks: range
+        self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str, blocks: range
     ) -> None:
         """Reduces neighbours at once, block by block: each has a place in ``best``, and is combined in order."""
         shape, name, size = statement.value.shape, kept[-1].name, blocks.step
-        indices = _indices(shape, [*kept, along])
-        each, wide = _Axis(len(shape), size, 0), size
+        indices = indices_of(shape, [*kept, along])
+        each, wide = Axis(len(shape), size, 0), size
         loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
         strides = [load.layout.strides[kept[-1].axis] for load in loads]
         inside = all(load.buffer not in self.constant for load in loads) and not _is_checked(statement.value)
@@ -252,13 +239,13 @@ class _NestWriter(CodeWriter):
             with self._loop(each, simd=True), self.lanes():
                 self.line(f"{self.element(statement.target, indices[:-1])} = best[{each.name}];")
 
-    def _reduce_along(self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str) -> None:
+    def _reduce_along(self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str) -> None:
         """Reduces every n-th element at once, and then the n results."""
         shape = statement.value.shape
         parts = next(size for size in (SIDE_BY_SIDE, 16, 8, SHORT) if 2 * size <= along.size)
         whole, rest = along.size // parts * parts, along.size % parts
-        indices = _indices(shape, [*kept, along])
-        each, checked = _Axis(len(shape), parts, 0), _is_checked(statement.value)
+        indices = indices_of(shape, [*kept, along])
+        each, checked = Axis(len(shape), parts, 0), _is_checked(statement.value)
         with self.block(""):
             self.line(f"alignas(64) {ctype} best[{parts}];")
             with self._loop(each, simd=True):
@@ -284,8 +271,8 @@ class _NestWriter(CodeWriter):
             with self.lanes():
                 self.line(f"{self.element(statement.target, indices[:-1])} = best[0];")
 
-    def _reduce_in_order(self, statement: Reduce, kept: Sequence[_Axis], along: _Axis, ctype: str, start: str) -> None:
-        indices = _indices(statement.value.shape, [*kept, along])
+    def _reduce_in_order(self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str) -> None:
+        indices = indices_of(statement.value.shape, [*kept, along])
         with self.block(""):
             self.line(f"{ctype} best = {start};")
             with self._loop(along), self.lanes():
@@ -296,9 +283,9 @@ class _NestWriter(CodeWriter):
 
     def _arg_reduce(self, statement: ArgReduce) -> None:
         shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
-        axes = [_Axis(axis, size, 0) for axis, size in enumerate(shape) if size != 1]
-        kept, along = [axis for axis in axes if axis.axis != len(shape) - 1], _Axis(len(shape) - 1, shape[-1], 0)
-        indices = _indices(shape, [*kept, along])
+        axes = [Axis(axis, size, 0) for axis, size in enumerate(shape) if size != 1]
+        kept, along = [axis for axis in axes if axis.axis != len(shape) - 1], Axis(len(shape) - 1, shape[-1], 0)
+        indices = indices_of(shape, [*kept, along])
         with self._all(kept), self.block(""):
             # It starts from the first element, not from the lowest number: of all NaN or all -inf, the first wins.
             self.line(f"int64_t position = 0; {ctype} best;")
@@ -314,9 +301,9 @@ class _NestWriter(CodeWriter):
 
     def _cumulate(self, statement: Cumulate) -> None:
         shape, ctype = statement.value.shape, C_TYPES[statement.value.dtype]
-        kept = [_Axis(axis, size, 0) for axis, size in enumerate(shape[:-1]) if size != 1]
-        along = _Axis(len(shape) - 1, shape[-1], 0)
-        indices = _indices(shape, [*kept, along])
+        kept = [Axis(axis, size, 0) for axis, size in enumerate(shape[:-1]) if size != 1]
+        along = Axis(len(shape) - 1, shape[-1], 0)
+        indices = indices_of(shape, [*kept, along])
         with self._all(kept), self.block(""):
             self.line(f"{ctype} total = {'1' if '*' in statement.combine else '0'};")
             with self._loop(along), self.lanes():
@@ -341,50 +328,13 @@ class _NestWriter(CodeWriter):
         )
         self.room = inner * (max(rows, columns) + 64 // dtype.itemsize) * dtype.itemsize
         sizes = ", ".join(map(str, (rows, columns, inner, *left, *right)))
-        with self._all([_Axis(0, batch, 0)] if batch != 1 else []):
+        with self._all([Axis(0, batch, 0)] if batch != 1 else []):
             self.line(f"multiply<{sizes}>({first}, {second}, {out}, ({C_TYPES[dtype]}*)room);")
-
-
-def _layouts(*values: Expr) -> list[StridedLayout]:
-    """The layouts of all that expressions read at strides, and of computed indices."""
-    return [leaf.layout for value in values for leaf in leaves(value) if isinstance(leaf, Load | Iota)]
 
 
 def _strides(layout: StridedLayout) -> list[int]:
     """The strides, 0 along axes of length 1."""
     return [stride if size != 1 else 0 for size, stride in zip(layout.shape, layout.strides, strict=True)]
-
-
-def _without_last(layout: StridedLayout) -> StridedLayout:
-    return StridedLayout(layout.shape[:-1], layout.strides[:-1], layout.offset)
-
-
-def _axes(shape: Sequence[int], layouts: Sequence[StridedLayout]) -> list[_Axis]:
-    """The loops over a shape: neighbouring axes are one loop where every layout walks through them as through one."""
-    groups: list[_Axis] = []
-    for axis, size in enumerate(shape):
-        if size == 1:
-            continue
-        contiguous = sum(layout.strides[axis] == 1 for layout in layouts)
-        length = size
-        if groups and all(layout.strides[groups[-1].axis] == size * layout.strides[axis] for layout in layouts):
-            length *= groups.pop().size
-        groups.append(_Axis(axis, length, contiguous))
-    return groups
-
-
-def _innermost_last(axes: Sequence[_Axis]) -> list[_Axis]:
-    """The axes with the one last along which most is contiguous; the others keep their order."""
-    if not axes:
-        return []
-    best = max(axes, key=lambda axis: (axis.contiguous, axis.axis))
-    return [*(axis for axis in axes if axis is not best), best]
-
-
-def _indices(shape: Sequence[int], axes: Sequence[_Axis]) -> list[str]:
-    """The index along each axis of a shape: 0 along axes that another one's loop goes through, too."""
-    looped = {axis.axis for axis in axes}
-    return [name if axis in looped else "0" for axis, name in enumerate(index_names(shape))]
 
 
 def _is_checked(value: Expr) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from popart_func.engines.native.c_code import header, memory_type, special_header
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
-from popart_func.engines.native.loops import LoopWriter
+from popart_func.engines.native.loops import TILE, LoopWriter
 from popart_func.engines.native.memory import share_memory
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
@@ -24,7 +24,7 @@ With one register, operations wait for each other: a step of two numbers is twic
 """
 
 TILES = {"AVX512": 24}
-"""Sums of a matrix product under way at once, by the kind of processor; 12 where there are 16 vector registers."""
+"""How many sums of a matrix product are kept in registers at once, by the kind of processor; `TILE` on others."""
 
 
 class LanesInRegisters:
@@ -34,7 +34,7 @@ class LanesInRegisters:
         """The source of a kernel."""
         plan = share_memory(plan)
         capability = torch.backends.cpu.get_cpu_capability()
-        writer = LoopWriter(plan, memory="b.", tile=TILES.get(capability, 12))
+        writer = LoopWriter(plan, memory="b.", tile=TILES.get(capability, TILE))
         with writer.block(
             "static void run_block(const KernelArguments& run, Block& b, const int64_t first, const int valid)"
         ):

@@ -35,8 +35,7 @@ COMPOSED: dict[str, Callable[..., Any]] = {
 FROM_PYTORCH = frozenset(
     (
         *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
-        *("grid_sampler_2d", "ldexp", "dist"),
-        *("view_copy", "permute_copy", "narrow_copy", "unbind_copy", "as_strided_copy"),
+        "grid_sampler_2d",
     )
 )
 """The ops that PyTorch's own decomposition composes, though it is none of the core ones."""

@@ -23,7 +23,7 @@ def _least(dtype: torch.dtype) -> float:
 def _scatter_reduce(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool = True
 ) -> Tensor:
-    """`scatter_reduce` for means, and without the elements that lie where something is scattered to."""
+    """`scatter_reduce` for means, and for ``include_self=False``, which drops the elements that are scattered to."""
     if not index.numel():
         return x.clone()
     touched = torch.zeros_like(x, dtype=torch.bool).scatter(dim, index, True)

@@ -16,7 +16,7 @@ def _at_least_1d(x: Tensor) -> Tensor:
 
 
 def _picked(x: Tensor, dim: int, keepdim: bool, choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Any:
-    """The element and place that ``choose`` takes from the last axis of sorted values and of their places."""
+    """Sorts along an axis, and returns what ``choose(values, places)`` takes of the sorted values and their places."""
     values, places = _at_least_1d(x).movedim(dim if x.ndim else 0, -1).sort(stable=True, dim=-1)
     value, place = choose(values, places)
     if keepdim and x.ndim:

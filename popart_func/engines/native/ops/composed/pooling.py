@@ -176,7 +176,7 @@ def _all(name: str, function: Callable[..., Any], ranks: Sequence[int]) -> dict[
 POOLS: dict[str, Callable[..., Any]] = {
     **_all("max_pool{}d_with_indices", _max_pool, (2, 3)),
     **_all("max_pool{}d_with_indices_backward", _max_pool_backward, (2, 3)),
-    **_all("avg_pool{}d", _average_pool, (1, 2, 3)),
+    **_all("avg_pool{}d", _average_pool, (2, 3)),
     **_all("avg_pool{}d_backward", _average_pool_backward, (2, 3)),
     **_all("_adaptive_avg_pool{}d", _adaptive_average_pool, (2, 3)),
     **_all("_adaptive_avg_pool{}d_backward", _adaptive_average_pool_backward, (2, 3)),

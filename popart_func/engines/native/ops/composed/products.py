@@ -12,12 +12,6 @@ from torch import Tensor
 __all__ = ["PRODUCTS"]
 
 
-def _addbmm(x: Tensor, left: Tensor, right: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    product = left.bmm(right).sum(0)
-    product = product if alpha == 1 else product * alpha
-    return product if beta == 0 else product + (x if beta == 1 else x * beta)
-
-
 def _trilinear(
     a: Tensor,
     b: Tensor,
@@ -104,7 +98,6 @@ def _angle(x: Tensor) -> Tensor:
 
 
 PRODUCTS: dict[str, Callable[..., Any]] = {
-    "addbmm": _addbmm,
     "_trilinear": _trilinear,
     "_cdist_forward": _cdist,
     "_cdist_backward": _cdist_backward,
