@@ -160,14 +160,13 @@ class Example(NamedTuple):
             return 1 / number, number, count if count.shape[-1] > 1 else count.squeeze(-1)
         weights = torch.ones_like(self.y, dtype=statistics.shift.dtype) if weights is None else weights
         if tasks is None:
-            flat = weights.reshape(-1, count.shape[-1])
-            total = flat.sum(0) if count.shape[-1] > 1 else flat.sum()
+            total = weights.reshape(-1, count.shape[-1]).sum(0)
+            if count.shape[-1] == 1:  # y may be 0-d
+                total, count = total.squeeze(-1), count.squeeze(-1)
         else:
             rows = tasks.expand(self.y.shape).reshape(-1).long()
             total = torch.zeros_like(statistics.scale).index_add(0, rows, weights.reshape(-1).to(statistics.scale))
             total, count = (field.index_select(0, rows).reshape(self.y.shape) for field in (total, count))
-        if tasks is None and count.shape[-1] == 1:
-            count = count.squeeze(-1)
         samples = torch.where(total > 0, total, 1)
         return torch.where(weights > 0, weights, 1) / samples, samples, count
 
@@ -211,6 +210,8 @@ def unpack(caller: str, batch: Batch, statistics: PopArtState, popart: PopArt | 
         weights = as_weights(caller, "y", y, weights).to(dtype)
     groups = None if popart is None else popart.groups
     tasks = None
+    if statistics.shift.shape[-1] == 1 and y.shape[-1:] != (1,):
+        groups = None  # y has no axis of tasks: `at_outputs` must not take one of its axes for it
     if statistics.shift.shape[-1] > 1:
         tasks = indices
         if popart is not None and groups is not None:
