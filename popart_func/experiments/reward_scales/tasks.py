@@ -42,16 +42,15 @@ class Task:
     good_return: float | None = None
 
     def score(self, episodes: np.ndarray, total_return: np.ndarray, best_episode: np.ndarray) -> np.ndarray:
-        """The score of runs, bsuite's for each run by itself.
+        """The score of runs, bsuite's for each run by itself; 0 for a run in which no episode has ended.
 
         Args:
             episodes: how many episodes were counted, ``[...]``.
             total_return: the sum of their returns.
             best_episode: the largest of their returns.
         """
-        # A run without a finished episode has the regret of its return so far.
         regret = self.best_return - total_return / np.maximum(episodes, 1)
-        score = np.clip(1 - regret / self.base_regret, 0, 1)
+        score = np.where(episodes > 0, np.clip(1 - regret / self.base_regret, 0, 1), 0)
         if self.good_return is None:
             return score
         return 0.5 * (score + (best_episode > self.good_return))
