@@ -299,7 +299,7 @@ def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
     state = learner.init({"head.weight": torch.zeros(6, 1), "head.bias": torch.zeros(6)})
     spread = torch.rand(400, 64, 2) * torch.tensor([1000.0, 10.0]) - torch.tensor([0.0, 10.0])
     for y in spread:
-        state, _ = learner.update(state, (torch.zeros(64, 1), y))
+        state, info = learner.update(state, (torch.zeros(64, 1), y))
     got = pf.unnormalize(state.statistics, state.params["head.bias"], groups)
     torch.testing.assert_close(got, torch.tensor([250.0, 500, 750, -7.5, -5, -2.5]), rtol=0.1, atol=0.5)
     assert info.loss.ndim == 0
@@ -410,10 +410,9 @@ class TestErrors:
         of_another = make({f"other.{name}": leaf for name, leaf in params.items()})
         with pytest.raises(ValueError, match=r"^rescale_moments: `state` must be that of an optimizer of the network"):
             pf.popart(2, 0.1).update_network(params, of_another, state, torch.ones(2), head="head")
+        params["body"] = torch.ones(2)
         for opt_state in (make({"body": torch.ones(2)}), ()):
-            pf.popart(2, 0.1).update_network(
-                {**params, "body": torch.ones(2)}, opt_state, state, torch.ones(2), head="head"
-            )
+            pf.popart(2, 0.1).update_network(params, opt_state, state, torch.ones(2), head="head")
 
     @pytest.mark.parametrize("targets", [torch.ones(5, 2), torch.ones(3), torch.ones(6, 5)])
     def test_one_statistic_does_not_make_targets_of_other_axes(self, targets):
