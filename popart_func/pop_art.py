@@ -170,7 +170,7 @@ class PopArt:
     def moved(
         self, state: PopArtState, targets: Tensor, indices: Tensor | None = None, weights: Tensor | None = None
     ) -> PopArtState:
-        """ART alone, of targets that may lie at the network's outputs instead of at the tasks."""
+        """ART alone. The last axis of the targets is the tasks, or the outputs of the network."""
         if indices is None and isinstance(targets, Tensor):
             indices = self.tasks_of(state, targets)
         if weights is None:
@@ -178,7 +178,7 @@ class PopArt:
         return self.art(state, targets, indices, weights)
 
     def tasks_of(self, state: PopArtState, values: Tensor) -> Tensor | None:
-        """The statistic of each value that lies at the network's outputs; None where the last axis is that of tasks."""
+        """The statistic of each value where the last axis is the network's outputs; None where it is the tasks."""
         if self.groups is None or state.shift.shape[-1] == 1 or values.shape[-1:] != self.groups.shape[-1:]:
             return None
         return self.groups

@@ -220,7 +220,7 @@ def art_with(
 
 
 def _move(options: ArtOptions, state: PopArtState, batch: Moments, *, all_present: bool = False) -> PopArtState:
-    """The statistics after a batch of which the moments are known; a ``"sequential"`` batch is one target."""
+    """The statistics after a batch, from its moments; a ``"sequential"`` batch is one target."""
     dtype = batch.mean.dtype
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
     count = state.count + (state.count < torch.iinfo(torch.int32).max)

@@ -107,7 +107,7 @@ def rescale_moments(
 
     Raises:
         TypeError: floats that belong to no known state: whether they are moments is not known.
-        ValueError: a name that the moments do not have; with ``network``, moments of which none is of the network; or
+        ValueError: a name that the moments do not have; with ``network``, a state of another network; or
             an infinite factor, where it can be read (on the CPU, outside of transforms): it makes NaN of a moment of
             zero. A factor that is NaN makes its moments NaN.
 
@@ -119,6 +119,7 @@ def rescale_moments(
     """
     check_factors("rescale_moments", factors)
     seen: set[str] = set()
+    averaged: set[str] = set()
 
     def rescale(path: tuple[Any, ...], part: Any) -> Any:
         kind = _kinds.get(type(part))
@@ -132,7 +133,7 @@ def rescale_moments(
                 continue
             tree = trees[field]
             names = tree.keys() if isinstance(tree, Mapping) else ()
-            seen.update(names)
+            (averaged if power == PARAMETERS else seen).update(names)
             if power == PARAMETERS:
                 continue
             of_leaves = factors if others is None else {name: factors.get(name, others) for name in names}
@@ -141,10 +142,11 @@ def rescale_moments(
 
     result = optree.tree_map_with_path(rescale, state, is_leaf=lambda part: type(part) in _kinds)
     network, missing = set(network), sorted(factors.keys() - seen)
-    if seen and network and seen.isdisjoint(network):
+    known = seen | averaged
+    if known and network and known.isdisjoint(network):
         raise ValueError(
             f"rescale_moments: `state` must be that of an optimizer of the network, whose parameters are "
-            f"{sorted(network)}, got the moments of {sorted(seen)}. Make it by `init` of these parameters."
+            f"{sorted(network)}, got one of {sorted(known)}. Make it by `init` of these parameters."
         )
     if seen and missing and not network:
         raise ValueError(f"rescale_moments: `factors` must name parameters, one of {sorted(seen)}, got {missing}.")

@@ -1,4 +1,4 @@
-"""Dropout of every kind, and the layers that drop between their operations, as pure functions of a key.
+"""Dropout of every kind, and layers with dropout inside, as pure functions of a key.
 
 Each takes a key first, and then the arguments of PyTorch's function: see `torch_draws`.
 """
@@ -106,7 +106,7 @@ def _rrelu(
     return input.copy_(result) if inplace else result
 
 
-# Layers that drop between other operations.
+# Layers with dropout inside.
 
 
 def _attention(
