@@ -114,8 +114,8 @@ def state_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     unknown = sorted(entries.keys() - _POWERS.keys())
     if unknown:
         raise TypeError(
-            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}: how "
-            f"the entries {unknown} of its state scale with gradients is not known. Pass optimizer=None to leave them."
+            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}, whose "
+            f"entries {unknown} may scale with gradients in an unknown way. Pass optimizer=None to leave them."
         )
     kind: Any = RMSpropState if isinstance(optimizer, torch.optim.RMSprop) else TorchState
     return kind(torch.zeros((), dtype=torch.int32), entries)
