@@ -1,4 +1,4 @@
-"""What a learner knows of its network: which parameters it trains, and what its outputs must be."""
+"""The network of a learner: which parameters are trained, and checks of its outputs."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _EXPECTED = "`apply` must return what the head {!r} returns, and nothing else ma
 
 _MOST = 1024
 _checked: dict[Hashable, None] = {}
-"""The networks that have been checked, so many at most."""
+"""The networks that have been checked, at most `_MOST`."""
 
 
 def check_not_tied(network: Network) -> None:
@@ -269,7 +269,7 @@ def _copied(leaf: Any) -> Any:
 
 
 def _identity(value: Any, depth: int = 0) -> Hashable:
-    """What two functions have in common if they compute the same: one object, or one code that closes over the same.
+    """A key that two functions share if they compute the same: they are one object, or one code with equal closures.
 
     A learner is often made inside a step, with a new function each time, which closes over tensors of that step.
     """

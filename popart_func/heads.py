@@ -160,7 +160,7 @@ def locate_layers(caller: str, params: Mapping[str, Tensor], heads: Sequence[Hea
 def one_layer(
     caller: str, params: Mapping[str, Tensor], tasks: int, indices: Tensor | None = None, axis: int | None = None
 ) -> Layer:
-    """The layer of which ``params`` are all parameters, under whatever common prefix."""
+    """The layer whose parameters are all of ``params``, with any common prefix."""
     return _with_indices(caller, params, _located(caller, params, Head("", axis=axis)), tasks, indices)
 
 

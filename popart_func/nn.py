@@ -1,4 +1,4 @@
-"""Pop-Art for people who live in modules: `PopArtHead`, a linear layer with the statistics of its targets.
+"""`PopArtHead`: a linear layer as a `torch.nn.Module`, which holds the statistics of its targets.
 
 It changes its parameters, its statistics and an optimizer's moments in place, with the pure functions of `pop_art`
 underneath, and equals them to the bit.

@@ -24,15 +24,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from popart_func import optim
-from popart_func._checks import (
-    Reduction,
-    check_art_options,
-    check_count,
-    check_groups,
-    check_rescale_moments,
-    check_same_mean,
-)
+from popart_func import _checks, optim
+from popart_func._checks import Reduction
 from popart_func._typing import Integer, Num, Scalar, Shaped
 from popart_func.heads import Head, HeadLike, Layer, as_heads, find_layers, one_layer
 from popart_func.models import Params
@@ -59,7 +52,7 @@ __all__ = [
     "Reduction",
     "art",
     "fold",
-    "init_for",
+    "init_like",
     "init_state",
     "normalize",
     "pop",
@@ -114,9 +107,8 @@ class PopArt:
     ) -> tuple[Any, PyTree, PopArtState]:
         """ART and POP of a whole network: statistics, heads, target networks and the optimizer's moments, *together*.
 
-        A training loop with a loss of its own is this call, a gradient of the loss of `normalize`d targets, and the
-        optimizer's update. Where the statistics should stand still for some epochs, call it once before them and
-        `normalize` in them.
+        A training loop with a loss of its own calls this, takes the gradient of the loss of `normalize`d targets, and
+        calls the optimizer. For statistics that stand still during some epochs, call it once before them.
 
         Args:
             params: the flat parameters of a network; or several of them, the network and then its target networks
@@ -128,15 +120,15 @@ class PopArt:
             indices: the task of each target.
             weights: the weight of each target; 0 is absent.
             head: the name of the last layer, a `heads.Head`, or a list of them: see `heads`.
-            rescale_moments: which of the optimizer's moments follow into the new units: ``"head"`` or True, those of
-                the heads; ``"all"``, also those below them, for one statistic only; False, none.
+            rescale_moments: which moments follow into the new units: ``"head"`` or True, those of the heads; ``"all"``,
+                also those below them, for one statistic only; False, none.
 
         Returns:
             ``(params, opt_state, state)``; of several networks, a tuple in the place of ``params``.
 
         Raises:
             TypeError, ValueError: as `art`, `pop` and `optim.rescale_moments`; `params` that are not flat
-                parameters, an unknown ``rescale_moments``.
+                parameters, an unknown ``rescale_moments``, an ``opt_state`` of another network.
 
         >>> import torch
         >>> from popart_func.optim import adam
@@ -153,34 +145,32 @@ class PopArt:
                 "update_network: `params` must be the flat parameters of a network, or a list of at least one of them, "
                 f"got {type(params).__name__}. `init_params` gives those of a module."
             )
-        check_rescale_moments("update_network", rescale_moments)
+        _checks.check_rescale_moments("update_network", rescale_moments)
         heads = as_heads("update_network", head)
         new = self.moved(state, targets, indices, weights)
         tasks = state.shift.shape[-1]
-        popped = []
-        for network in networks:
-            moved = dict(network)
-            for layer in find_layers("update_network", network, heads, tasks, self.groups):
-                moved.update(_popped("update_network", layer, network, state, new))
-            popped.append(moved)
+        layers = [find_layers("update_network", network, heads, tasks, self.groups) for network in networks]
+
+        def pop_layers(held: Params, own: Sequence[Layer]) -> dict[str, Tensor]:
+            moved = dict(held)
+            for layer in own:
+                if layer.weight in held:
+                    moved.update(_popped("update_network", layer, held, state, new))
+            return moved
+
+        popped = tuple(map(pop_layers, networks, layers))
         if rescale_moments:
-            layers = find_layers("update_network", networks[0], heads, tasks, self.groups)
-            factors, others = _gradient_factors(layers, state, new), None
+            factors, others = _gradient_factors(layers[0], state, new), None
             if rescale_moments == "all":
                 (others,) = gradient_factors(state.scale / new.scale, (), ("others",)).values()
-            opt_state = optim.rescale_moments(opt_state, factors, others, ignore_missing=True)
-
-            def pop_held(held: Params) -> dict[str, Tensor]:
-                own = [layer for layer in layers if layer.weight in held]
-                return {**held, **{n: v for layer in own for n, v in _popped("", layer, held, state, new).items()}}
-
-            opt_state = map_parameters(pop_held, opt_state)
-        return popped[0] if isinstance(params, Mapping) else tuple(popped), opt_state, new
+            opt_state = optim.rescale_moments(opt_state, factors, others, network=networks[0])
+            opt_state = map_parameters(lambda held: pop_layers(held, layers[0]), opt_state)
+        return popped[0] if isinstance(params, Mapping) else popped, opt_state, new
 
     def moved(
         self, state: PopArtState, targets: Tensor, indices: Tensor | None = None, weights: Tensor | None = None
     ) -> PopArtState:
-        """ART alone, of targets that may lie at the network's outputs instead of at the tasks."""
+        """ART alone. The last axis of the targets is the tasks, or the outputs of the network."""
         if indices is None and isinstance(targets, Tensor):
             indices = self.tasks_of(state, targets)
         if weights is None:
@@ -188,7 +178,7 @@ class PopArt:
         return self.art(state, targets, indices, weights)
 
     def tasks_of(self, state: PopArtState, values: Tensor) -> Tensor | None:
-        """The statistic of each value that lies at the network's outputs; None where the last axis is that of tasks."""
+        """The statistic of each value where the last axis is the network's outputs; None where it is the tasks."""
         if self.groups is None or state.shift.shape[-1] == 1 or values.shape[-1:] != self.groups.shape[-1:]:
             return None
         return self.groups
@@ -249,7 +239,7 @@ def _popped(caller: str, layer: Layer, params: Params, old: PopArtState, new: Po
     """The popped weight and bias of a layer, by their names in ``params``."""
     weight, bias = layer.weight, layer.bias
     if bias is None:
-        check_same_mean(caller, (old.shift, old.residue), (new.shift, new.residue))
+        _checks.check_same_mean(caller, (old.shift, old.residue), (new.shift, new.residue))
     old, new = layer.at_outputs(old), layer.at_outputs(new)
     ratio = old.scale / new.scale
     moved = {weight: (params[weight] * layer.along_weight(ratio)).to(params[weight].dtype)}
@@ -316,10 +306,9 @@ def popart(
 ) -> PopArt:
     """Pop-Art as two pure functions, ``init`` and ``update``.
 
-    ``init(params=None)`` gives the first statistics: float64 where ``params`` are, else float32, on the device of
-    ``params``. ``update(params, state, targets, indices=None, weights=None)`` runs `art` and `pop` and returns the
-    popped head and the new statistics *together*. ``popart(...).art`` is ART alone, and ``popart(...).update_network``
-    is for a whole network with its optimizer.
+    ``init(params=None)`` gives the first statistics: float64 where ``params`` are, else float32, on their device.
+    ``update(params, state, targets, indices=None, weights=None)`` returns the popped head and the new statistics
+    *together*. ``popart(...).art`` is ART alone; ``popart(...).update_network`` is for a network with its optimizer.
 
     Args:
         num_outputs: the number of tasks; 1 for one statistic that all outputs share.
@@ -344,21 +333,15 @@ def popart(
     tensor([100.])
     """
     options = ArtOptions("popart", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)
-    check_count("popart", "num_outputs", num_outputs)
-    check_art_options(*options[:5])
-
-    check_groups("popart", groups, num_outputs)
-
+    _checks.check_count("popart", "num_outputs", num_outputs)
+    _checks.check_art_options(*options[:5])
+    _checks.check_groups("popart", groups, num_outputs)
     bound = None if reduction == "sequential" else partial(largest_normalized, options)
-    return PopArt(init_for(num_outputs), partial(art_with, options), groups, bound)
+    return PopArt(partial(init_like, num_outputs), partial(art_with, options), groups, bound)
 
 
-def init_for(num_outputs: int) -> Callable[..., PopArtState]:
-    """The ``init(params=None)`` of a `PopArt`: in the dtype and on the device of the parameters."""
-    return partial(_init_like, num_outputs)
-
-
-def _init_like(num_outputs: int, params: Params | None = None) -> PopArtState:
+def init_like(num_outputs: int, params: Params | None = None) -> PopArtState:
+    """The first statistics, in the dtype and on the device of the parameters."""
     if not params:
         return init_state(num_outputs)
     some = next(iter(params.values()))

@@ -22,16 +22,17 @@ each: at learning rate 0 no prediction moves. Targets carry no gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popart_func._checks import as_samples, check_count, check_groups, check_scalar
+from popart_func._checks import as_samples, check_art_options, check_count, check_groups, check_scalar, is_known
 from popart_func._typing import Scalar
 from popart_func.models import Params
 from popart_func.moments import two_sum
-from popart_func.pop_art import PopArt, PopArtState, init_for, popart
+from popart_func.pop_art import PopArt, PopArtState, init_like, popart
 from popart_func.target_statistics import bias_corrected
 
 __all__ = ["deviation", "fixed", "largest_return", "percentiles", "return_based", "running_moments"]
@@ -206,6 +207,10 @@ def fixed(shift: Tensor, scale: Tensor, *, groups: Tensor | None = None) -> PopA
         scale: σ > 0, ``[tasks]``.
         groups: the task of each output, as in `pop_art.popart`.
 
+    Raises:
+        ValueError: shapes, groups, or a scale that is not above 0, where it can be read (on the CPU, outside of
+            transforms).
+
     >>> fixed(torch.tensor([10.0]), torch.tensor([2.0])).init().shift
     tensor([10.])
     """
@@ -213,10 +218,12 @@ def fixed(shift: Tensor, scale: Tensor, *, groups: Tensor | None = None) -> PopA
         raise ValueError(
             f"fixed: `shift` and `scale` must have shape [tasks], got {tuple(shift.shape)} and {tuple(scale.shape)}."
         )
+    if is_known(scale) and not bool((scale > 0).all()):
+        raise ValueError(f"fixed: `scale` must be > 0, got {scale.tolist()}.")
     check_groups("fixed", groups, shift.shape[0])
 
     def init(params: Params | None = None) -> PopArtState:
-        state = init_for(shift.shape[0])(params)
+        state = init_like(shift.shape[0], params)
         value = state._replace(shift=shift.to(state.shift), scale=scale.to(state.scale))
         return value._replace(variance=value.scale.square())
 
@@ -248,8 +255,7 @@ def _scale(
 ) -> PopArt:
     """A scale that follows a measure of each batch: in a moving average, of its square, or as the largest so far."""
     check_count(caller, "num_outputs", num_outputs)
-    check_scalar(caller, "step_size", step_size, above=0, most=1)
-    check_scalar(caller, "scale_lb", scale_lb, above=0)
+    check_art_options(caller, step_size, scale_lb, scale_ub, "mean")
     check_groups(caller, groups, num_outputs)
 
     def art(
@@ -278,7 +284,7 @@ def _scale(
         new = PopArtState(mean, scale, variance, count, residue)
         return PopArtState(*(torch.where(total > 0, after, before) for after, before in zip(new, state, strict=True)))
 
-    return PopArt(init_for(num_outputs), art, groups)
+    return PopArt(partial(init_like, num_outputs), art, groups)
 
 
 def _by_task(

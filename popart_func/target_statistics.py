@@ -4,7 +4,7 @@ State: PopArtState(shift, scale, variance, count, residue), each ``[tasks]``
 
 The statistics are kept in a form that float32 can hold. The textbook's ``σ² = ν − μ²`` cancels: for targets 1000 ± 1 it
 is negative in float32. Here the variance itself is carried, and what rounding takes from the mean is carried along as
-a residue, so that the mean is ``shift + residue``. `pop_art` has these names too, and what moves a head along.
+a residue, so that the mean is ``shift + residue``.
 
 Sources: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithm 1 and Proposition 2;
 Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for several tasks and the bounds.
@@ -187,11 +187,9 @@ def art_with(
     tasks, quarter = state.shift.shape[0], torch.finfo(dtype).max / 4
     targets = targets.detach().to(dtype)
     # One lane outside of transforms, whose every target is there and finite: half of the operations do nothing.
-    simple = (
-        options.reduction == "mean" and indices is None and weights is None and gather is None and targets.numel() > 0
-    )
+    simple = options.reduction == "mean" and indices is None and weights is None and gather is None
     simple = simple and state.shift.dtype == dtype and not any(field.requires_grad for field in state)
-    if simple and is_known(targets, *state) and bool(targets.abs().amax() <= quarter):
+    if simple and targets.numel() and is_known(targets, *state) and bool(targets.abs().amax() <= quarter):
         return _move(options, state, moments_of_all(targets), all_present=True)
     # No difference of two of them overflows. What is infinite stays so, to become NaN.
     targets = torch.where(targets.isinf(), targets, targets.clamp(-quarter, quarter))
@@ -222,7 +220,7 @@ def art_with(
 
 
 def _move(options: ArtOptions, state: PopArtState, batch: Moments, *, all_present: bool = False) -> PopArtState:
-    """The statistics after a batch of which the moments are known; a ``"sequential"`` batch is one target."""
+    """The statistics after a batch, from its moments; a ``"sequential"`` batch is one target."""
     dtype = batch.mean.dtype
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
     count = state.count + (state.count < torch.iinfo(torch.int32).max)
@@ -300,8 +298,7 @@ def largest_normalized(
 ) -> Tensor:
     """Proposition 2: no normalized target is larger, right after the update that it is in.
 
-    ``√((1/p − β) / β)`` for a target with the share p in its batch: 1 for one alone, 1/n for one of n. The step β is
-    that of the whole batch, so that a sum of n targets has n times the step of one.
+    ``√((1/p − β) / β)`` for a target with the share p in its batch, with the step β of the whole batch.
 
     Args:
         options: of `art`, whose reduction is ``"mean"`` or ``"sum"``.

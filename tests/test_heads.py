@@ -297,10 +297,9 @@ def test_a_quantile_critic_learns_quantiles_and_is_popped_exactly():
         loss=losses.quantile(quantiles),
     )
     state = learner.init({"head.weight": torch.zeros(6, 1), "head.bias": torch.zeros(6)})
-    update = torch.compile(learner.update) if False else learner.update
     spread = torch.rand(400, 64, 2) * torch.tensor([1000.0, 10.0]) - torch.tensor([0.0, 10.0])
     for y in spread:
-        state, info = update(state, (torch.zeros(64, 1), y))
+        state, info = learner.update(state, (torch.zeros(64, 1), y))
     got = pf.unnormalize(state.statistics, state.params["head.bias"], groups)
     torch.testing.assert_close(got, torch.tensor([250.0, 500, 750, -7.5, -5, -2.5]), rtol=0.1, atol=0.5)
     assert info.loss.ndim == 0
@@ -403,6 +402,26 @@ class TestErrors:
                 pf.popart(2, 0.1).update_network(wrong, (), state, torch.ones(2), head="extrinsic")
         with pytest.raises(ValueError, match=r"update_network: `rescale_moments` must be .*, got 'heads'"):
             pf.popart(2, 0.1).update_network(params, (), state, torch.ones(2), head=row.head, rescale_moments="heads")
+
+    @pytest.mark.parametrize("make", [optim.trace(0.9).init, pf.adam(0.1).init, optim.DecayState])
+    def test_the_optimizer_state_of_another_network(self, make):
+        """Nothing of it would follow; a state of some parameters of the network is one of a frozen head."""
+        params, state = params_of(HEADS["linear"]), pf.init_state(2)
+        of_another = make({f"other.{name}": leaf for name, leaf in params.items()})
+        with pytest.raises(ValueError, match=r"^rescale_moments: `state` must be that of an optimizer of the network"):
+            pf.popart(2, 0.1).update_network(params, of_another, state, torch.ones(2), head="head")
+        params["body"] = torch.ones(2)
+        for opt_state in (make({"body": torch.ones(2)}), ()):
+            pf.popart(2, 0.1).update_network(params, opt_state, state, torch.ones(2), head="head")
+
+    @pytest.mark.parametrize("targets", [torch.ones(5, 2), torch.ones(3), torch.ones(6, 5)])
+    def test_one_statistic_does_not_make_targets_of_other_axes(self, targets):
+        """Of six outputs: an axis that is none of tasks or outputs must not be taken for the one task."""
+        row = HEADS["tasks x actions"]
+        learner = pf.popart_learner(apply_of(row), pf.sgd(0.0), pf.popart(1, 0.1, groups=0 * GROUPS), head="head")
+        x = torch.ones(*targets.shape[:-1], 3, dtype=FLOAT64)
+        with pytest.raises(ValueError, match=r"popart_learner: the targets must have the shape of the outputs"):
+            learner.update(learner.init(params_of(row)), (x, targets))
 
     def test_groups(self):
         for groups in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]])):

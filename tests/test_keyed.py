@@ -203,6 +203,21 @@ def test_modules_and_learners_take_a_key() -> None:
     assert len(set(losses[0].tolist())) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_only_uniform_numbers_are_rounded_down_in_half_precision(dtype: torch.dtype) -> None:
+    """They stay below 1. Normal numbers are rounded to the nearest, or those above 0 would be pulled toward it."""
+    drawn = []
+    for own in (torch.float32, dtype):
+        with random.keyed(random.key(0)):
+            drawn.append(
+                (torch.randn(10000, dtype=own), torch.empty(10000, dtype=own).normal_(), torch.rand(10000, dtype=own))
+            )
+    for wide, narrow in zip(*(one[:2] for one in drawn), strict=True):
+        assert torch.equal(narrow, wide.to(dtype))
+    assert (drawn[1][2] < 1).all()
+    assert (drawn[1][2].float() <= drawn[0][2]).all()
+
+
 @pytest.mark.parametrize("in_rounds", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_numbers_have_the_moments_of_those_of_pytorch(in_rounds: bool) -> None:
     """So that no argument is misread: mean, spread and dtype of each draw, against PyTorch's generator."""

@@ -430,6 +430,15 @@ class TestComposing:
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9, 0.05)(torch.tensor(0))) == pytest.approx(0.7)
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9)(torch.tensor(9))) == pytest.approx(0, abs=1e-7)
 
+    def test_schedules_of_no_steps_are_refused(self):
+        for make, name in (
+            (lambda: optim.linear_schedule(0.0, 1.0, 0), "linear_schedule: `transition_steps`"),
+            (lambda: optim.cosine_decay_schedule(1.0, 0), "cosine_decay_schedule: `decay_steps`"),
+            (lambda: optim.warmup_cosine_decay_schedule(0.0, 1.0, 5, 5), "warmup_cosine_decay_schedule: `decay_steps`"),
+        ):
+            with pytest.raises(ValueError, match=f"^{name} must be > [05], got [05]"):
+                make()
+
     def test_target_networks_are_copied_or_averaged(self):
         old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
         half = optim.incremental_update(PARAMS, old, torch.tensor(0.5))

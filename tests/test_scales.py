@@ -161,3 +161,10 @@ class TestClosedForms:
         assert scales.percentiles(1, 0.5, scale_lb=3.0, bias_correction=True).art(pf.init_state(1), y).scale == 3
         corrected = scales.deviation(1, 1e-3, bias_correction=True).art(pf.init_state(1), y)
         assert float(corrected.scale) == pytest.approx(1e3)
+
+    def test_bounds_are_checked(self):
+        for name in ("deviation", "percentiles", "return_based"):
+            with pytest.raises(ValueError, match=f"^{name}: `scale_ub` must be >= 2.0, got 1.0"):
+                getattr(scales, name)(1, 0.1, 2.0, 1.0)
+        with pytest.raises(ValueError, match=r"^fixed: `scale` must be > 0, got \[1.0, 0.0\]"):
+            scales.fixed(torch.zeros(2), torch.tensor([1.0, 0.0]))

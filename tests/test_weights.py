@@ -266,6 +266,14 @@ class TestLearners:
         _, info = learner.update(state, (torch.ones(3, 4), y[:, 0], of))
         assert 0.99 < info.bound_use[0] <= 1.0001
 
+    @pytest.mark.parametrize("weights", [None, torch.tensor(2.0)])
+    def test_info_of_a_0_d_target_is_0_d(self, weights):
+        apply, popart = pf.stateless(pf.UnifiedModel(4, 6, 1)), pf.popart(1, 0.1, bias_correction=True)
+        learner = pf.popart_learner(apply, pf.sgd(0.0), popart)
+        state = learner.init(pf.init_params(lambda: pf.UnifiedModel(4, 6, 1), 0))
+        _, info = learner.update(state, (torch.ones(4), torch.tensor(3.0), None, weights))
+        assert {value.shape for value in info[:6]} == {info.bound_use.shape} == {()}
+
     @pytest.mark.parametrize("bias_correction", [False, True])
     @pytest.mark.parametrize("tasks", [1, 2])
     def test_a_sum_meets_its_bound_too(self, tasks, bias_correction):

@@ -1,9 +1,10 @@
-"""Types of the commands' options, and the validators that refuse a bad value."""
+"""What commands share: types of options, validators that refuse a bad value, and the message of an interrupt."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_among",
     "check_engine",
     "check_float32",
+    "resumable",
     "whole_number",
     "words",
 ]
@@ -58,6 +60,15 @@ def check_float32(_: Any, value: float) -> None:
 
     if not 0 < torch.tensor(value, dtype=torch.float32).item() < math.inf:
         raise ValueError("Must be within the range of float32, about 1e-45 to 3e38.")
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Within it, an interrupt says that the same command goes on from what is in the directory."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
 
 
 def _whole(_: Any, tokens: Sequence[Token]) -> int:

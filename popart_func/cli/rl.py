@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from popart_func.cli._parameters import Directory, Engine, check_among, check_float32, whole_number, words
+from popart_func.cli._parameters import Directory, Engine, check_among, check_float32, resumable, whole_number, words
 from popart_func.display.table import print_table
 from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES, SCALE_EXPERIMENTS
 
@@ -71,8 +71,8 @@ def rl(
     from popart_func.experiments.reward_scales.play import play
 
     datasets = {}
-    for task in dict.fromkeys(experiments):
-        try:
+    with resumable(out):
+        for task in dict.fromkeys(experiments):
             datasets[task] = play(
                 task,
                 list(dict.fromkeys(agents)),
@@ -83,8 +83,6 @@ def rl(
                 engine=engine,
                 store=out / task,
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = report.write(datasets, out)
     print_table(report.table(summary))
     for path in written:

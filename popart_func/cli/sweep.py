@@ -9,7 +9,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from popart_func.cli._parameters import Algorithms, Device, Directory, Engine, check_float32, whole_number, words
+from popart_func.cli._parameters import (
+    Algorithms,
+    Device,
+    Directory,
+    Engine,
+    check_float32,
+    resumable,
+    whole_number,
+    words,
+)
 from popart_func.display.table import print_table
 from popart_func.experiments.names import HALF_DECADES, Algorithm
 
@@ -89,7 +98,7 @@ def sweep(
 
     if not resume:
         search_report.check_new(out)
-    try:
+    with resumable(out):
         dataset = search.sweep_grid(
             [algorithm.value for algorithm in dict.fromkeys(algorithms)],
             list(dict.fromkeys(learning_rates)),
@@ -101,8 +110,6 @@ def sweep(
             store=out,
             workers=_number_or_name(workers),
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; the same command goes on with what is done, in {out}.") from None
     summary, written = search_report.write(dataset, out)
     print_table(search_report.table(summary))
     speed = search_report.speed(dataset)

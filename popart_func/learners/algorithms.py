@@ -10,7 +10,7 @@ outputs (Algorithm 1). `normalized_sgd_learner` makes the same predictions by sc
 thousands.
 
 ``apply(params, x)`` gives the outputs of the network: ``[outputs]`` for one example, ``[batch, outputs]`` for a batch.
-What a batch is says `batches`; another loss than half the squared error is one of `losses`, or your own.
+`batches` says what a batch is. The loss is half the squared error, one of `losses`, or your own.
 
 Source: van Hasselt et al., *Learning values across many orders of magnitude* (2016), Algorithms 1 and 2, Proposition 3.
 """

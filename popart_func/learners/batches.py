@@ -1,4 +1,4 @@
-"""What a learner gets and gives: batches, states and infos; targets at the outputs that they are for.
+"""Batches, states and infos of learners, and which output of the network each target belongs to.
 
 A batch is ``(x, y)``, ``(x, y, indices)`` or ``(x, y, indices, weights)``, or a dict with these names, which may leave
 some out and have others, which go to the loss. y is float32, or float64 where the parameters are.
@@ -43,7 +43,7 @@ class LearnerState(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a person looks at, measured after ART and POP of this batch and before its gradient step.
+    """Measurements of one update, taken after ART and POP of its batch and before its gradient step.
 
     Attributes:
         loss: the loss of the normalized prediction, half squared error if no other is given, summed over outputs,
@@ -141,7 +141,7 @@ class Example(NamedTuple):
         return torch.zeros_like(outputs).scatter(-1, self.indices.long()[..., None], cotangent[..., None])
 
     def average(self, losses: Tensor, outputs: Tensor) -> Tensor:
-        """Each target's share in the average over the batch, times its value: to be summed.
+        """The terms of the average over the batch, one for each target. Their sum is the average.
 
         The average is over examples. An example weighs as much as its heaviest target.
         """
@@ -153,21 +153,24 @@ class Example(NamedTuple):
         return losses * (weights / torch.where(total > 0, total, 1))
 
     def shares(self, statistics: PopArtState) -> tuple[Tensor | float, Tensor | float, Tensor]:
-        """To broadcast with the targets: their shares in all targets of their task, how many it has, and its count."""
+        """What `PopArt.bound` takes, to broadcast with the targets.
+
+        Returns:
+            The share of each target in all targets of its task; how many targets that task has; its count of updates.
+        """
         tasks, count, weights = self.tasks, statistics.count, self.weights
         if tasks is None and weights is None:
             number = max(self.y.numel(), 1) / count.shape[-1]
             return 1 / number, number, count if count.shape[-1] > 1 else count.squeeze(-1)
         weights = torch.ones_like(self.y, dtype=statistics.shift.dtype) if weights is None else weights
         if tasks is None:
-            flat = weights.reshape(-1, count.shape[-1])
-            total = flat.sum(0) if count.shape[-1] > 1 else flat.sum()
+            total = weights.reshape(-1, count.shape[-1]).sum(0)
+            if count.shape[-1] == 1:  # y may be 0-d
+                total, count = total.squeeze(-1), count.squeeze(-1)
         else:
             rows = tasks.expand(self.y.shape).reshape(-1).long()
             total = torch.zeros_like(statistics.scale).index_add(0, rows, weights.reshape(-1).to(statistics.scale))
             total, count = (field.index_select(0, rows).reshape(self.y.shape) for field in (total, count))
-        if tasks is None and count.shape[-1] == 1:
-            count = count.squeeze(-1)
         samples = torch.where(total > 0, total, 1)
         return torch.where(weights > 0, weights, 1) / samples, samples, count
 
@@ -211,6 +214,8 @@ def unpack(caller: str, batch: Batch, statistics: PopArtState, popart: PopArt | 
         weights = as_weights(caller, "y", y, weights).to(dtype)
     groups = None if popart is None else popart.groups
     tasks = None
+    if statistics.shift.shape[-1] == 1 and y.shape[-1:] != (1,):
+        groups = None  # y has no axis of tasks: `at_outputs` must not take one of its axes for it
     if statistics.shift.shape[-1] > 1:
         tasks = indices
         if popart is not None and groups is not None:

@@ -51,7 +51,7 @@ def quantile(quantiles: Tensor, delta: Scalar | None = None) -> Loss:
 
     Args:
         quantiles: τ of each output, ``[outputs]``, in (0, 1). Where every task has the same, repeat them.
-        delta: the end of Huber's parabola; None for none.
+        delta: where `huber` goes from a parabola to a line; None for the absolute value itself.
 
     Source: Koenker and Bassett (1978); Dabney et al. (2018).
     """

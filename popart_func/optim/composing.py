@@ -75,8 +75,8 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 class DecayState(NamedTuple):
     """What the parameters decay toward, a tree like them.
 
-    0 at first, which POP keeps where it is in the units of the targets: a head decays toward predictions of 0, not
-    toward the mean of the targets.
+    It begins at 0. POP moves it with the head, so that it stays where it is in the units of the targets: a head decays
+    toward predictions of 0, not toward the mean of the targets.
     """
 
     center: PyTree
@@ -140,7 +140,7 @@ def adamw(
 
 
 def set_to_zero() -> GradientTransformation:
-    """Updates of zero: what it gets in `partition` stays frozen."""
+    """Updates of zero: in `partition`, its parameters stay frozen."""
 
     def update(grads: PyTree, state: tuple[()], params: PyTree = None) -> tuple[PyTree, tuple[()]]:
         return optree.tree_map(torch.zeros_like, grads), state

@@ -86,7 +86,7 @@ def register_entries(
 
 
 def rescale_moments(
-    state: PyTree, factors: Mapping[str, Tensor], others: Tensor | None = None, *, ignore_missing: bool = False
+    state: PyTree, factors: Mapping[str, Tensor], others: Tensor | None = None, *, network: Iterable[str] = ()
 ) -> PyTree:
     """Rescales an optimizer's moments when the units of gradients change, as POP changes them.
 
@@ -99,15 +99,17 @@ def rescale_moments(
         factors: name of a parameter to the factor of its gradient, of a shape that broadcasts with it. After POP,
             `gradient_factors` gives them.
         others: the factor of all parameters that ``factors`` does not name, a 0-d tensor; None for 1.
-        ignore_missing: names that the moments do not have are left out, rather than an error.
+        network: the names of all parameters of the network. With them, ``factors`` may name parameters without moments,
+            such as those of a frozen head.
 
     Returns:
         The state, with the named parameters' moments rescaled.
 
     Raises:
         TypeError: floats that belong to no known state: whether they are moments is not known.
-        ValueError: a name that the moments do not have; or an infinite factor, where it can be read (on the CPU,
-            outside of transforms): it makes NaN of a moment of zero. A factor that is NaN makes its moments NaN.
+        ValueError: a name that the moments do not have; with ``network``, a state of another network; or
+            an infinite factor, where it can be read (on the CPU, outside of transforms): it makes NaN of a moment of
+            zero. A factor that is NaN makes its moments NaN.
 
     >>> from popart_func.optim import trace
     >>> state = trace(0.9).init({"w": torch.ones(1), "b": torch.ones(1)})
@@ -117,6 +119,7 @@ def rescale_moments(
     """
     check_factors("rescale_moments", factors)
     seen: set[str] = set()
+    averaged: set[str] = set()
 
     def rescale(path: tuple[Any, ...], part: Any) -> Any:
         kind = _kinds.get(type(part))
@@ -126,18 +129,26 @@ def rescale_moments(
         trees = kind.read(part)
         new = {}
         for field, power in kind.powers.items():
-            if field not in trees or power in (0, PARAMETERS):
+            if field not in trees or power == 0:
                 continue
             tree = trees[field]
             names = tree.keys() if isinstance(tree, Mapping) else ()
-            seen.update(names)
+            (averaged if power == PARAMETERS else seen).update(names)
+            if power == PARAMETERS:
+                continue
             of_leaves = factors if others is None else {name: factors.get(name, others) for name in names}
             new[field] = power(trees, of_leaves) if callable(power) else scaled(tree, of_leaves, int(power))
         return kind.write(part, new) if new else part
 
     result = optree.tree_map_with_path(rescale, state, is_leaf=lambda part: type(part) in _kinds)
-    missing = sorted(factors.keys() - seen)
-    if seen and missing and not ignore_missing:
+    network, missing = set(network), sorted(factors.keys() - seen)
+    known = seen | averaged
+    if known and network and known.isdisjoint(network):
+        raise ValueError(
+            f"rescale_moments: `state` must be that of an optimizer of the network, whose parameters are "
+            f"{sorted(network)}, got one of {sorted(known)}. Make it by `init` of these parameters."
+        )
+    if seen and missing and not network:
         raise ValueError(f"rescale_moments: `factors` must name parameters, one of {sorted(seen)}, got {missing}.")
     return result
 

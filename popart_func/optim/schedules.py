@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from popart_func._checks import check_scalar
 from popart_func._typing import Scalar
 
 __all__ = ["Schedule", "cosine_decay_schedule", "linear_schedule", "warmup_cosine_decay_schedule"]
@@ -27,6 +28,7 @@ def linear_schedule(
     >>> linear_schedule(1.0, 0.0, 4)(torch.tensor(1))
     tensor(0.7500)
     """
+    check_scalar("linear_schedule", "transition_steps", transition_steps, above=0)
 
     def schedule(count: Tensor) -> Tensor:
         done = _progress(count - transition_begin, transition_steps)
@@ -43,6 +45,7 @@ def cosine_decay_schedule(init_value: Scalar, decay_steps: Scalar, alpha: Scalar
     >>> cosine_decay_schedule(1.0, 4)(torch.tensor(2))
     tensor(0.5000)
     """
+    check_scalar("cosine_decay_schedule", "decay_steps", decay_steps, above=0)
 
     def schedule(count: Tensor) -> Tensor:
         cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count, decay_steps)))
@@ -56,17 +59,20 @@ def warmup_cosine_decay_schedule(
 ) -> Schedule:
     """In a line from ``init_value`` to ``peak_value`` in ``warmup_steps``, then along a cosine to ``end_value``.
 
-    ``decay_steps`` counts the warm-up too.
+    ``decay_steps`` counts the warm-up too, and is larger than ``warmup_steps``, which may be 0.
 
     >>> warmup_cosine_decay_schedule(0.0, 1.0, 2, 6)(torch.tensor(4))
     tensor(0.5000)
     """
-    warmup = linear_schedule(init_value, peak_value, warmup_steps)
+    check_scalar("warmup_cosine_decay_schedule", "warmup_steps", warmup_steps, least=0)
+    shortest = None if isinstance(warmup_steps, Tensor) else warmup_steps
+    check_scalar("warmup_cosine_decay_schedule", "decay_steps", decay_steps, above=shortest)
 
     def schedule(count: Tensor) -> Tensor:
+        warmup = init_value + _progress(count, warmup_steps) * (peak_value - init_value)
         cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count - warmup_steps, decay_steps - warmup_steps)))
         decay = end_value + (peak_value - end_value) * cosine
-        return torch.where(count < warmup_steps, warmup(count), decay)
+        return torch.where(count < warmup_steps, warmup, decay)
 
     return schedule
 

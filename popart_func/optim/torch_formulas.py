@@ -21,7 +21,7 @@ __all__ = ["FORMULAS", "Row", "Step"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a formula gets beside the gradient: the options, the rate, the number of this update, and the parameter."""
+    """A formula's arguments beside the gradient: the options, the rate, the count of updates and the parameter."""
 
     options: Mapping[str, Any]
     rate: Scalar

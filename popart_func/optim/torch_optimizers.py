@@ -94,7 +94,7 @@ def state_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     """The state that a `torch.optim` optimizer holds of some parameters, with its own tensors.
 
     Raises:
-        TypeError: no optimizer, or an entry of which it is not known how it scales with gradients.
+        TypeError: no optimizer, or an entry that may scale with gradients in an unknown way.
         ValueError: an optimizer that trains none of the parameters.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -114,8 +114,8 @@ def state_of(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> 
     unknown = sorted(entries.keys() - _POWERS.keys())
     if unknown:
         raise TypeError(
-            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}, of whose "
-            f"state {unknown} it is not known how they scale with gradients. Pass optimizer=None to leave them."
+            f"PopArtHead.update: `optimizer` must be one of torch.optim, got {type(optimizer).__name__}, whose "
+            f"entries {unknown} may scale with gradients in an unknown way. Pass optimizer=None to leave them."
         )
     kind: Any = RMSpropState if isinstance(optimizer, torch.optim.RMSprop) else TorchState
     return kind(torch.zeros((), dtype=torch.int32), entries)

@@ -1,4 +1,4 @@
-"""Dropout of every kind, and the layers that drop between their operations, as pure functions of a key.
+"""Dropout of every kind, and layers with dropout inside, as pure functions of a key.
 
 Each takes a key first, and then the arguments of PyTorch's function: see `torch_draws`.
 """
@@ -41,8 +41,7 @@ def _dropout(
     _check_probability(p)
     if not training or p == 0:
         return input
-    kept = _kept(key, input, p, features)
-    dropped = input * (kept / (1 - p) if p < 1 else kept)
+    dropped = _scaled(input, _kept(key, input, p, features), p)
     return input.copy_(dropped) if inplace else dropped
 
 
@@ -59,10 +58,11 @@ def _alpha_dropout(
     if not training or p == 0:
         return input
     kept = _kept(key, input, p, features)
-    if p == 1:
-        return input.copy_(input * kept) if inplace else input * kept
-    scale = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p))
-    dropped = input * (kept * scale) + ((kept - 1) * (_ALPHA * scale) + _ALPHA * scale * p)
+    if p < 1:
+        scale = 1 / math.sqrt((_ALPHA**2 * p + 1) * (1 - p))
+        dropped = input * (kept * scale) + ((kept - 1) * (_ALPHA * scale) + _ALPHA * scale * p)
+    else:
+        dropped = input * kept
     return input.copy_(dropped) if inplace else dropped
 
 
@@ -70,7 +70,12 @@ def _native_dropout(key: Tensor, input: Tensor, p: int | float, train: bool | No
     if train is False or p == 0:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
     kept = _kept(key, input, p, features=False)
-    return input * (kept / (1 - p) if p < 1 else kept), kept.bool()
+    return _scaled(input, kept, p), kept.bool()
+
+
+def _scaled(input: Tensor, kept: Tensor, p: int | float) -> Tensor:
+    """Dropped numbers as 0, and the others times 1/(1 − p)."""
+    return input * (kept / (1 - p) if p < 1 else kept)
 
 
 def _kept(key: Tensor, input: Tensor, p: int | float, features: bool) -> Tensor:
@@ -101,7 +106,7 @@ def _rrelu(
     return input.copy_(result) if inplace else result
 
 
-# Layers that drop between other operations.
+# Layers with dropout inside.
 
 
 def _attention(

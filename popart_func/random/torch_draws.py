@@ -27,21 +27,36 @@ __all__ = ["CREATIONS", "DRAWS"]
 # Draws of a shape, and of the shape of a tensor.
 
 
-def _of_shape(sample: Callable[..., Tensor], default: torch.dtype | None = None) -> Draw:
+def _cast(drawn: Tensor, dtype: torch.dtype) -> Tensor:
+    return drawn.to(dtype)
+
+
+def _cast_below_one(drawn: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers in a dtype; those of [0, 1) are rounded down, so that none becomes 1."""
+    if dtype in (torch.float16, torch.bfloat16):
+        steps = 2.0 ** (11 if dtype == torch.float16 else 8)
+        drawn = torch.where((drawn >= 0) & (drawn < 1), (drawn * steps).floor() / steps, drawn)
+    return drawn.to(dtype)
+
+
+_Cast = Callable[[Tensor, torch.dtype], Tensor]
+
+
+def _of_shape(sample: Callable[..., Tensor], default: torch.dtype | None = None, cast: _Cast = _cast) -> Draw:
     def draw(key: Tensor, *size: Any, dtype: Any = None, device: Any = None, out: Any = None, **others: Any) -> Tensor:
         size = others.pop("size", size)
         _check_others(others)
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        drawn = _finished(sample(key, tuple(shape)), dtype or default or torch.get_default_dtype(), device)
+        drawn = cast(sample(key, tuple(shape)), dtype or default or torch.get_default_dtype()).to(device=device)
         return drawn if out is None else out.copy_(drawn)
 
     return draw
 
 
-def _like(sample: Callable[..., Tensor]) -> Draw:
+def _like(sample: Callable[..., Tensor], cast: _Cast = _cast) -> Draw:
     def draw(key: Tensor, input: Tensor, *, dtype: Any = None, device: Any = None, **others: Any) -> Tensor:
         _check_others(others)
-        return _finished(sample(key, input.shape), dtype or input.dtype, device)
+        return cast(sample(key, input.shape), dtype or input.dtype).to(device=device)
 
     return draw
 
@@ -51,14 +66,6 @@ def _check_others(others: dict[str, Any]) -> None:
     if others.pop("generator", None) is not None:
         raise TypeError("keyed: `generator` must be None under a key, from which all numbers are drawn.")
     others.pop("requires_grad", None)
-
-
-def _finished(drawn: Tensor, dtype: torch.dtype, device: Any = None) -> Tensor:
-    """The numbers in a dtype; those of [0, 1) must not be rounded to 1."""
-    if dtype in (torch.float16, torch.bfloat16) and drawn.is_floating_point():
-        steps = 2.0 ** (11 if dtype == torch.float16 else 8)
-        drawn = torch.where((drawn >= 0) & (drawn < 1), (drawn * steps).floor() / steps, drawn)
-    return drawn.to(dtype=dtype, device=device)
 
 
 def _integers(key: Tensor, low: int, high: int | None, shape: Any) -> Tensor:
@@ -149,12 +156,12 @@ def _pooling(function: Callable[..., Any], axes: int) -> Draw:
 # Methods that fill a tensor.
 
 
-def _filling(sample: Callable[..., Tensor]) -> Draw:
+def _filling(sample: Callable[..., Tensor], cast: _Cast = _cast) -> Draw:
     """``sample(key, shape, *parameters)``."""
 
     def draw(key: Tensor, input: Tensor, *parameters: Any, generator: Any = None, **named: Any) -> Tensor:
         _check_others({"generator": generator})
-        return input.copy_(_finished(sample(key, input.shape, *parameters, **named), input.dtype))
+        return input.copy_(cast(sample(key, input.shape, *parameters, **named), input.dtype))
 
     return draw
 
@@ -173,9 +180,9 @@ def _any_integers(key: Tensor, shape: Any, low: int = 0, high: int | None = None
 _rand, _randn = (lambda key, shape: uniform(key, tuple(shape))), (lambda key, shape: normal(key, tuple(shape)))
 
 _BY_NAME: dict[str, Draw] = {
-    "rand": _of_shape(_rand),
+    "rand": _of_shape(_rand, cast=_cast_below_one),
     "randn": _of_shape(_randn),
-    "rand_like": _like(_rand),
+    "rand_like": _like(_rand, _cast_below_one),
     "randn_like": _like(_randn),
     "randint": _randint,
     "randint_like": _randint_like,
@@ -191,7 +198,7 @@ _METHODS: dict[str, Draw] = {
     "bernoulli": _bernoulli,
     "multinomial": _multinomial,
     "bernoulli_": _filling(lambda key, shape, p=0.5: _coins(key, shape, p)),
-    "uniform_": _filling(_uniform),
+    "uniform_": _filling(_uniform, _cast_below_one),
     "normal_": _filling(lambda key, shape, mean=0.0, std=1.0: normal(key, tuple(shape)) * std + mean),
     "exponential_": _filling(lambda key, shape, lambd=1.0: exponential(key, tuple(shape)) / lambd),
     "cauchy_": _filling(lambda key, shape, median=0.0, sigma=1.0: cauchy(key, tuple(shape)) * sigma + median),

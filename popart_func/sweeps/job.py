@@ -214,7 +214,8 @@ def threads(number: int | None) -> Iterator[None]:
 def _first_diverged(recorded: Iterable[tuple[Tensor, bool]]) -> Tensor:
     """The first time at which one of the series ``[time, lanes, ...]`` is not finite, or `NEVER`: ``[lanes]``.
 
-    Beside each series stands whether NaN is no value there.
+    Args:
+        recorded: pairs of a series and its `Record.gaps`, whether NaN only means that a step has no value.
     """
     wrong = [one.isinf() if gaps else ~one.isfinite() for one, gaps in recorded]
     bad = functools.reduce(torch.logical_or, (one.flatten(2).any(2) if one.ndim > 2 else one for one in wrong))

@@ -270,7 +270,7 @@ MUTANTS = {
     ),
     "the head's moments stay": Mutant(
         pop_art.PopArt.update_network,
-        "optim.rescale_moments(opt_state, factors, others, ignore_missing=True)",
+        "optim.rescale_moments(opt_state, factors, others, network=networks[0])",
         "opt_state",
         {*MOMENTS, "proposition_3_momentum"},
     ),
@@ -384,8 +384,8 @@ MUTANTS = {
     ),
     "moments below the head follow unasked": Mutant(
         pop_art.PopArt.update_network,
-        "factors, others = _gradient_factors(layers, state, new), None",
-        "factors, others = _gradient_factors(layers, state, new), ("
+        "factors, others = _gradient_factors(layers[0], state, new), None",
+        "factors, others = _gradient_factors(layers[0], state, new), ("
         "(state.scale / new.scale).squeeze(-1).square() if tasks == 1 else None)",
         {*MOMENTS, "proposition_3_momentum"},
     ),

@@ -1,4 +1,4 @@
-"""What the agents' values are learned with: plain, art, popart or normalized.
+"""Critics, which learn the agents' values: plain, art, popart or normalized.
 
 plain:      regression on the targets as they are
 art:        normalized targets, without POP

@@ -52,7 +52,7 @@ ACTIONS = 4
 
 
 class Tally(NamedTuple):
-    """What bsuite scores, of the first episodes: 0-d tensors.
+    """The counts that bsuite scores, over the first episodes of a run: 0-d tensors.
 
     Attributes:
         episodes: how many have ended.

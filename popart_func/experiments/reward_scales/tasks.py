@@ -28,8 +28,8 @@ class Task:
         make: ``make(key)`` -> the environment of a seed.
         episodes: how many episodes are counted, as in bsuite.
         longest: the most actions that an episode has.
-        steps: how many actions a run has. Episodes of Catch have nine; those of the last two as many as the agent makes
-            them have, so that a run is cut at a number of actions, and counts the episodes that it finished.
+        steps: how many actions a run has. An episode of the bandit has one and one of Catch has nine; an episode of the
+            two others is as long as the agent makes it. A run counts the episodes that it finished.
         best_return: of an episode: what regret is counted from.
         base_regret: of an episode: what scores 0.
         good_return: half of the score is whether an episode had more than this return; None where all is regret.
@@ -44,7 +44,7 @@ class Task:
     good_return: float | None = None
 
     def score(self, episodes: np.ndarray, total_return: np.ndarray, best_episode: np.ndarray) -> np.ndarray:
-        """The score of runs, bsuite's for each run by itself.
+        """The score of runs, bsuite's for each run by itself; 0 for a run in which no episode has ended.
 
         Args:
             episodes: how many episodes were counted, ``[...]``.
