@@ -65,7 +65,7 @@ def _folded(graph: fx.Graph) -> dict[fx.Node, torch.Tensor]:
     for node in graph.nodes:
         is_wide = getattr(node.meta.get("val"), "dtype", None) in _WIDE
         reads_wide = any(source in values for source in node.all_input_nodes)
-        if node.op == "call_function" and (is_wide or reads_wide) and set(node.all_input_nodes) <= set(values):
+        if node.op == "call_function" and (is_wide or reads_wide) and values.keys() >= set(node.all_input_nodes):
             args, kwargs = substitute((node.args, node.kwargs), values)
             values[node] = node.target(*args, **kwargs)
     return {node: value for node, value in values.items() if node not in returned or value.dtype not in _WIDE}
