@@ -49,6 +49,20 @@ def test_named_arguments_are_static(wrap: Callable[..., Any]) -> None:
     assert (f(X, shift=jnp.array(3.0), power=3) == X**8 + 3).all()
 
 
+def test_arguments_are_known_by_position_after_stars_and_in_modules() -> None:
+    def total(x: Tensor, *more: Tensor, power: Any) -> Any:
+        return raised(x + sum(more), power)
+
+    class Raised(torch.nn.Module):
+        def forward(self, x: Tensor, power: Any) -> Any:
+            return raised(x, power)
+
+    assert (to_jax_function(total, static_argnames="power")(X, X, X, X, power=1) == (4 * X) ** 2).all()
+    assert (to_jax_function(Raised(), static_argnames="power")(X, 1) == X**2).all()
+    with pytest.raises(ValueError, match=r"\['x', 'power'\], got \['more'\]"):
+        to_jax_function(total, static_argnames=("more", "power"))
+
+
 def test_values_that_python_takes_for_equal_are_told_apart() -> None:
     seen: list[str] = []
     f = to_jax_function(lambda x, kind: seen.append(repr(kind)) or x, static_argnames=["kind"])  # type: ignore[func-returns-value]

@@ -25,7 +25,7 @@ _STORAGE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blo
 """Arguments that say how a result is stored, which no lowering is given."""
 
 _WIDE = (torch.float64, torch.complex128)
-# A check that the user has asked of JAX, and what a machine lacks.
+# Raised as they are: a failed check that the user has asked of JAX, too little memory, and a refusal of our own.
 _NOT_OURS = (FloatingPointError, MemoryError, UnsupportedError, jax.errors.JaxRuntimeError)
 
 
@@ -56,16 +56,16 @@ class _FoldedKey(CacheKey[dict[fx.Node, torch.Tensor]]):
 
 
 def _folded(graph: fx.Graph) -> dict[fx.Node, torch.Tensor]:
-    """Nodes of 64 bits that depend on no input, by their values: PyTorch computes what JAX would with 32 bits only.
+    """The values of 64-bit nodes that depend on no input: PyTorch computes them, since JAX has 32 bits only.
 
-    Those that the function returns are not among them: they are refused.
+    A 64-bit node that the function returns is left out, and so refused.
     """
     values: dict[fx.Node, torch.Tensor] = {}
     returned: Any = graph.output_node().args[0]
     for node in graph.nodes:
         is_wide = getattr(node.meta.get("val"), "dtype", None) in _WIDE
         reads_wide = any(source in values for source in node.all_input_nodes)
-        if node.op == "call_function" and (is_wide or reads_wide) and set(node.all_input_nodes) <= set(values):
+        if node.op == "call_function" and (is_wide or reads_wide) and values.keys() >= set(node.all_input_nodes):
             args, kwargs = substitute((node.args, node.kwargs), values)
             values[node] = node.target(*args, **kwargs)
     return {node: value for node, value in values.items() if node not in returned or value.dtype not in _WIDE}

@@ -1,4 +1,4 @@
-"""Static arguments: those that reach a PyTorch function as they are, for which it is traced once for each value."""
+"""Static arguments: they reach a PyTorch function as they are, and it is traced once for each of their values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import torch
 
 __all__ = ["Static", "is_static", "static_arguments"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
+_SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 class Static:
-    """A static argument. Two are equal if nothing tells them apart: 1, 1.0 and True are not, nor 0.0 and -0.0."""
+    """A static argument. Values that Python takes for equal are told apart: 1, 1.0 and True, or 0.0 and -0.0."""
 
     def __init__(self, value: Any) -> None:
         self.value: Any = value.value if isinstance(value, Static) else value
@@ -28,29 +31,30 @@ class Static:
 
 
 def is_static(leaf: Any) -> bool:
-    """Whether a leaf of the arguments is static: marked as that, or a bool or string of Python."""
+    """Whether a leaf of the arguments is static: a `Static`, or a bool or string of Python."""
     return isinstance(leaf, Static | bool | str)
 
 
 def static_arguments(function: Callable[..., Any], names: Sequence[str]) -> Callable[[Any, Any], Arguments]:
-    """The function that marks the static ones among the arguments of a call, wherever they stand.
+    """A function that marks the static arguments of a call, given by position or by name.
 
     Args:
         function: whose arguments they are.
         names: the names of its static arguments.
 
     Raises:
-        ValueError: the function has no argument of a name.
+        ValueError: the function has no argument with one of the names.
     """
-    parameters = inspect.signature(function).parameters if names else {}
+    called = function.forward if isinstance(function, torch.nn.Module) else function
+    parameters = inspect.signature(called).parameters if names else {}
+    named = [name for name, parameter in parameters.items() if parameter.kind not in _SEVERAL]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = [] if takes_any else [name for name in names if name not in parameters]
+    unknown = [] if takes_any else [name for name in names if name not in named]
     if unknown:
         raise ValueError(
-            f"to_jax_function: `static_argnames` must name arguments of the function, {list(parameters)}, got "
-            f"{unknown}."
+            f"to_jax_function: `static_argnames` must name arguments of the function, {named}, got {unknown}."
         )
-    order = list(parameters)
+    order = [name for name in named if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
 
     def mark(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         marked = [

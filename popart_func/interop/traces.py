@@ -19,7 +19,7 @@ __all__ = ["Traces"]
 
 
 class Traces:
-    """The traces of one function, which remember for which shapes PyTorch needs int64 where JAX has int32."""
+    """Traces one function, and remembers for which arguments PyTorch needs int64 where JAX has int32."""
 
     def __init__(self) -> None:
         self._widened: set[tuple[TensorSpec, ...]] = set()
@@ -56,16 +56,12 @@ class Traces:
             try:
                 graph = trace(wide)
             except Exception as error:
-                failure = failure if str(error) == str(failure) else _first_of(failure, error)
+                if isinstance(error, TraceError | UnsupportedError):
+                    raise  # it says more than that PyTorch refuses a dtype
             else:
                 self._widened.add(key)
                 return graph
         raise _explained(function, [specs, wide], failure)
-
-
-def _first_of(failure: Exception, error: Exception) -> Exception:
-    """Which of two errors to tell of: the second one, if it says more than that a dtype is not taken."""
-    return error if isinstance(error, TraceError | UnsupportedError) else failure
 
 
 def _widened(spec: TensorSpec) -> TensorSpec:
@@ -74,8 +70,6 @@ def _widened(spec: TensorSpec) -> TensorSpec:
 
 def _explained(function: Callable[..., Any], several: list[Any], failure: Exception) -> Exception:
     """The error to raise: what the function raises in PyTorch, if that is of the same type."""
-    if isinstance(failure, TraceError | UnsupportedError):
-        return failure
     errors = [_failure_in_pytorch(function, specs) for specs in several]
     if all(type(error) is type(failure) for error in errors):
         return errors[-1] or failure
@@ -89,7 +83,7 @@ def _explained(function: Callable[..., Any], several: list[Any], failure: Except
 
 
 def _failure_in_pytorch(function: Callable[..., Any], specs: Sequence[TensorSpec]) -> Exception | None:
-    """What a function raises in PyTorch: on ones, or zeros in the place of integers, which may be indices."""
+    """What a function raises in PyTorch, given ones. Integers, which may be indices, are zeros."""
     is_real = [spec.dtype.is_floating_point or spec.dtype.is_complex for spec in specs]
     try:
         with torch.enable_grad():

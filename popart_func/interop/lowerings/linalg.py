@@ -29,7 +29,7 @@ def _transposed(x: Any) -> Any:
 
 
 def _mirrored(x: Any, upper: bool = False) -> Any:
-    """The symmetric matrix that one triangle stands for; its derivative is that of the symmetric part, as PyTorch's."""
+    """The symmetric matrix that has this triangle. As in PyTorch, its derivative is that of the symmetric part."""
     triangle = jnp.triu(x) if upper else jnp.tril(x)
     strict = jnp.triu(x, 1) if upper else jnp.tril(x, -1)
     part = (x + jnp.conj(_transposed(x))) / 2
@@ -43,14 +43,14 @@ def _factored(x: Any) -> list[Any]:
 
 
 def _from_pivots(pivots: Any, rows: int) -> Any:
-    """The order of the rows that PyTorch's exchanges, counted from 1, lead to."""
+    """The order of the rows after PyTorch's exchanges, which are counted from 1."""
     return jax.lax.linalg.lu_pivots_to_permutation(pivots.astype(jnp.int32) - 1, rows)
 
 
 def _lu_factor(outs: Any, x: Any, pivot: bool = True, *_: Any) -> list[Any]:
     if not pivot:
         raise NotImplementedError("pivot=False")
-    return [*_factored(x), _success(outs[2])] if len(outs) == 3 else _factored(x)
+    return [*_factored(x), _success(outs[2])]
 
 
 def _lu_parts(lu: Any, pivots: Any) -> list[Any]:
@@ -83,7 +83,7 @@ def _lu_solve(out: TensorSpec, lu: Any, pivots: Any, y: Any, left: bool = True, 
 
 
 def _lu_columns(lu: Any, pivots: Any, y: Any, *, transposed: bool, conjugate: bool) -> Any:
-    """Solves for columns, with the factored matrix, its transpose, or its adjoint."""
+    """Solves a system for the columns of y: of the factored matrix, its transpose, or its adjoint."""
     batch = jnp.broadcast_shapes(lu.shape[:-2], y.shape[:-2])
     lu = jnp.broadcast_to(lu, (*batch, *lu.shape[-2:]))
     y = jnp.broadcast_to(y, (*batch, *y.shape[-2:]))
@@ -122,7 +122,10 @@ def _triangular_solve(
 
 
 def _householder(out: TensorSpec, x: Any, scales: Any) -> Any:
-    """The product of the reflections that the columns hold below a diagonal of ones; JAX's has no derivative."""
+    """The product of reflections, whose vectors are the columns below a diagonal of ones.
+
+    `jax.lax.linalg.householder_product` has no derivative.
+    """
     rows, columns, count = x.shape[-2], x.shape[-1], scales.shape[-1]
     places = jnp.arange(rows)[:, None]
 
@@ -138,7 +141,7 @@ def _householder(out: TensorSpec, x: Any, scales: Any) -> Any:
 
 
 def _reflect(out: TensorSpec, x: Any, scales: Any, y: Any, left: bool = True, transpose: bool = False) -> Any:
-    """`ormqr`: the product with the orthogonal matrix of `geqrf`, of which all columns count."""
+    """`ormqr`: the product with the square orthogonal matrix that `geqrf` has factored out."""
     rows, count = x.shape[-2], scales.shape[-1]
     columns = jnp.concatenate([x[..., :count], jnp.zeros((*x.shape[:-1], rows - count), x.dtype)], -1)
     matrix = _householder(out, columns, scales)
@@ -147,10 +150,8 @@ def _reflect(out: TensorSpec, x: Any, scales: Any, y: Any, left: bool = True, tr
     return multiply(matrix, y) if left else multiply(y, matrix)
 
 
-def _pseudoinverse(out: TensorSpec, x: Any, *bounds: Any) -> Any:
+def _pseudoinverse(out: TensorSpec, x: Any, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Any:
     """The pseudoinverse: singular values of at most ``max(atol, rtol * largest)`` count as 0."""
-    # linalg_pinv(x, rcond, hermitian), and linalg_pinv(x, *, atol, rtol, hermitian)
-    atol, rtol, hermitian = bounds if len(bounds) == 3 else (None, *bounds)
     if 0 in x.shape:
         return jnp.zeros(out.shape, x.dtype)
     least = jnp.zeros(1) if atol is None else jnp.asarray(atol)[..., None]
@@ -265,7 +266,7 @@ LINALG: dict[str, Lowering] = {
     "cholesky_inverse": _cholesky_inverse,
     "cholesky_solve": _cholesky_solve,
     "triangular_solve": _triangular_solve,
-    **dict.fromkeys(("linalg_lu_factor_ex", "linalg_lu_factor"), _lu_factor),
+    "linalg_lu_factor_ex": _lu_factor,
     "linalg_lu": _lu,
     "lu_unpack": _lu_unpack,
     "linalg_lu_solve": _lu_solve,

@@ -103,19 +103,6 @@ def _scattered(rank: int) -> Lowering:
     return op
 
 
-def _unpool(rank: int) -> Lowering:
-    """Puts each element at its place in a larger image."""
-
-    def op(out: TensorSpec, x: Any, index: Any, *_: Any) -> Any:
-        images = math.prod(out.shape[:-rank])
-        lengths = images, math.prod(x.shape[-rank:])
-        flat = jnp.zeros((images, math.prod(out.shape[-rank:])), x.dtype)
-        lines = jnp.arange(images)[:, None]
-        return flat.at[lines, index.reshape(lengths)].set(x.reshape(lengths)).reshape(out.shape)
-
-    return op
-
-
 Average = Callable[..., Any]
 
 
@@ -181,7 +168,6 @@ for _rank in (2, 3):
         f"max_pool{_rank}d_with_indices_backward": _scattered(_rank),
         f"adaptive_max_pool{_rank}d": _adaptive_max_pool(_rank),
         f"adaptive_max_pool{_rank}d_backward": _scattered(_rank),
-        f"max_unpool{_rank}d": _unpool(_rank),
         f"avg_pool{_rank}d": _forward(_rank, _average(_rank)),
         f"avg_pool{_rank}d_backward": _backward(_rank, _average(_rank)),
         f"_adaptive_avg_pool{_rank}d": _adaptive_forward(_rank),

@@ -21,7 +21,7 @@ __all__ = ["RESAMPLING"]
 
 
 def _matrix(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
-    """The matrix ``[out, in]`` of an interpolation along an axis, as PyTorch computes it of unit vectors."""
+    """The matrix ``[out, in]`` of an interpolation along an axis: PyTorch's results for unit vectors."""
     others = (2,) * (rank - 1)  # of length 1, the antialiasing kernels of PyTorch go wrong
     image = torch.eye(size, dtype=torch.float64).reshape(1, size, size, *(1 for _ in others))
     image = image.expand(1, size, size, *others).contiguous()
@@ -31,7 +31,7 @@ def _matrix(kind: str, rank: int, size: int, outs: int, *setting: Any) -> Any:
 
 
 def _weighted(x: Any, axis: int, matrix: Any) -> Any:
-    """The product of a matrix with an axis, without the elements whose weight is 0, which may be infinite."""
+    """The product of a matrix with an axis. Elements of weight 0 are left out, since they may be infinite."""
     count = max(int((matrix != 0).sum(-1).max(initial=0)), 1)
     places = np.argsort(matrix == 0, axis=-1, kind="stable")[:, :count]
     weights = np.take_along_axis(matrix, places, -1)
@@ -73,7 +73,7 @@ def _reflected(place: Any, low: float, high: float) -> Any:
 
 
 def _inside(place: Any, size: int, padding: int, aligned: bool) -> Any:
-    """A place in the image, or outside of it with zeros (0), at its border (1), or mirrored (2)."""
+    """The place to read for a place that may be outside: unchanged (0), at the border (1), or mirrored (2)."""
     if padding == 2:
         place = _reflected(place, 0, size - 1) if aligned else _reflected(place, -0.5, size - 0.5)
     return jnp.clip(place, 0, size - 1) if padding else place
@@ -142,13 +142,20 @@ INTERPOLATIONS = (
     "_upsample_bilinear2d_aa",
     "_upsample_bicubic2d_aa",
 )
-# Tracing replaces the forward ops of these by simpler ones.
-COPIES = ("upsample_linear1d", "upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d")
-OTHER_COPIES = ("upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact3d")
+# Only their backward ops need a lowering: tracing replaces the forward ops by simpler ones.
+BACKWARD_ONLY = (
+    "upsample_linear1d",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d",
+)
 
 RESAMPLING: dict[str, Lowering] = {
     **{kind: _interpolate(kind) for kind in INTERPOLATIONS},
-    **{f"{kind}_backward": _interpolate(kind, back=True) for kind in (*INTERPOLATIONS, *COPIES, *OTHER_COPIES)},
+    **{f"{kind}_backward": _interpolate(kind, back=True) for kind in (*INTERPOLATIONS, *BACKWARD_ONLY)},
     **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), _grid_sample),
 }
 """Every interpolation and sampling, by its name in ATen."""

@@ -97,7 +97,7 @@ def _horner(x: Any, coefficients: Sequence[float]) -> Any:
     return value
 
 
-def _monic(x: Any, coefficients: Sequence[float]) -> Any:
+def _chebyshev_series(x: Any, coefficients: Sequence[float]) -> Any:
     """A Chebyshev series, by Clenshaw's recurrence."""
     before, last, value = jnp.zeros_like(x), jnp.zeros_like(x), jnp.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
@@ -146,10 +146,10 @@ def _second_kind(order: int, x: Any) -> Any:
 
 def _modified_second_kind(order: int, x: Any, scaled: bool) -> Any:
     inside = jnp.where(x > 0, x, 1)
-    near = _monic(inside * inside - 2, getattr(tables, f"K{order}_NEAR"))
+    near = _chebyshev_series(inside * inside - 2, getattr(tables, f"K{order}_NEAR"))
     log = jnp.log(0.5 * inside)
     near = near - log * jax.scipy.special.i0(x) if order == 0 else log * jax.scipy.special.i1(x) + near / inside
-    far = _monic(8 / inside - 2, getattr(tables, f"K{order}_FAR")) / jnp.sqrt(inside)
+    far = _chebyshev_series(8 / inside - 2, getattr(tables, f"K{order}_FAR")) / jnp.sqrt(inside)
     value = jnp.where(x <= 2, near * (jnp.exp(x) if scaled else 1), far * (1 if scaled else jnp.exp(-x)))
     return jnp.where(x == 0, jnp.inf, jnp.where(x < 0, jnp.nan, value))
 
@@ -242,7 +242,6 @@ SPECIAL: dict[str, Lowering] = {
     "igamma": _incomplete_gamma(jax.scipy.special.gammainc),
     "igammac": _incomplete_gamma(jax.scipy.special.gammaincc),
     "special_erfcx": _of_one(jax.scipy.special.erfcx),
-    "special_log_ndtr": _of_one(jax.scipy.special.log_ndtr),
     "special_bessel_j0": _of_one(_bessel_j0),
     "special_bessel_j1": _of_one(_bessel_j1),
     "special_bessel_y0": _of_one(lambda x: _second_kind(0, x)),
