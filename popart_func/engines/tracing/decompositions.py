@@ -220,7 +220,7 @@ def _zero_tangents(tangent: Tensor, value: Tensor, *, self_num_batch_dims: int =
     PyTorch compares their strides with those of the value.
     """
     lanes = tangent.shape[:self_num_batch_dims]
-    order = sorted(range(value.ndim), key=lambda axis: int(value.stride(axis)), reverse=True)
+    order = sorted(range(value.ndim), key=value.stride().__getitem__, reverse=True)
     zeros = value.new_zeros((*lanes, *(value.shape[axis] for axis in order)))
     return zeros.permute(*range(len(lanes)), *(len(lanes) + order.index(axis) for axis in range(value.ndim)))
 

@@ -44,7 +44,7 @@ class Task:
     good_return: float | None = None
 
     def score(self, episodes: np.ndarray, total_return: np.ndarray, best_episode: np.ndarray) -> np.ndarray:
-        """The score of runs, bsuite's for each run by itself; 0 for a run in which no episode has ended.
+        """The score of runs, bsuite's for each run by itself.
 
         Args:
             episodes: how many episodes were counted, ``[...]``.
