@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import optree
 import pytest
 import torch
@@ -53,6 +56,19 @@ def test_every_dtype_and_shape(tmp_path):
     checkpoints.save(EVERY_DTYPE, path)
     back = checkpoints.load(path, EVERY_DTYPE)
     assert all(torch.equal(back[name], leaf) and back[name].dtype == leaf.dtype for name, leaf in EVERY_DTYPE.items())
+
+
+def test_the_bytes_of_a_file(tmp_path):
+    """The length of the header, the header in JSON, the data: as at https://github.com/huggingface/safetensors."""
+    path = tmp_path / "two.safetensors"
+    checkpoints.save({"a": torch.tensor([[1, -2]], dtype=torch.int16), "b": torch.tensor(0.5).double()}, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert json.loads(content[8 : 8 + length]) == {
+        "a": {"dtype": "I16", "shape": [1, 2], "data_offsets": [0, 4]},
+        "b": {"dtype": "F64", "shape": [], "data_offsets": [4, 12]},
+    }
+    assert content[8 + length :] == struct.pack("<hhd", 1, -2, 0.5)
 
 
 def test_the_library_safetensors_reads_it(tmp_path):
