@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 from op_comparison import STAGES, compare_entry, entries_by_name
+from op_families import FAMILIES, SHAPES
 from torch import Tensor
 
 from popart_func.engines.tracing.source_lines import TraceError
@@ -45,6 +46,19 @@ def test_values_and_derivatives_of_a_sample_of_the_table(name: str) -> None:
         found = compare_entry(entries_by_name()[name], "jax", most=1, stages=STAGES)
     assert found["value"].verdict == "right", found
     assert not {"wrong", "raw"} & {one.verdict for one in found.values()}, found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:index_reduce")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str) -> None:
+    """The cases that the native engine is tested with, in double precision."""
+    generator = torch.Generator().manual_seed(6)
+    arguments = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES.values()]
+    with jax.enable_x64(True):
+        got = to_torch(jax.jit(to_jax_function(FAMILIES[family]))(*map(to_jax, arguments)))
+    for name, expected in FAMILIES[family](*arguments).items():
+        torch.testing.assert_close(got[name], expected, rtol=1e-6, atol=1e-9, equal_nan=True, msg=name)
 
 
 def test_a_wrong_lowering_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
