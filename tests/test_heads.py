@@ -36,7 +36,7 @@ def test_a_whole_network_moves_at_once(row):
         )
     assert torch.equal(popped["body.weight"], params["body.weight"])
 
-    # The gradient of a sum of normalized errors, of which the popped network has σ/σ' times as large ones.
+    # The gradient of half the sum of squared normalized errors, which POP makes σ/σ' times as large.
     def gradient(network, statistics):
         indices = None if row.tasks == 1 else row.groups
 

@@ -116,8 +116,8 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "pow_2": lambda x: x**2,
     "pow_0": lambda x: x**0,
 }
-# Where slopes are JAX's or XLA's own, by name: the points, and the reason. Slopes at NaN are not compared: PyTorch's
-# backward kernels choose a branch by a comparison that NaN fails.
+# Points at which a slope in JAX is not PyTorch's, by the op's name, and the reason. Slopes at NaN are not compared:
+# PyTorch's backward kernels choose a branch by a comparison that NaN fails.
 OWN: dict[str, tuple[tuple[float, ...], str]] = {
     "nan_to_num": ((INF, -INF), "PyTorch's slope is 0 where it replaces"),
     "logit": ((0.0, 1.0, -1.0, -0.5, 2.0, -3.0, 3.0, 6.0, INF, -INF), "PyTorch has NaN outside of (0, 1)"),
@@ -191,8 +191,8 @@ def test_pointwise_ops_at_special_points() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# JAX's own slopes of reductions: the argument and the op, and the reason. With a NaN among the entries no slope is
-# compared: PyTorch's backward kernels multiply by it, or choose its place.
+# Reductions whose slope in JAX is not PyTorch's: the argument and the op, and the reason. With a NaN among the entries
+# no slope is compared: PyTorch's backward kernels multiply by it, or choose its place.
 OWN_REDUCTIONS: dict[tuple[str, str], str] = {
     **{
         (argument, "median"): "of equal entries the first in order takes the slope, in PyTorch all of them share it"

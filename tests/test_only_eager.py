@@ -1,4 +1,4 @@
-"""Tensors without memory of their own, and contexts that see each operation, are for eager, however long the scan."""
+"""`auto` runs tensors without memory of their own, and contexts that see each operation, on eager for any length."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_auto_gives_the_same_for_any_length(case: Callable[[int, str], Tensor]) -> None:
-    """Each case is the number of steps."""
+    """Each case returns the number of steps."""
     unrolled = case in (inside_a_step, inside_to_jax_function, make_fx_trace)  # which takes long
     for steps in LENGTHS[::2] if unrolled else LENGTHS:
         assert case(steps, "auto") == steps

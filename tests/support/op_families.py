@@ -18,7 +18,7 @@ Cases = dict[str, Tensor]
 
 
 def gradients(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """The value of a function and its gradients in all arguments, in one vector; the weights of results differ."""
+    """The value of a function and its gradients in all arguments, in one vector; each result has another weight."""
 
     def loss(*given: Tensor) -> tuple[Tensor, Tensor]:
         value = function(*given)
