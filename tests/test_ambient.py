@@ -89,7 +89,7 @@ def test_recording_of_gradients_decides_no_graph() -> None:
 
 
 def test_a_mode_that_changes_functions_is_seen_each_time() -> None:
-    """As that of a key is, within which the function was traced before."""
+    """Such as `keyed`: a function that was traced under one key draws other numbers under the next."""
     in_jax = to_jax_function(functional.dropout)
     for seed in (0, 1, 0):
         with random.keyed(random.key(seed)):

@@ -41,7 +41,7 @@ def new_step() -> Any:
 
 
 def test_short_scans_move_to_native_once_that_pays_off(ran: list[str]) -> None:
-    """As of a PPO: three scans of 128, 16 and 1 steps in each update."""
+    """An update of PPO has three scans, of 128, 16 and 1 steps."""
     steps = {128: new_step(), 16: new_step(), 1: new_step()}
     for _ in range(500):
         for length, step in steps.items():

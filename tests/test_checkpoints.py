@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import struct
+
 import optree
 import pytest
 import torch
@@ -41,22 +44,38 @@ def test_a_resumed_run_is_equal_to_the_bit(name, tmp_path):
     assert pf.tree.max_difference(again, state) == 0
 
 
-def test_every_dtype_and_shape_and_other_readers(tmp_path):
+EVERY_DTYPE = {
+    **{str(dtype).removeprefix("torch."): torch.arange(3).to(dtype) for dtype in checkpoints._CODES},
+    "no elements": torch.zeros(3, 0, dtype=torch.int8),
+    "no axes": torch.tensor(1),
+}
+
+
+def test_every_dtype_and_shape(tmp_path):
     path = tmp_path / "odd.safetensors"
-    odd = {
-        str(dtype).removeprefix("torch."): torch.arange(3).to(dtype).reshape(3, 1)[:, :0]
-        if dtype == torch.int8
-        else torch.tensor(1).to(dtype)
-        if dtype == torch.int64
-        else torch.arange(3).to(dtype)
-        for dtype in checkpoints._CODES
+    checkpoints.save(EVERY_DTYPE, path)
+    back = checkpoints.load(path, EVERY_DTYPE)
+    assert all(torch.equal(back[name], leaf) and back[name].dtype == leaf.dtype for name, leaf in EVERY_DTYPE.items())
+
+
+def test_the_bytes_of_a_file(tmp_path):
+    """The length of the header, the header in JSON, the data: as at https://github.com/huggingface/safetensors."""
+    path = tmp_path / "two.safetensors"
+    checkpoints.save({"a": torch.tensor([[1, -2]], dtype=torch.int16), "b": torch.tensor(0.5).double()}, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert json.loads(content[8 : 8 + length]) == {
+        "a": {"dtype": "I16", "shape": [1, 2], "data_offsets": [0, 4]},
+        "b": {"dtype": "F64", "shape": [], "data_offsets": [4, 12]},
     }
-    checkpoints.save(odd, path)
-    back = checkpoints.load(path, odd)
-    assert all(torch.equal(back[name], leaf) and back[name].dtype == leaf.dtype for name, leaf in odd.items())
+    assert content[8 + length :] == struct.pack("<hhd", 1, -2, 0.5)
+
+
+def test_the_library_safetensors_reads_it(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="the library itself is no dependency")
-    read = safetensors.load_file(path)
-    assert all(torch.equal(read[name], leaf) for name, leaf in odd.items())
+    checkpoints.save(EVERY_DTYPE, tmp_path / "odd.safetensors")
+    read = safetensors.load_file(tmp_path / "odd.safetensors")
+    assert all(torch.equal(read[name], leaf) for name, leaf in EVERY_DTYPE.items())
 
 
 def test_errors(tmp_path):

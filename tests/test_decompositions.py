@@ -18,7 +18,7 @@ from popart_func._torch import TorchDispatchMode, schema
 from popart_func.engines.tracing.decompositions import decomposition
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
-# Their values are undefined, or sparse.
+# Ops whose results have undefined values.
 UNDEFINED = {"empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty"}
 # An infinity, or -0 in `logit`, gives NaN in PyTorch's kernel and a number here, or the other way round: they subtract
 # and divide in another order.
@@ -26,7 +26,7 @@ UNLIKE_AT_INFINITIES = {
     *("native_batch_norm", "native_batch_norm_backward", "_softmax_backward_data", "logit_backward"),
     "upsample_linear1d",
 }
-# Factors of matrices that do not exist there; and PyTorch's backward kernel of `grid_sampler_2d` writes outside of its
+# Matrices of special values have no such factors. PyTorch's backward kernel of `grid_sampler_2d` writes outside of its
 # memory where the grid is infinite, which ends the process.
 SKIPPED_AT_SPECIAL_POINTS = (
     "nn.functional.grid_sample",

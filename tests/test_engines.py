@@ -39,7 +39,7 @@ RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 TABLE = torch.zeros(3)
 COMPILED = [name for name in RUNNABLE if name != "eager"]
 LANES, STEPS = 7, 60
-"""Of all tests of the learner's step, so that an engine compiles it once for several tests: inductor takes 10 s."""
+"""The same in all tests of the learner's step, so that an engine compiles it once: inductor takes 10 s."""
 
 
 def make():

@@ -1,4 +1,4 @@
-"""A sample of PyTorch's own table of ops in JAX: values, with derivatives if slow; and special points.
+"""Ops of PyTorch's own table in JAX: the values of a sample (with ``-m slow`` derivatives), and special points.
 
 `python tests/benchmarks/op_coverage.py --target jax --derivatives` compares the whole table.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 from op_comparison import STAGES, compare_entry, entries_by_name
+from op_families import FAMILIES, SHAPES
 from torch import Tensor
 
 from popart_func.engines.tracing.source_lines import TraceError
@@ -43,7 +44,21 @@ def test_values_and_derivatives_of_a_sample_of_the_table(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = compare_entry(entries_by_name()[name], "jax", most=1, stages=STAGES)
+    assert found["value"].verdict == "right", found
     assert not {"wrong", "raw"} & {one.verdict for one in found.values()}, found
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:index_reduce")
+@pytest.mark.parametrize("family", ["convolutions", "pools", "orders"])
+def test_families(family: str) -> None:
+    """The cases that the native engine is tested with, in double precision."""
+    generator = torch.Generator().manual_seed(6)
+    arguments = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES.values()]
+    with jax.enable_x64(True):
+        got = to_torch(jax.jit(to_jax_function(FAMILIES[family]))(*map(to_jax, arguments)))
+    for name, expected in FAMILIES[family](*arguments).items():
+        torch.testing.assert_close(got[name], expected, rtol=1e-6, atol=1e-9, equal_nan=True, msg=name)
 
 
 def test_a_wrong_lowering_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +116,8 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "pow_2": lambda x: x**2,
     "pow_0": lambda x: x**0,
 }
-# Where slopes are JAX's or XLA's own, by name: the points, and the reason. Slopes at NaN are not compared: PyTorch's
-# backward kernels choose a branch by a comparison that NaN fails.
+# Points at which a slope in JAX is not PyTorch's, by the op's name, and the reason. Slopes at NaN are not compared:
+# PyTorch's backward kernels choose a branch by a comparison that NaN fails.
 OWN: dict[str, tuple[tuple[float, ...], str]] = {
     "nan_to_num": ((INF, -INF), "PyTorch's slope is 0 where it replaces"),
     "logit": ((0.0, 1.0, -1.0, -0.5, 2.0, -3.0, 3.0, 6.0, INF, -INF), "PyTorch has NaN outside of (0, 1)"),
@@ -176,8 +191,8 @@ def test_pointwise_ops_at_special_points() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# JAX's own slopes of reductions: the argument and the op, and the reason. With a NaN among the entries no slope is
-# compared: PyTorch's backward kernels multiply by it, or choose its place.
+# Reductions whose slope in JAX is not PyTorch's: the argument and the op, and the reason. With a NaN among the entries
+# no slope is compared: PyTorch's backward kernels multiply by it, or choose its place.
 OWN_REDUCTIONS: dict[tuple[str, str], str] = {
     **{
         (argument, "median"): "of equal entries the first in order takes the slope, in PyTorch all of them share it"
@@ -186,6 +201,24 @@ OWN_REDUCTIONS: dict[tuple[str, str], str] = {
     **{("an_infinity", name): "PyTorch divides the result by the entry" for name in ("prod", "cumprod")},
     ("an_infinity", "var"): "the distances from an infinite mean",
 }
+
+
+def test_special_functions_at_the_edges() -> None:
+    """Every function of one number in `torch.special`, at 0, 1, the infinities and NaN."""
+    x = torch.tensor([0.0, -0.0, 1.0, torch.inf, -torch.inf, torch.nan])
+    compared = []
+    for name in torch.special.__all__:
+        function = getattr(torch.special, name)
+        try:
+            expected = function(x)
+        except TypeError:  # of several numbers
+            continue
+        if expected.shape == x.shape:
+            got = to_torch(to_jax_function(function)(to_jax(x)))
+            same = torch.isclose(got, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+            assert same.all(), (name, got, expected)
+            compared.append(name)
+    assert len(compared) > 25
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)

@@ -1,4 +1,4 @@
-"""What is known while tracing is known: constants may decide shapes and branches, and their changes are noticed."""
+"""Values of constants are known while tracing: they may decide shapes and branches, and their changes are noticed."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ from popart_func.engines.native.cpu import compile as cpu_compile
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),
     pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None, reason="no C++ compiler"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # of eager, which lacks batching rules
-    pytest.mark.filterwarnings("ignore:torch.searchsorted"),  # of its speed
-    pytest.mark.filterwarnings("ignore:index_reduce"),  # of its age
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # eager lacks batching rules
+    pytest.mark.filterwarnings("ignore:torch.searchsorted"),  # says that it is slow
+    pytest.mark.filterwarnings("ignore:index_reduce"),  # says that it is in beta
 ]
 
 

@@ -10,7 +10,7 @@ import optree
 import pytest
 import torch
 from op_cases import INTEGER, all_floating_point, movement
-from op_families import FAMILIES
+from op_families import FAMILIES, SHAPES
 from torch import Tensor
 
 from popart_func.engines import native
@@ -64,8 +64,7 @@ def test_every_op_of_the_table_is_tested_here() -> None:
     used = set()
     for function, specs in ((floating_point, [real] * 2), (integers, [whole] * 2), (movement, [real, real, *indices])):
         used |= set(trace_step(function, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
-    shapes = {"x": (2, 4, 6, 7), "y": (2, 4, 9), "w": (4, 2, 3, 2), "grid": (2, 3, 5, 2)}
-    specs = [TensorSpec(shape, torch.float64, device) for shape in shapes.values()]
+    specs = [TensorSpec(shape, torch.float64, device) for shape in SHAPES.values()]
     for family in FAMILIES.values():
         used |= set(trace_step(family, optree.tree_structure(tuple(0 for _ in specs)), specs).operations)
     used |= {"as_strided_scatter", "new_empty_strided"}  # which eager mode can't batch, or whose values mean nothing

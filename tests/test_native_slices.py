@@ -16,7 +16,12 @@ pytestmark = pytest.mark.skipif(native.why_not(torch.device("cpu")) is not None,
 def step(carry: tuple[Tensor, ...], x: tuple[Tensor, Tensor], rate: Tensor) -> tuple[tuple[Tensor, ...], object]:
     first, flags, count, kept = carry
     new = (first.flip(0) * rate + x[0].sin() * kept).tanh() + x[1]
-    return (new, ~flags, count + 1, kept), {"sum": new.sum(), "count": count, "new": new, "flags": flags}
+    return (new, ~flags, count + 1, kept + 0.1 * new.sum()), {
+        "sum": new.sum(),
+        "count": count,
+        "new": new,
+        "flags": flags,
+    }
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -27,7 +32,7 @@ def test_slices_have_the_same_bits(monkeypatch: pytest.MonkeyPatch, shared: bool
         torch.randn(3, lanes, dtype=dtype).T,  # whose lanes are not contiguous
         torch.rand(lanes, 2) > 0.5,
         torch.arange(lanes),
-        torch.randn(1, dtype=dtype).expand(lanes),
+        torch.randn(1, dtype=dtype).expand(lanes),  # whose lanes begin as one, and then differ
     )
     each = torch.randn(lanes, steps, 3, dtype=dtype).transpose(0, 1)
     xs = each[:, 0] if shared else each, torch.randn(steps, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Tensors without memory of their own, and contexts that see each operation, are for eager, however long the scan."""
+"""`auto` runs tensors without memory of their own, and contexts that see each operation, on eager for any length."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_auto_gives_the_same_for_any_length(case: Callable[[int, str], Tensor]) -> None:
-    """Each case is the number of steps."""
+    """Each case returns the number of steps."""
     unrolled = case in (inside_a_step, inside_to_jax_function, make_fx_trace)  # which takes long
     for steps in LENGTHS[::2] if unrolled else LENGTHS:
         assert case(steps, "auto") == steps
@@ -205,21 +205,18 @@ def closes_over_sparse(carry: Tensor, x: Tensor) -> Any:
 LINE = r"in \S*test_only_eager.py:\d+: `return"
 
 
-@pytest.mark.parametrize(
-    ("step", "reason"),
-    [(multiplies_sparse, LINE), (closes_over_sparse, LINE)],
-)
-def test_what_cannot_be_traced_runs_on_eager(step: Any, reason: str) -> None:
+@pytest.mark.parametrize("step", [multiplies_sparse, closes_over_sparse])
+def test_what_cannot_be_traced_runs_on_eager(step: Any) -> None:
     """However long it is; `auto` says why, once, with the line; a compiled engine refuses by name."""
     assert scan(step, torch.zeros(()), torch.ones(100))[0] == 100
     _say_once.cache_clear()
-    with pytest.warns(UserWarning, match=rf"^engine 'auto': scan: .*{reason}.* Going on with eager"):
+    with pytest.warns(UserWarning, match=rf"^engine 'auto': scan: .*{LINE}.* Going on with eager"):
         assert scan(step, torch.zeros(()), torch.ones(600))[0] == 600
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="engine 'auto'")
         assert scan(step, torch.zeros(()), torch.ones(600))[0] == 600
     for engine in COMPILED:
-        with pytest.raises((UnsupportedError, TypeError), match=rf"^scan: .*{reason}"):
+        with pytest.raises((UnsupportedError, TypeError), match=rf"^scan: .*{LINE}"):
             scan(step, torch.zeros(()), torch.ones(3), engine=engine)
 
 

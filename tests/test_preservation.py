@@ -130,7 +130,7 @@ def test_outputs_that_are_exchanged_are_refused_where_each_has_its_statistics() 
 
 
 def test_small_and_large_networks_are_judged_alike() -> None:
-    """Whether the outputs are 1e6 times those of another head or as small: the shift is measured by them."""
+    """With inputs of the sizes 1e-6, 1 and 1e6: the check compares a shift with the size of the outputs."""
 
     class Scaled(nn.Module):
         def __init__(self, twice: bool, by: float) -> None:

@@ -107,14 +107,10 @@ def test_rescaled_moments_are_those_of_rescaled_gradients(cls, options):
     options = {name: value for name, value in options.items() if name not in ("weight_decay", "lambd", "eps")}
     if "initial_accumulator_value" in options:
         options["initial_accumulator_value"] = 0.0
-    for eps_free in ("Adafactor", "SGD", "Rprop", "ASGD", "Muon"):
-        if cls.__name__ == eps_free:
-            break
-    else:
+    if cls.__name__ not in ("Adafactor", "SGD", "Rprop", "ASGD", "Muon"):  # which have no such eps
         options["eps"] = 1e-30
-    options["weight_decay"] = 0.0
-    if cls is torch.optim.Rprop:
-        del options["weight_decay"]
+    if cls is not torch.optim.Rprop:
+        options["weight_decay"] = 0.0
     transformation = optim.from_torch(cls, lr=0.03, **options)
     params = params_of(cls, torch.float64)
     rows = torch.tensor([0.25, 0.25 if cls is torch.optim.Adafactor else 8.0], dtype=torch.float64)

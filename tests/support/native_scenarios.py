@@ -390,12 +390,11 @@ def movement_of_what_all_lanes_share_agrees() -> None:
 
 
 def families_agree(names: Iterable[str], dtype: torch.dtype) -> None:
-    """Composed ops and special functions, with gradients: all families in one kernel."""
+    """Composed ops and special functions, with gradients: the families that are named in one kernel."""
     generator = torch.Generator().manual_seed(6)
-    shapes = {"x": (2, 4, 6, 7), "y": (2, 4, 9), "w": (4, 2, 3, 2), "grid": (2, 3, 5, 2)}
     arguments = {
         name: torch.randn(1, LANES, *shape, generator=generator, dtype=torch.float64).to(dtype)
-        for name, shape in shapes.items()
+        for name, shape in op_families.SHAPES.items()
     }
     names = list(names)
 

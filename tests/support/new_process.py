@@ -1,6 +1,6 @@
-"""New processes that have imported torch and the engines and done nothing else, without the 1.5 s that it takes.
+"""Runs programs in new processes that start at once.
 
-They are forks of a server that has imported them.
+They are forks of a server that has imported torch and the engines and done nothing else: an import takes 1.5 s.
 """
 
 from __future__ import annotations

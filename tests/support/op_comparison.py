@@ -40,13 +40,13 @@ __all__ = [
 
 STAGES = ("value", "gradient", "vmap", "jvp")
 _ORDER = ("right", "refused", "raw", "wrong")
-# What is returned is memory that nothing has been written to.
+# These return memory that nothing has been written to.
 _UNINITIALIZED = ("empty", "new_empty", "resize_")
 # Factors of a matrix that are unique up to signs or phases: the entry's own function makes them comparable.
 _UP_TO_SIGNS = ("svd", "eig", "pca_lowrank", "geqrf")
 _ONE_DERIVATIVE = ("native_layer_norm", "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update")
 _TWICE = "PyTorch's gradient where two elements go to one place is that of both, JAX's that of the one that is kept"
-# Of the lower triangle, which is all that the function reads, JAX's agrees with finite differences to 1e-7.
+# The function reads the lower triangle only. For it JAX's gradient agrees with finite differences to 1e-7.
 _ASYMMETRIC = "of a matrix that is not symmetric, PyTorch's gradient is not the derivative"
 KNOWN: dict[str, dict[str, str]] = {
     stage: {

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-__all__ = ["FAMILIES", "gradients"]
+__all__ = ["FAMILIES", "SHAPES", "gradients"]
+
+SHAPES = {"x": (2, 4, 6, 7), "y": (2, 4, 9), "w": (4, 2, 3, 2), "grid": (2, 3, 5, 2)}
+"""The arguments of every family."""
 
 Cases = dict[str, Tensor]
 
 
 def gradients(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """The value of a function and its gradients in all arguments, in one vector; the weights of results differ."""
+    """The value of a function and its gradients in all arguments, in one vector; each result has another weight."""
 
     def loss(*given: Tensor) -> tuple[Tensor, Tensor]:
         value = function(*given)
@@ -214,4 +217,4 @@ FAMILIES: dict[str, Callable[..., Cases]] = {
     "matrices": lambda x, y, w, grid: matrices(x, y),
     "functions": lambda x, y, w, grid: functions(x, y),
 }
-"""By name: the cases of a family, of x ``[2, 4, 6, 7]``, y ``[2, 4, 9]``, w ``[4, 2, 3, 2]``, grid ``[2, 3, 5, 2]``."""
+"""By name: the function that returns the cases of a family, for arguments of `SHAPES`."""

@@ -5,8 +5,8 @@ learner makes. The result is a dict from the names of mutants to the failing che
 and the names of `SURROUNDINGS` have the prefix ``"surroundings: "``.
 
 Four things save time. A mutant is run only on the checks that reach its part. A check stops at the first architecture
-whose seeds fail. One that must stay green runs on two of its architectures, other ones for the next mutant. And there
-is one process for each core.
+whose seeds fail. A check that must stay green runs on two of its architectures, which differ from mutant to mutant. And
+there is one process for each core.
 """
 
 from __future__ import annotations

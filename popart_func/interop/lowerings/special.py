@@ -151,7 +151,7 @@ def _modified_second_kind(order: int, x: Any, scaled: bool) -> Any:
     near = near - log * jax.scipy.special.i0(x) if order == 0 else log * jax.scipy.special.i1(x) + near / inside
     far = _chebyshev_series(8 / inside - 2, getattr(tables, f"K{order}_FAR")) / jnp.sqrt(inside)
     value = jnp.where(x <= 2, near * (jnp.exp(x) if scaled else 1), far * (1 if scaled else jnp.exp(-x)))
-    return jnp.where(x == 0, jnp.inf, jnp.where(x < 0, jnp.nan, value))
+    return jnp.where(x == 0, jnp.inf, jnp.where(x > 0, value, jnp.nan))  # NaN where x is NaN, too
 
 
 def _airy(x: Any) -> Any:
@@ -174,7 +174,7 @@ def _airy(x: Any) -> Any:
         first, second, k = first + m, second + n, k + 3
     series = 0.355028053887817239260 * first - 0.258819403792806798405 * second
     value = jnp.where(x < -2.09, oscillating, jnp.where(x >= 2.09, falling, series))
-    return jnp.where(jnp.isinf(x), jnp.nan, jnp.where(x > 103.892, 0, value))
+    return jnp.where(jnp.isfinite(x), jnp.where(x > 103.892, 0, value), jnp.nan)
 
 
 def _spherical_j0(x: Any) -> Any:

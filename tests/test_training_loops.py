@@ -1,6 +1,6 @@
-"""Pop-Art in other people's networks, in about five lines each: every network below trains on targets of two sizes.
+"""A training loop of one's own with Pop-Art: every network below learns targets of two sizes.
 
-The five lines are `train`: an optimizer, statistics, one `update_network`, a gradient, an update.
+`train` is the loop: an optimizer, statistics, one `update_network`, a gradient, an update.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ActorCritic(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Three critics at once, as weights with a leading axis; their mean is shown."""
+    """Three critics at once, as weights with a leading axis; the output is their mean."""
 
     def __init__(self) -> None:
         super().__init__()
