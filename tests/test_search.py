@@ -288,3 +288,11 @@ class TestCommand:
         assert err.startswith("popart-func: ")
         assert message in err
         assert list(tmp_path.iterdir()) == []
+
+
+def test_the_reference_is_timed_behind_its_first_step(monkeypatch):
+    """A first step imports what the optimizer needs, which takes longer than the samples that are timed."""
+    lengths = []
+    monkeypatch.setattr(search.competitors, "reference", lambda params, stream: lambda: lengths.append(len(stream)))
+    assert search.reference_seconds(20) >= 0
+    assert lengths == [1, 20]
