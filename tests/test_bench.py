@@ -12,7 +12,8 @@ import pytest
 
 from popart_func.cli import main
 from popart_func.engines import scan_lanes
-from popart_func.experiments import bench, bench_plot, competitors, engine_costs, regression
+from popart_func.experiments import bench, bench_plot, competitors, engine_costs, names, regression, workload_bench
+from popart_func.experiments.workloads import mlp
 from popart_func.models import UnifiedModel, init_lanes
 
 ENGINES = ["eager", "jax", "jax_traced", "jax_lanes_last", "reference"]
@@ -102,12 +103,57 @@ def test_command(tmp_path, capsys):
     assert "jax on cpu, 3 lanes" in printed.err
 
 
+def test_workload_names():
+    assert tuple(workload_bench.WORKLOADS) == names.WORKLOAD_NAMES
+
+
+@pytest.fixture
+def small_workloads(monkeypatch):
+    """The smallest size of each workload."""
+    for name, (make, sizes) in workload_bench.WORKLOADS.items():
+        monkeypatch.setitem(workload_bench.WORKLOADS, name, workload_bench.Workload(make, sizes[:1]))
+
+
+def check_workloads(workloads, tmp_path, capsys):
+    """`compare_workloads` refuses sides that compute something else."""
+    file = tmp_path / "bench.json"
+    words = ["bench", "--workloads", *workloads, "--engines", "native", "jax", "--repeats", "1", "--json", str(file)]
+    assert main(words) == 0
+    found = json.loads(file.read_text())["results"]
+    expected = [(name, engine) for name in workloads for engine in ("native", "jax")]
+    assert [(result["workload"], result["engine"]) for result in found] == expected
+    assert {"device", "lanes", "ns_per_lane_step", "cpu_ns_per_lane_step", "gflops", "auto"} <= found[0].keys()
+    assert "native*" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_workloads", "unchecked")
+def test_workload_command(tmp_path, capsys):
+    check_workloads(["regression"], tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_workloads", "unchecked")
+def test_workloads_compute_in_jax_what_they_compute_here(tmp_path, capsys):
+    check_workloads(names.WORKLOAD_NAMES, tmp_path, capsys)
+
+
+def test_a_workload_that_computes_something_else_is_refused(monkeypatch):
+    def wrong(**size):
+        case = mlp.case(**size)
+        return case._replace(xs=(case.xs[0], 1.01 * case.xs[1]))
+
+    monkeypatch.setitem(workload_bench.WORKLOADS, "mlp", workload_bench.Workload(wrong, mlp.REGRESSION[:1]))
+    with pytest.raises(RuntimeError, match="mlp, 4x10, batch 1, sgd: jax must compute what native does"):
+        workload_bench.compare_workloads(["mlp"], engines=["native", "jax"], repeats=1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--engines", "warp"], "Choose from: .*reference"),
         (["--lanes", "0"], "Must be >= 1"),
         (["--device", "nowhere"], "device"),
+        (["--workloads", "chess"], "Choose from: regression, mlp, .*gru"),
     ],
 )
 def test_bad_usage(words, message, capsys):
@@ -127,6 +173,8 @@ def test_without_jax(monkeypatch, capsys):
     [
         (lambda: bench.compare([0], engines=["eager"]), "compare: `lanes` must be at least 1, got 0"),
         (lambda: bench.compare([1], engines=["warp"]), r"compare: `engines` must be among \[.*\], got 'warp'"),
+        (lambda: workload_bench.compare_workloads(["chess"]), r"`workloads` must be among \[.*\], got 'chess'"),
+        (lambda: workload_bench.compare_workloads(engines=["warp"]), r"`engines` must be among \[.*\], got 'warp'"),
         (lambda: bench_plot.costs([], "x.png"), "costs: `results` must hold at least one cost"),
     ],
 )

@@ -40,6 +40,7 @@ class Result(NamedTuple):
     """One measurement.
 
     Attributes:
+        workload: what was run, ``"regression"``.
         engine: one of the engines, or one of `names.COMPETITORS`.
         device: where it ran.
         lanes: the number of lanes.
@@ -50,6 +51,7 @@ class Result(NamedTuple):
         extrapolated: whether fewer steps or lanes ran than asked; a lane-step is taken to cost the same in the rest.
     """
 
+    workload: str
     engine: str
     device: str
     lanes: int
@@ -123,8 +125,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(results: Iterable[Result]) -> dict[str, Any]:
-    """The results as plain data: ``{"results": [...], "machine": {...}}``."""
+def as_json(results: Iterable[Any]) -> dict[str, Any]:
+    """The results of a benchmark, named tuples, as plain data: ``{"results": [...], "machine": {...}}``."""
     return {"results": [result._asdict() for result in results], "machine": machine()}
 
 
@@ -176,6 +178,7 @@ def _measure(name: str, problem: _Problem, repeats: int) -> Result:
             seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     return Result(
+        workload="regression",
         engine=name,
         device=str(device),
         lanes=lanes,

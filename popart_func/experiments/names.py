@@ -16,6 +16,8 @@ __all__ = [
     "REWARD_SCALES",
     "SCALE_EXPERIMENTS",
     "STYLES",
+    "WORKLOAD_COMPETITORS",
+    "WORKLOAD_NAMES",
     "Algorithm",
 ]
 
@@ -53,6 +55,12 @@ JAX_COMPETITORS = ("jax", "jax_traced", "jax_lanes_last")
 
 COMPETITORS = (*JAX_COMPETITORS, "reference")
 """What the benchmark measures the engines against, see `competitors`."""
+
+WORKLOAD_NAMES = ("regression", "mlp", "catch", "replay", "ppo", "ensemble", "conv", "gru")
+"""The steps that ``popart-func bench --workloads`` measures, see `workload_bench`."""
+
+WORKLOAD_COMPETITORS = ("jax", "jax_sharded")
+"""What `workload_bench` measures the engines against: JAX on one device, and with its lanes on several."""
 
 SCALE_EXPERIMENTS = ("bandit_scale", "catch_scale", "cartpole_scale", "mountain_car_scale")
 """bsuite's experiments with the scale of rewards, see `reward_scales.tasks`."""
