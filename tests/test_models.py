@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import init
 
 import popart_func as pf
 
@@ -71,6 +72,82 @@ def test_init_lanes_stacks_single_seeds_in_any_company():
     for name, value in lanes.items():
         assert torch.equal(value[1], other[name][0])
         assert torch.equal(value[1], pf.init_params(make_unified, 9)[name])
+
+
+def filled(fill):
+    """A linear layer whose weights an initializer fills."""
+
+    def make():
+        module = nn.Linear(300, 200)
+        fill(module.weight)
+        return module
+
+    return make
+
+
+INITIALIZERS = {
+    "uniform": init.uniform_,
+    "normal": init.normal_,
+    "xavier uniform": init.xavier_uniform_,
+    "xavier normal": init.xavier_normal_,
+    "kaiming uniform": init.kaiming_uniform_,
+    "kaiming normal": init.kaiming_normal_,
+    "orthogonal": init.orthogonal_,
+    "sparse": lambda weight: init.sparse_(weight, 0.3),
+}
+
+MODULES = {
+    "network": make_unified,
+    "convolution": lambda: nn.Conv2d(2, 3, 3),
+    "transposed": lambda: nn.ConvTranspose1d(2, 3, 2),
+    "norms": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.GroupNorm(1, 3), nn.LayerNorm(3)),
+    "embedding": lambda: nn.Embedding(5, 3, padding_idx=0),
+    "lstm": lambda: nn.LSTM(3, 4, 2),
+    "transformer": lambda: nn.TransformerEncoderLayer(4, 2, 8),
+    "head": lambda: pf.nn.PopArtHead(3, 2),
+    "own draws": lambda: nn.ParameterDict({"a": torch.randn(3), "b": torch.rand(2, 2)}),
+}
+
+KEYS = pf.random.split(pf.random.key(1), 2)
+
+
+@pytest.mark.parametrize("make", [*MODULES.values(), *map(filled, INITIALIZERS.values())])
+def test_lanes_begin_as_their_keys_give_alone(make):
+    """Names, shapes and dtypes are those under a seed; the global random state stays as it was."""
+    before = torch.get_rng_state()
+    lanes, seeded = pf.init_lanes(make, KEYS), pf.init_params(make, 0)
+    assert list(lanes) == list(seeded)
+    for name, value in lanes.items():
+        assert torch.equal(value[1], pf.init_params(make, KEYS[1])[name])
+        assert (value.shape[1:], value.dtype) == (seeded[name].shape, seeded[name].dtype)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("fill", INITIALIZERS.values())
+def test_initializers_draw_from_keys_what_they_draw_from_seeds(fill):
+    """60,000 numbers: the deviation, and the share of numbers within one."""
+    under_key, under_seed = (pf.init_params(filled(fill), seed)["weight"] for seed in (KEYS[0], 0))
+    assert under_key.std().item() == pytest.approx(under_seed.std().item(), rel=0.02)
+    within = [(weight.abs() < weight.std()).double().mean().item() for weight in (under_key, under_seed)]
+    assert within[0] == pytest.approx(within[1], abs=0.01)
+    assert not torch.equal(under_key, under_seed)
+
+
+def test_a_step_draws_first_parameters():
+    keys = pf.random.split(pf.random.key(2), 3)
+    expected = pf.init_lanes(make_unified, keys)
+    step = lambda carry, key: (carry, pf.init_params(make_unified, key))  # noqa: E731
+    for engine in ("eager", "native"):
+        _, params = pf.scan_lanes(step, torch.zeros(3), keys[None], shared=False, engine=engine)
+        assert all(torch.equal(params[name][0], expected[name]) for name in expected)
+
+
+def test_a_module_that_vmap_cannot_build_is_refused():
+    with pytest.raises(
+        RuntimeError, match=r"init_lanes: torch.vmap can't build this module for all keys at once: .* Pass integers"
+    ):
+        pf.init_lanes(filled(init.trunc_normal_), KEYS)
+    assert pf.init_params(filled(init.trunc_normal_), KEYS[0])["weight"].std().item() == pytest.approx(0.88, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional, init
 from torch.overrides import TorchFunctionMode
 
 from popart_func._torch import TorchDispatchMode, dispatch_modes, is_functorch_wrapped_tensor, schema
@@ -90,18 +90,20 @@ def _is_checked(func: Any) -> bool:
     """Whether a function of `torch.nn.functional` is written in Python and asks for modes before it does anything."""
     return (
         isinstance(func, types.FunctionType)
-        and func.__module__ == functional.__name__
-        and any(name.startswith("has_torch_function") for name in func.__code__.co_names)
+        and func.__module__ in (functional.__name__, init.__name__)
+        and any("has_torch_function" in name for name in func.__code__.co_names)
     )
 
 
 @functools.cache
 def _unchecked(func: types.FunctionType) -> Callable[..., Any]:
     """The same function without that question, so that a mode sees what it calls: PyTorch runs it outside of modes."""
-    no = dict.fromkeys(
-        (name for name in func.__code__.co_names if name.startswith("has_torch_function")), lambda *_: False
+    no = dict.fromkeys((name for name in func.__code__.co_names if "has_torch_function" in name), lambda *_: False)
+    # functional imports the question by name, init asks torch.overrides.
+    unasked = types.SimpleNamespace(**{**vars(torch), "overrides": types.SimpleNamespace(**no)})
+    copy = types.FunctionType(
+        func.__code__, {**func.__globals__, "torch": unasked, **no}, func.__name__, func.__defaults__
     )
-    copy = types.FunctionType(func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
