@@ -78,7 +78,7 @@ def filled(fill):
     """A linear layer whose weights an initializer fills."""
 
     def make():
-        module = nn.Linear(300, 200)
+        module = nn.Linear(150, 100)
         fill(module.weight)
         return module
 
@@ -125,11 +125,11 @@ def test_lanes_begin_as_their_keys_give_alone(make):
 
 @pytest.mark.parametrize("fill", INITIALIZERS.values())
 def test_initializers_draw_from_keys_what_they_draw_from_seeds(fill):
-    """60,000 numbers: the deviation, and the share of numbers within one."""
+    """15,000 numbers: the deviation, and the share of numbers within one."""
     under_key, under_seed = (pf.init_params(filled(fill), seed)["weight"] for seed in (KEYS[0], 0))
-    assert under_key.std().item() == pytest.approx(under_seed.std().item(), rel=0.02)
+    assert under_key.std().item() == pytest.approx(under_seed.std().item(), rel=0.03)
     within = [(weight.abs() < weight.std()).double().mean().item() for weight in (under_key, under_seed)]
-    assert within[0] == pytest.approx(within[1], abs=0.01)
+    assert within[0] == pytest.approx(within[1], abs=0.02)
     assert not torch.equal(under_key, under_seed)
 
 
