@@ -71,5 +71,5 @@ REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
 CRITICS = ("plain", "art", "popart", "normalized")
 """What learns the values of an agent, see `agents.critics`."""
 
-AGENT_NAMES = tuple(f"{algorithm}-{critic}" for algorithm in ("q", "dqn") for critic in CRITICS)
+AGENT_NAMES = tuple(f"{algorithm}-{critic}" for algorithm in ("q", "dqn", "ppo", "vtrace") for critic in CRITICS)
 """The agents: an algorithm and a critic."""

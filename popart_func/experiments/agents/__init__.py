@@ -1,7 +1,8 @@
 """Agents as pure functions over lanes: ``init(key)`` and ``step(state)``, see `agent`."""
 
+from popart_func.experiments.agents.actor_critic import ppo, v_trace
 from popart_func.experiments.agents.agent import Agent, Experience
 from popart_func.experiments.agents.critics import Critic, make_critic
 from popart_func.experiments.agents.q_learning import dqn, q_learning
 
-__all__ = ["Agent", "Critic", "Experience", "dqn", "make_critic", "q_learning"]
+__all__ = ["Agent", "Critic", "Experience", "dqn", "make_critic", "ppo", "q_learning", "v_trace"]

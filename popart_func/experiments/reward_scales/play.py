@@ -14,13 +14,13 @@ from torch import Tensor
 
 from popart_func import random, sweeps
 from popart_func.engines import scan
-from popart_func.experiments.agents import Agent, dqn, make_critic, q_learning
+from popart_func.experiments.agents import Agent, dqn, make_critic, ppo, q_learning, v_trace
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.environments import Environment, scale_rewards
 from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
 from popart_func.experiments.reward_scales.tasks import TASKS, Task
 from popart_func.learners import Learner
-from popart_func.optim import adam
+from popart_func.optim import adam, chain, clip_by_global_norm
 from popart_func.pop_art import popart
 from popart_func.sweeps._checks import as_count, as_names
 from popart_func.sweeps.records import Record
@@ -44,11 +44,16 @@ class Setting(NamedTuple):
     step_size: float
 
 
-SETTINGS: dict[str, Setting] = {"q": Setting(0.005, 0.001), "dqn": Setting(0.003, 0.001)}
+SETTINGS: dict[str, Setting] = {
+    "q": Setting(0.005, 0.001),
+    "dqn": Setting(0.003, 0.001),
+    "ppo": Setting(0.003, 0.01),
+    "vtrace": Setting(0.003, 0.01),
+}
 """What each algorithm runs with by default, whichever critic it has."""
 
-ACTIONS = 4
-"""How many actions a sample of the sweep has: those of a step of DQN."""
+ACTIONS = {"q": 1, "dqn": 4, "ppo": 128, "vtrace": 16}
+"""How many actions each algorithm takes in a step. A sample of the sweep has at least 4, and a step of each agent."""
 
 
 class Tally(NamedTuple):
@@ -74,9 +79,15 @@ def _make_agent(name: str, environment: Environment, learning_rate: Any, step_si
     # targets, instead of 1 for as long as statistics with a small step size remember it.
     statistics = popart(1, step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
     critic = make_critic(critic_name, apply_mlp, adam(learning_rate), statistics)
+    actions = ACTIONS[algorithm]
     if algorithm == "q":
         return q_learning(environment, critic)
-    return dqn(environment, critic, batch_size=16, steps_per_update=4)
+    if algorithm == "dqn":
+        return dqn(environment, critic, batch_size=16, steps_per_update=actions)
+    actor = chain(clip_by_global_norm(0.5), adam(learning_rate))
+    if algorithm == "ppo":
+        return ppo(environment, critic, actor, length=actions)
+    return v_trace(environment, critic, actor, length=actions)
 
 
 def _tally_of(state: Any, info: Tensor) -> Tensor:
@@ -106,7 +117,8 @@ def play(
         reward_scales: what rewards are multiplied by.
         seeds: distinct integers: of the environment, the network and the actions.
         settings: hyper-parameters by the agent's name; by default those of `SETTINGS`.
-        steps: how many actions, rounded up to a multiple of four; by default the experiment's.
+        steps: how many actions, rounded up to a multiple of four and of the actions in a step of each agent; by default
+            the experiment's.
         chunk_size: as in `sweeps.run`.
         engine: as in `sweeps.run`.
         store: as in `sweeps.run`.
@@ -131,11 +143,12 @@ def play(
     given = dict(settings or {})
     if unknown := given.keys() - set(agents):
         raise ValueError(f"play: `settings` must be of the agents {list(agents)}, got {sorted(unknown)}.")
+    actions = max(4, *(ACTIONS[name.split("_")[0]] for name in names))
     learners = {}
     for name in names:
         setting = given.get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
-        learners[name] = functools.partial(_counted, chosen, name, setting)
-    samples = -(-steps // ACTIONS)
+        learners[name] = functools.partial(_counted, chosen, name, setting, actions)
+    samples = -(-steps // actions)
     found = sweeps.run(
         learners,
         torch.zeros(samples, dtype=torch.int8),
@@ -151,7 +164,7 @@ def play(
     tally = found["tally"]
     point, quantity = tally.dims[-2:]
     parts = {name: tally.isel({quantity: i}) for i, name in enumerate(Tally._fields[:3])}
-    at = ACTIONS * (_kept(samples) + 1)
+    at = actions * (_kept(samples) + 1)
     return xarray.Dataset(parts, attrs=found.attrs).rename({point: "step"}).assign_coords(step=at)
 
 
@@ -159,8 +172,11 @@ def _start(seed: int) -> dict[str, Tensor]:
     return {"key": random.key(seed)}
 
 
-def _counted(task: Task, name: str, setting: Setting, reward_scale: Tensor) -> Learner:
-    """An agent as a learner of a sweep: its parameters are a key, its samples say nothing, its info is the tally."""
+def _counted(task: Task, name: str, setting: Setting, actions: int, reward_scale: Tensor) -> Learner:
+    """An agent as a learner of a sweep: its parameters are a key, its samples say nothing, its info is the tally.
+
+    An update is so many actions.
+    """
 
     def agent_of(key: Tensor) -> Agent:
         environment = scale_rewards(task.make(key), reward_scale)
@@ -179,12 +195,13 @@ def _counted(task: Task, name: str, setting: Setting, reward_scale: Tensor) -> L
         def act(carry: Any, _: Any) -> tuple[Any, Any]:
             agent_state, tally = carry
             agent_state, experience = agent.step(agent_state)
-            rewards = experience.reward / reward_scale
-            for reward, ended in zip(rewards.unbind(), experience.ended.unbind(), strict=True):
-                tally = _count(task, tally, reward, ended)
+            tally, _ = scan(count, tally, (experience.reward / reward_scale, experience.ended))
             return (agent_state, tally), ()
 
-        (agent_state, tally), _ = scan(act, (agent_state, tally), length=ACTIONS // agent.actions)
+        def count(tally: Tally, action: tuple[Tensor, Tensor]) -> tuple[Tally, tuple[()]]:
+            return _count(task, tally, *action), ()
+
+        (agent_state, tally), _ = scan(act, (agent_state, tally), length=actions // agent.actions)
         return (agent_state, tally, for_task), torch.stack(tally[:3])
 
     return Learner(init, update)

@@ -29,7 +29,7 @@ WINDOWS = 40
 _ALGORITHMS = {"q": "Q-learning", "dqn": "DQN"}
 _CRITICS = {"plain": "plain", "art": LABELS["art"], "popart": LABELS["popart"], "normalized": "normalized"}
 _COLORS = {"plain": "#D55E00", "art": "#009E73", "popart": "#0072B2", "normalized": "#00304D"}
-_DASHES = {"q": "-", "dqn": "--"}
+_DASHES = {"q": "-", "dqn": "--", "ppo": ":", "vtrace": "-."}
 
 
 def name_of_agent(learner: str) -> str:
