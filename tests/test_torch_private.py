@@ -103,6 +103,12 @@ def makes_symbolic_zeros() -> None:
     assert all(op in seen.ops for op in (ATEN.mul.Tensor,))
 
 
+def makes_zero_tangents() -> None:
+    zeros = _torch.zeros_for_tangents(torch.ones(3, 2), X, self_num_batch_dims=1)
+    assert zeros.shape == (3, *X.shape)
+    assert not zeros.any()
+
+
 def knows_schemas() -> None:
     found = _torch.schema(ATEN.add_.Tensor)
     assert (found.name, found.overload_name, found.is_mutable) == ("aten::add_", "Tensor", True)
@@ -438,6 +444,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "without_dynamo": keeps_dynamo_out,
     "without_mkldnn": switches_mkldnn,
     "zero_tensor_keys": makes_symbolic_zeros,
+    "zeros_for_tangents": makes_zero_tangents,
 }
 
 

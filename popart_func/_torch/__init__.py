@@ -86,6 +86,7 @@ __all__ = [
     "without_dynamo",
     "without_mkldnn",
     "zero_tensor_keys",
+    "zeros_for_tangents",
 ]
 
 # Names that are handed on as they are:
@@ -98,7 +99,10 @@ __all__ = [
 # DisableTorchFunction: looks at a tensor without asking any function mode.
 # OpOverload: the type of an ATen op.
 # higher_order_ops: where users find PyTorch's scan, for which there is no public name.
+# zeros_for_tangents: the op by which forward-mode derivatives under `torch.vmap` make zero tangents.
 # torch_pytree: the trees that `torch.func` takes, in which a user's dataclass has to be registered.
+
+zeros_for_tangents = torch.ops.aten._new_zeros_with_same_feature_meta
 
 set_grad_enabled = torch._C._set_grad_enabled
 """What `torch.no_grad` and `torch.set_grad_enabled` call, as a `TorchFunctionMode` sees it."""

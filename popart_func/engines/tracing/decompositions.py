@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func._torch import core_decompositions, is_composite, overloads, schema, torch_pytree
+from popart_func._torch import (
+    core_decompositions,
+    is_composite,
+    overloads,
+    schema,
+    torch_pytree,
+    zeros_for_tangents,
+)
 
 __all__ = ["decomposition", "name_to_register", "taken_apart", "taken_apart_in_body"]
 
@@ -274,7 +281,7 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,
     torch.ops.aten.rrelu_with_noise: _rrelu,
-    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
+    zeros_for_tangents: _zero_tangents,
 }
 
 
@@ -297,7 +304,7 @@ _EVEN_IN_BODIES: dict[Any, Decomposition] = {
     torch.ops.aten.fill: _fill,
     torch.ops.aten.take: _take,
     torch.ops.aten.rrelu_with_noise: _rrelu,
-    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
+    zeros_for_tangents: _zero_tangents,
 }
 
 
