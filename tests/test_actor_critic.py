@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from popart_func.experiments.agents.returns import generalized_advantages
 from popart_func.experiments.agents.returns import v_trace as v_trace_estimates
 from popart_func.experiments.environments import scale_rewards
 from popart_func.experiments.environments.bsuite import Catch, CatchState
+from popart_func.experiments.reward_scales import report
 from popart_func.experiments.reward_scales.play import ACTIONS, SETTINGS
 
 TIME, TRACE = 12, 0.9
@@ -132,8 +135,14 @@ def test_powers_of_two_change_no_bit_of_what_is_learned_with_popart(algorithm):
     assert not torch.equal(actor[0], actor[2])
 
 
-def test_every_agent_has_settings():
+def test_every_agent_has_settings_and_a_line():
     assert ACTIONS.keys() == SETTINGS.keys() == {name.split("-")[0] for name in names.AGENT_NAMES}
+    agent = {"by_scale": {"0.001": 0.1, "1": 0.2}, "intervals": {"0.001": (0, 1), "1": (0, 1)}}
+    picture = io.BytesIO()
+    report.draw_scores(
+        {"experiments": {"catch_scale": {"seeds": 2, "agents": dict.fromkeys(names.AGENT_NAMES, agent)}}}, picture
+    )
+    assert picture.tell() > 10_000
 
 
 def test_bad_input():

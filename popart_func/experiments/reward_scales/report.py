@@ -26,7 +26,7 @@ __all__ = ["draw_curves", "draw_scores", "name_of_agent", "scores", "summary", "
 WINDOWS = 40
 """How many points a learning curve of returns has: each is the mean return of the episodes between two of them."""
 
-_ALGORITHMS = {"q": "Q-learning", "dqn": "DQN"}
+_ALGORITHMS = {"q": "Q-learning", "dqn": "DQN", "ppo": "PPO", "vtrace": "V-trace"}
 _CRITICS = {"plain": "plain", "art": LABELS["art"], "popart": LABELS["popart"], "normalized": "normalized"}
 _COLORS = {"plain": "#D55E00", "art": "#009E73", "popart": "#0072B2", "normalized": "#00304D"}
 _DASHES = {"q": "-", "dqn": "--", "ppo": ":", "vtrace": "-."}
