@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import annotation_checks
 import hypothesis
 import jaxtyping
 import pytest
@@ -32,6 +33,7 @@ MODULES = [
     for path in sorted(SOURCES.rglob("*.py"))
     if path.stem not in ("__init__", "__main__", "inductor")
 ]
+jaxtyping.jaxtyped = annotation_checks.jaxtyped
 jaxtyping.install_import_hook(MODULES, "annotation_checks.check")
 
 

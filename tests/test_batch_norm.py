@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import popart_func as pf
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_xla")
+
 close = torch.testing.assert_close
 
 

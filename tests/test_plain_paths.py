@@ -16,6 +16,8 @@ from torch.func import functional_call, grad
 import popart_func as pf
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_xla")
+
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 PAD = torch.tensor([[False, False, False, False, True]] * 2)
 
