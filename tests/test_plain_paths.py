@@ -85,7 +85,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("run", [on_native, in_jax])
 def test_traces_as_eager_computes(run: Callable[..., dict[str, Tensor]]) -> None:
     for name, got in run(FUNCTIONS, X).items():
-        torch.testing.assert_close(got, FUNCTIONS[name](X), rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            got, FUNCTIONS[name](X), rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_does_not_depend_on_what_was_switched_before() -> None:
@@ -144,7 +146,11 @@ def test_embedding_bags() -> None:
     slopes = {f"slope of {name}": grad(function) for name, function in losses.items()}
     expected = at_once(functions | slopes)(weight)
     by_jax = jax.jit(lambda x: {f"slope of {name}": jax.grad(to_jax_function(losses[name]))(x) for name in losses})
-    found = [on_native(functions | slopes, weight), in_jax(functions | slopes, weight), to_torch(by_jax(to_jax(weight)))]
+    found = [
+        on_native(functions | slopes, weight),
+        in_jax(functions | slopes, weight),
+        to_torch(by_jax(to_jax(weight))),
+    ]
     for got in found:
         for name, value in got.items():
             torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
