@@ -22,23 +22,19 @@ import beartype.roar
 import jaxtyping
 
 _CHECKS: dict[Any, Callable[..., Any]] = {}
-_OF_CODE: dict[CodeType, FunctionType | None] = {}
+_CHECKED: dict[tuple[str, CodeType], FunctionType | None] = {}
 _PLAIN = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 # The types of `popart_func._typing`, and an alias of one.
 _SHAPES = re.compile(r"\b(Float|Integer|Num|Rate|Scalar|Shaped)\b")
-# In a file that the tracer takes for generated code: errors name the user's lines.
-_SWITCH = compile(
-    """
+_SWITCH = """
 def switched(function, checked, config):
     def called(*args, **kwargs):
         return (function if config.jaxtyping_disable else checked)(*args, **kwargs)
     return called
-""",
-    "<@beartype, unless checks are disabled>",
-    "exec",
-)
+"""
 _NAMES: dict[str, Any] = {}
-exec(_SWITCH, _NAMES)
+# Under a name that the tracer takes for generated code, so that errors name the user's lines.
+exec(compile(_SWITCH, "<@beartype, unless checks are disabled>", "exec"), _NAMES)
 
 
 def jaxtyped(*, typechecker: Any, with_shapes: Any = jaxtyping.jaxtyped) -> Callable[[Any], Any]:
@@ -48,7 +44,7 @@ def jaxtyped(*, typechecker: Any, with_shapes: Any = jaxtyping.jaxtyped) -> Call
         checked = _checked(part) if isinstance(part, FunctionType) else None
         if checked is None:
             return with_shapes(typechecker=typechecker)(part)
-        if checked is part:  # it has no annotations
+        if checked is part:
             return part
         return functools.update_wrapper(_NAMES["switched"](part, checked, jaxtyping.config), part)
 
@@ -56,18 +52,21 @@ def jaxtyped(*, typechecker: Any, with_shapes: Any = jaxtyping.jaxtyped) -> Call
 
 
 def _checked(function: FunctionType) -> FunctionType | None:
-    """A function with its annotations enforced; None where they have shapes, or names that can't be looked up."""
-    code = function.__code__
-    if code not in _OF_CODE:
-        _OF_CODE[code] = None
+    """A function with its annotations enforced; None where they have shapes, or names that can't be looked up.
+
+    Where there are no annotations, the function itself.
+    """
+    key = function.__module__, function.__code__  # codes are equal if they differ by their files alone
+    if key not in _CHECKED:
+        _CHECKED[key] = None
         if not _SHAPES.search(" ".join(map(str, function.__annotations__.values()))):
             with contextlib.suppress(NameError, TypeError, AttributeError, beartype.roar.BeartypeException):
                 typing.get_type_hints(function)
-                _OF_CODE[code] = _PLAIN(function)
-    first = _OF_CODE[code]
-    if first is None or first.__code__ is code:
+                _CHECKED[key] = _PLAIN(function)
+    first = _CHECKED[key]
+    if first is None or first.__code__ is function.__code__:
         return first and function
-    # The check of the first function that this ``def`` has made calls this one.
+    # A copy of the check of the first function that this ``def`` has made, which calls this one.
     again = FunctionType(first.__code__, first.__globals__, first.__name__, first.__defaults__, first.__closure__)
     again.__kwdefaults__ = {**first.__kwdefaults__, "__beartype_func": function}
     return again
