@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
@@ -11,11 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import annotation_checks
 import hypothesis
 import jaxtyping
 import pytest
 import torch
 from filelock import FileLock
+
+# No collection while the test modules are imported; see `pytest_collection_finish`.
+gc.disable()
 
 # The same examples in every run; a failure prints its own.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
@@ -28,6 +33,7 @@ MODULES = [
     for path in sorted(SOURCES.rglob("*.py"))
     if path.stem not in ("__init__", "__main__", "inductor")
 ]
+jaxtyping.jaxtyped = annotation_checks.jaxtyped
 jaxtyping.install_import_hook(MODULES, "annotation_checks.check")
 
 
@@ -93,8 +99,28 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def unoptimized_xla() -> Iterator[None]:
+    """XLA without most of its optimizations, which take half of its time: for functions whose values alone count."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 LONGEST = ("test_notebooks", "test_verify_mutations", "test_workers")
 """Modules whose tests take long: they come first, so that at the end no process waits for another's long test."""
+
+
+def pytest_collection_finish() -> None:
+    """Keeps what the imports have made out of the collections during tests, which would look through it each time.
+
+    There are fewer of them, too: JAX hangs its own collector on each.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,3 +45,15 @@ def test_equal_signatures_share_a_check_and_others_do_not():
     for annotation in (float, Float[Tensor, "a"]):
         with pytest.raises(Exception, match="violates type hint"):
             made(annotation)(3)
+
+
+def test_functions_of_equal_code_in_two_modules_have_checks_of_their_own():
+    made = []
+    for module, hint in (("first", "int"), ("second", "str")):
+        scope = {"__name__": module}
+        exec(f"def same(x: {hint}):\n    return x", scope)
+        made.append(annotation_checks.jaxtyped(typechecker=annotation_checks.check)(scope["same"]))
+    assert (made[0](3), made[1]("a")) == (3, "a")
+    for function, wrong in zip(made, ("a", 3), strict=True):
+        with pytest.raises(jaxtyping.TypeCheckError, match="violates type hint"):
+            function(wrong)

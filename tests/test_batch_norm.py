@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import popart_func as pf
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_xla")
+
 close = torch.testing.assert_close
 
 
@@ -70,33 +72,37 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layers_and_their_gradients(name: str) -> None:
-    make, shape = LAYERS[name]
-    apply, params = pf.stateless(make()), pf.init_params(make, 0)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 2
+def test_layers_and_their_gradients() -> None:
+    generator = torch.Generator().manual_seed(1)
+    xs = {name: torch.randn(shape, generator=generator) + 2 for name, (_, shape) in LAYERS.items()}
+    layers = {name: (pf.stateless(make()), pf.init_params(make, 0)) for name, (make, _) in LAYERS.items()}
 
-    def function(x: Tensor) -> Any:
-        def loss(x: Tensor) -> tuple[Tensor, Any]:
-            y, buffers = apply.with_buffers(params, x)
-            return (y**3).sum(), (y, buffers)
+    def loss(x: Tensor, name: str) -> tuple[Tensor, Any]:
+        apply, params = layers[name]
+        y, buffers = apply.with_buffers(params, x)
+        return (y**3).sum(), (y, buffers)
 
-        return torch.func.grad(loss, has_aux=True)(x)
+    def function(xs: dict[str, Tensor]) -> dict[str, Any]:
+        """Of each layer: the gradient, what it returns, and its buffers."""
+        return {name: torch.func.grad(loss, has_aux=True)(x, name) for name, x in xs.items()}
 
-    expected = optree.tree_leaves(function(x))
-    native = pf.scan_lanes(
-        lambda carry, x: (carry, function(x)), torch.zeros(1), x[None], shared=True, engine="native"
-    )[1]
+    def outside(xs: dict[str, Tensor]) -> Tensor:
+        total = sum((layers[name][0](layers[name][1], x) ** 3).sum() for name, x in xs.items())
+        assert isinstance(total, Tensor)
+        return total
+
+    expected = optree.tree_leaves(function(xs))
+    first = optree.tree_map(lambda x: x[None], xs)
+    step = lambda carry, xs: (carry, function(xs))  # noqa: E731
+    native = pf.scan_lanes(step, torch.zeros(1), first, shared=True, engine="native")[1]
     for got, right in zip(optree.tree_leaves(native), expected, strict=True):
         close(got[0, 0], right, rtol=1e-4, atol=1e-4)
-    for got, right in zip(optree.tree_leaves(to_torch(to_jax_function(function)(to_jax(x)))), expected, strict=True):
+    in_jax = jax.jit(to_jax_function(function))(to_jax(xs))
+    for got, right in zip(optree.tree_leaves(to_torch(in_jax)), expected, strict=True):
         close(got, right, rtol=1e-4, atol=1e-4, check_dtype=False)
-
-    def outside(x: Tensor) -> Tensor:
-        result: Tensor = (apply(params, x) ** 3).sum()
-        return result
-
-    close(to_torch(jax.grad(to_jax_function(outside))(to_jax(x))), expected[0], rtol=1e-4, atol=1e-4)
+    slopes = jax.jit(jax.grad(to_jax_function(outside)))(to_jax(xs))
+    for name, slope in to_torch(slopes).items():
+        close(slope, function(xs)[name][0], rtol=1e-4, atol=1e-4)
 
 
 def test_blueprint_and_arguments_stay_as_they_were() -> None:

@@ -125,7 +125,7 @@ def test_algorithms_1_and_2_agree_over_a_whole_stream(outputs):
 @pytest.mark.usefixtures("unchecked")
 def test_50_lanes_at_once_are_50_single_lanes(engine):
     """Before the first spike the runs are not chaotic: rounding of errors up to 1023 grows by a small factor only."""
-    steps = 150 if engine == "eager" else 900
+    steps = 50 if engine == "eager" else 900
     learner = pf.popart_learner(NETWORK, pf.sgd(10**-2.5), pf.popart(1, 10**-0.5))
 
     def step(state, number):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
+import jax
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -149,20 +151,27 @@ def test_the_gradient_of_smooth_l1_loss_keeps_nan() -> None:
     assert compared.differences == []
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("shape", [(), (4,), (3, 4)])
-def test_multilabel_margin_loss_ends_at_the_first_padding(shape: tuple[int, ...], reduction: str) -> None:
-    target = torch.tensor([3, 0, -1, 1]).expand(shape).contiguous() if shape else torch.tensor(0)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    loss = lambda x: F.multilabel_margin_loss(x, target, reduction=reduction)  # noqa: E731
-    slope = grad(lambda x: loss(x).sum())
-    for function in (loss, slope):
-        torch.testing.assert_close(to_torch(to_jax_function(function)(to_jax(x))), function(x))
-        native = pf.scan_lanes(
-            lambda carry, x, function=function: (carry, function(x)),
-            torch.zeros(1),
-            x[None],
-            shared=True,
-            engine="native",
-        )[1]
-        torch.testing.assert_close(native[0, 0], function(x))
+MARGIN_TARGETS = (torch.tensor(0), torch.tensor([3, 0, -1, 1]), torch.tensor([3, 0, -1, 1]).expand(3, 4).contiguous())
+
+
+def margin_losses(*xs: Tensor) -> dict[str, Tensor]:
+    """Losses of a number, a vector and rows, with their slopes."""
+    found = {}
+    for x, target in zip(xs, MARGIN_TARGETS, strict=True):
+        for reduction in ("none", "mean", "sum"):
+            loss = functools.partial(F.multilabel_margin_loss, target=target, reduction=reduction)
+            found[f"{reduction} of {x.ndim}"] = loss(x)
+            found[f"slope of {reduction} of {x.ndim}"] = grad(lambda x, loss=loss: loss(x).sum())(x)
+    return found
+
+
+def test_multilabel_margin_loss_ends_at_the_first_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    xs = tuple(torch.randn(target.shape, generator=generator) for target in MARGIN_TARGETS)
+    expected = margin_losses(*xs)
+    step = lambda carry, xs: (carry, margin_losses(*xs))  # noqa: E731
+    _, native = pf.scan_lanes(step, torch.zeros(1), tuple(x[None] for x in xs), shared=True, engine="native")
+    in_jax = to_torch(jax.jit(to_jax_function(margin_losses))(*to_jax(xs)))
+    for name, value in expected.items():
+        torch.testing.assert_close(native[name][0, 0], value, msg=name)
+        torch.testing.assert_close(in_jax[name], value, msg=name)

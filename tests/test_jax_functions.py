@@ -24,6 +24,8 @@ from popart_func import random, scan_lanes
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.interop.jax import from_jax, to_jax, to_jax_callback, to_jax_function, to_torch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_xla")
+
 
 def scanned(f: Any) -> Any:
     return lambda w, x: lax.scan(lambda c, s: (c - 0.1 * jax.grad(f)(c, s), f(c, s)), w, jnp.stack([x, x * 2, -x]))

@@ -232,6 +232,7 @@ def all_layers(x: Tensor, w: Tensor, i: Tensor) -> dict[str, Tensor]:
 REAL_LAYERS = [name for name, value in all_layers(*layer_arguments(0)).items() if value.is_floating_point()]
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 @pytest.mark.parametrize("name", REAL_LAYERS)
 def test_derivatives_of_layers(name: str) -> None:
     """Of one function: by autograd, by `torch.func.grad` inside JAX, and by `jax.grad`."""
@@ -257,6 +258,7 @@ def smooth() -> list[str]:
     return [name for name in all_floating_point() if not name.startswith(whole)]
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 @pytest.mark.parametrize("name", smooth())
 def test_derivatives(name: str) -> None:
     """At plain values, and where the derivative is a matter of convention."""

@@ -130,7 +130,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_auto_gives_the_same_for_any_length(case: Callable[[int, str], Tensor]) -> None:
     """Each case returns the number of steps."""
-    unrolled = case in (inside_a_step, inside_to_jax_function, make_fx_trace)  # which takes long
+    unrolled = case in (inside_a_step, inside_to_jax_function, jit_trace, make_fx_trace)  # which takes long
     for steps in LENGTHS[::2] if unrolled else LENGTHS:
         assert case(steps, "auto") == steps
 

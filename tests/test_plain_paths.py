@@ -16,24 +16,29 @@ from torch.func import functional_call, grad
 import popart_func as pf
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
+pytestmark = pytest.mark.usefixtures("unoptimized_xla")
+
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 PAD = torch.tensor([[False, False, False, False, True]] * 2)
 
 
-def on_native(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """What a function returns inside a step of the native engine."""
-    ys: Tensor = pf.scan_lanes(
-        lambda carry, x: (carry, function(*x)),
-        torch.zeros(1),
-        tuple(argument[None] for argument in args),
-        shared=True,
-        engine="native",
-    )[1]
-    return ys[0, 0]
+Functions = dict[str, Callable[[Tensor], Tensor]]
 
 
-def in_jax(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    result: Tensor = to_torch(to_jax_function(function)(*to_jax(args, strict_dtype=False)))
+def at_once(functions: Functions) -> Callable[[Tensor], dict[str, Tensor]]:
+    """One function that calls all: it is traced and compiled once."""
+    return lambda x: {name: function(x) for name, function in functions.items()}
+
+
+def on_native(functions: Functions, x: Tensor) -> dict[str, Tensor]:
+    """What functions return inside a step of the native engine."""
+    step = lambda carry, x: (carry, at_once(functions)(x))  # noqa: E731
+    ys = pf.scan_lanes(step, torch.zeros(1), x[None], shared=True, engine="native")[1]
+    return {name: y[0, 0] for name, y in ys.items()}
+
+
+def in_jax(functions: Functions, x: Tensor) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = to_torch(jax.jit(to_jax_function(at_once(functions)))(to_jax(x)))
     return result
 
 
@@ -78,24 +83,27 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the fast path, which eager takes
 @pytest.mark.parametrize("run", [on_native, in_jax])
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_traces_as_eager_computes(name: str, run: Callable[..., Tensor]) -> None:
-    torch.testing.assert_close(run(FUNCTIONS[name], X), FUNCTIONS[name](X), rtol=1e-5, atol=1e-5)
+def test_traces_as_eager_computes(run: Callable[..., dict[str, Tensor]]) -> None:
+    for name, got in run(FUNCTIONS, X).items():
+        torch.testing.assert_close(
+            got, FUNCTIONS[name](X), rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_does_not_depend_on_what_was_switched_before() -> None:
     step = lambda x: Normal(x, 1.0).log_prob(torch.zeros(()))  # noqa: E731
-    before = on_native(step, X)
+    on_native_alone = lambda function: on_native({"": function}, X)[""]  # noqa: E731
+    before = on_native_alone(step)
     flag = torch.distributions.Distribution._validate_args
     try:
         for validates in (True, False):
             torch.distributions.Distribution.set_default_validate_args(validates)
-            assert torch.equal(on_native(lambda x: step(x), X), before)
+            assert torch.equal(on_native_alone(lambda x: step(x)), before)
             assert torch.distributions.Distribution._validate_args is validates
     finally:
         torch.distributions.Distribution._validate_args = flag
     with torch.inference_mode():
-        assert torch.equal(on_native(lambda x: grad(lambda x: step(x).sum())(x), X), -X)
+        assert torch.equal(on_native_alone(lambda x: grad(lambda x: step(x).sum())(x)), -X)
 
 
 def test_flags_are_put_back_after_an_error() -> None:
@@ -106,29 +114,46 @@ def test_flags_are_put_back_after_an_error() -> None:
         raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match=r"^mine$"):
-        on_native(step, X)
+        on_native({"": step}, X)
     assert traced == [True, False], "then on eager, to see whose error it is"
     assert torch.compiler.is_compiling() is False
     assert torch.backends.mha.get_fastpath_enabled() is True
 
 
-@pytest.mark.parametrize("padding", [None, 1, -1])
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_embedding_bags(mode: str, padding: int | None) -> None:
-    torch.manual_seed(0)
+def of_bag(mode: str, padding: int | None) -> Functions:
+    """By name: functions of an embedding's weight [5, 3]."""
     bag = nn.EmbeddingBag(5, 3, mode=mode, padding_idx=padding, include_last_offset=True)
     indices, offsets = torch.tensor([1, 2, 1, 3, 4, 4]), torch.tensor([0, 0, 3, 4, 6])
-    weight, shares = bag.weight.detach(), torch.linspace(0.5, 1, 6) if mode == "sum" else None
+    shares = torch.linspace(0.5, 1, 6) if mode == "sum" else None
     call = lambda weight, *args: functional_call(bag, {"weight": weight}, args)  # noqa: E731
     flat = lambda weight: call(weight, indices, offsets, shares)  # noqa: E731
-    rows = lambda weight: call(weight, indices.reshape(2, 3))  # noqa: E731
-    loss = lambda weight: flat(weight).square().sum()  # noqa: E731
-    slope = grad(loss)(weight)
-    for run in (on_native, in_jax):
-        torch.testing.assert_close(run(flat, weight), flat(weight))
-        torch.testing.assert_close(run(rows, weight), rows(weight))
-        torch.testing.assert_close(run(grad(loss), weight), slope)
-    torch.testing.assert_close(to_torch(jax.grad(to_jax_function(loss))(to_jax(weight))), slope)
+    return {
+        "flat": flat,
+        "rows": lambda weight: call(weight, indices.reshape(2, 3)),
+        "loss": lambda weight: flat(weight).square().sum(),
+    }
+
+
+def test_embedding_bags() -> None:
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    functions = {
+        f"{mode} {padding} {name}": function
+        for mode in ("sum", "mean", "max")
+        for padding in (None, 1, -1)
+        for name, function in of_bag(mode, padding).items()
+    }
+    losses = {name: function for name, function in functions.items() if name.endswith("loss")}
+    slopes = {f"slope of {name}": grad(function) for name, function in losses.items()}
+    expected = at_once(functions | slopes)(weight)
+    by_jax = jax.jit(lambda x: {f"slope of {name}": jax.grad(to_jax_function(losses[name]))(x) for name in losses})
+    found = [
+        on_native(functions | slopes, weight),
+        in_jax(functions | slopes, weight),
+        to_torch(by_jax(to_jax(weight))),
+    ]
+    for got in found:
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_embedding_bag_without_offsets() -> None:

@@ -261,6 +261,7 @@ def test_loggamma() -> None:
     np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=1e-6, atol=2e-6)
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 def test_orthogonal_matrices_and_normal_vectors() -> None:
     for arguments, keywords in (((4,), {}), ((3, (2, 2)), {}), ((5, (2,)), {"m": 3}), ((3, (2,)), {"m": 5})):
         got, expected = both("orthogonal", 4, *arguments, **keywords)
@@ -359,6 +360,7 @@ def test_gradients_with_respect_to_parameters(name: str) -> None:
         np.testing.assert_allclose(mine.numpy(), np.asarray(theirs), rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 def test_gradients_of_gamma_numbers_in_jax_are_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than silently those of the accepted candidate alone."""
     monkeypatch.setattr("popart_func.random.gammas.ROUNDS", 1)

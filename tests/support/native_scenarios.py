@@ -124,13 +124,13 @@ def make_scan(
 @functools.cache
 def by_eager(case: Case, dtype: torch.dtype) -> Any:
     """What eager makes of a learner: it takes most of a test's time, and several tests need it."""
-    return eager.run(make_scan(case, dtype=dtype))
+    return eager.run(make_scan(case, dtype=dtype, steps=60))
 
 
 def learners_agree_with_eager(cases: Iterable[Case], dtype: torch.dtype, tolerance: float) -> None:
     """Several learners in one kernel, each against eager alone; a failure names each that is wrong."""
     cases = list(cases)
-    carry, ys = native.run(make_scan(*cases, dtype=dtype))
+    carry, ys = native.run(make_scan(*cases, dtype=dtype, steps=60))
     got = [(carry, ys)] if len(cases) == 1 else list(zip(carry, ys, strict=True))
     wrong = {}
     for case, result in zip(cases, got, strict=True):
@@ -146,7 +146,8 @@ def learners_agree_in_float32() -> None:
     learners_agree_with_eager([("popart", "adam"), ("normalized_sgd", "sgd")], torch.float32, 2e-4)
 
 
-def batches_of_several_tasks_agree(reduction: Any) -> None:
+def several_tasks(reduction: Any) -> LaneScan:
+    """Pop-Art on batches of several tasks."""
     tasks, batch, steps = 3, 4, 30
     generator = torch.Generator().manual_seed(7)
 
@@ -164,11 +165,19 @@ def batches_of_several_tasks_agree(reduction: Any) -> None:
     y = torch.randn(steps, LANES, batch, generator=generator, dtype=torch.float64) * 9 + 100
     indices = torch.randint(0, tasks, (steps, LANES, batch), generator=generator)
     betas = torch.linspace(0.01, 0.2, LANES, dtype=torch.float64)
-    scan = make_lane_scan("scan_lanes", step, carry, (x, y, indices), betas, shared=False)
-    assert difference(native.run(scan), eager.run(scan)) < 1e-12
+    return make_lane_scan("scan_lanes", step, carry, (x, y, indices), betas, shared=False)
 
 
-def a_learner_with_its_environment_inside_agrees() -> None:
+def batches_of_several_tasks_agree(reduction: Any) -> None:
+    assert difference(native.run(several_tasks(reduction)), several_tasks_by_eager(reduction)) < 1e-12
+
+
+@functools.cache
+def several_tasks_by_eager(reduction: Any) -> Any:
+    return eager.run(several_tasks(reduction))
+
+
+def learner_with_environment() -> LaneScan:
     """Q-learning with a replay memory on a walk: integers, comparisons, indices, writes in place, random bits."""
     cells, memory = 6, 8
 
@@ -194,9 +203,16 @@ def a_learner_with_its_environment_inside_agrees() -> None:
         torch.zeros(LANES, dtype=torch.int64),
     )
     rates = torch.linspace(0.1, 0.5, LANES, dtype=torch.float64)
-    scan = make_lane_scan("scan_lanes", step, carry, None, rates, length=300)
-    got = native.run(scan)
-    expected = eager.run(scan)
+    return make_lane_scan("scan_lanes", step, carry, None, rates, length=300)
+
+
+@functools.cache
+def learner_with_environment_by_eager() -> Any:
+    return eager.run(learner_with_environment())
+
+
+def a_learner_with_its_environment_inside_agrees() -> None:
+    got, expected = native.run(learner_with_environment()), learner_with_environment_by_eager()
     assert torch.equal(got[1][0], expected[1][0])
     assert expected[1][1].sum() > 10
     assert difference(got, expected) < 1e-12

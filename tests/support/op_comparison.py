@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from op_samples import op_entries
+from op_samples import all_samples, op_entries
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -92,9 +92,9 @@ def cases(entry: Any, most: int) -> Iterator[Case | NotComparableError]:
     seed = zlib.crc32(entry.formatted_name.encode())
     try:
         torch.manual_seed(seed)
-        samples = [sample for _, sample in zip(range(most), _samples(entry), strict=False)]
+        samples = [sample for _, sample in zip(range(most), all_samples(entry), strict=False)]
         torch.manual_seed(seed + 1)
-        others = [sample for _, sample in zip(range(most), _samples(entry), strict=False)]
+        others = [sample for _, sample in zip(range(most), all_samples(entry), strict=False)]
     except Exception as error:
         yield NotComparableError(f"PyTorch can't make samples: {_first_line(error)}")
         return
@@ -105,10 +105,6 @@ def cases(entry: Any, most: int) -> Iterator[Case | NotComparableError]:
             yield _case(entry, sample, other)
         except NotComparableError as error:
             yield error
-
-
-def _samples(entry: Any) -> Iterator[Any]:
-    return iter(entry.sample_inputs("cpu", torch.float32))
 
 
 def _case(entry: Any, sample: Any, other: Any) -> Case:

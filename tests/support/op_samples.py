@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["SPECIAL", "op_entries", "op_samples", "with_special_values"]
+__all__ = ["SPECIAL", "all_samples", "op_entries", "op_samples", "with_special_values"]
 
 # Without NaN: PyTorch's own kernels treat it in one way in their vector loops, and in another behind those.
 SPECIAL = torch.tensor([0.0, 1.0, -1.0, torch.inf, 0.5, 0.5, -torch.inf, -0.0, 2.0, -3.0, 3.0, 6.0])
@@ -33,11 +33,19 @@ def op_entries() -> list[Any]:
     return [entry for entry in op_db if torch.float32 in entry.dtypes]
 
 
+def all_samples(entry: Any) -> Iterator[Any]:
+    """The samples of an entry, without gradients.
+
+    `OpInfo.sample_inputs` takes most of a second for some: it looks for a test case in the stack at each sample.
+    """
+    return iter(entry.sample_inputs_func(entry, "cpu", torch.float32, False))
+
+
 def op_samples(entry: Any, most: int) -> Iterator[Any]:
     """The first samples of an entry, without gradients; none where PyTorch itself fails to make them."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _, sample in zip(range(most), entry.sample_inputs("cpu", torch.float32), strict=False):
+        for _, sample in zip(range(most), all_samples(entry), strict=False):
             yield sample
 
 
