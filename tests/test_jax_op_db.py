@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable
 
@@ -252,6 +253,25 @@ def test_special_functions_at_the_edges(where: str) -> None:
             at = [part[n].item() for part in ((EDGES,) if arguments == 1 else PAIRS)]
             wrong.append(f"{name}{tuple(at)}: {ours[n]} for {value[n]}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("where", ["jax", "native"])
+def test_a_grid_with_places_that_are_no_numbers(where: str) -> None:
+    """A conversion of NaN or infinity to an index gave another element, or 0."""
+    image = torch.arange(1.0, 13).reshape(1, 1, 3, 4)
+    grid = torch.tensor([[NAN, 0.3], [0.3, INF], [-INF, NAN], [INF, -0.2], [0.3, 0.2]]).reshape(1, 1, 5, 2)
+
+    def sampled(grid: Tensor) -> list[Tensor]:
+        options = itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (True, False))
+        return [torch.nn.functional.grid_sample(image, grid, *option) for option in options]
+
+    if where == "jax":
+        got = to_torch(jax.jit(to_jax_function(sampled))(to_jax(grid)))
+    else:
+        step = lambda grid, _: (grid, torch.stack(sampled(grid)))  # noqa: E731
+        got = pf.scan_lanes(step, grid[None], length=1, engine="native")[1][0, 0]
+    for ours, expected in zip(got, sampled(grid), strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)
