@@ -91,7 +91,9 @@ needs_fused = pytest.mark.skipif(not ROUNDS_ONCE, reason="no fused multiply-add"
 
 
 @needs_fused
-@pytest.mark.parametrize(("minval", "maxval"), [(-1.0, 1.0), (0.0, 0.1), (0.0, 2.0), (1.0, 1.0), (-3.7, 1e6), (0.25, 2.25)])
+@pytest.mark.parametrize(
+    ("minval", "maxval"), [(-1.0, 1.0), (0.0, 0.1), (0.0, 2.0), (1.0, 1.0), (-3.7, 1e6), (0.25, 2.25)]
+)
 def test_uniform_between(minval: float, maxval: float) -> None:
     key = random.key(3)
     got = random.uniform(key, (1 << 16,), None, minval, maxval)
