@@ -94,7 +94,7 @@ class ByOutput:
         one_each = isinstance(indices, Tensor) and indices.shape == prediction.shape and not self.is_placed
         if shape != (1,) and (one_each or prediction.shape[-len(shape) :] != shape):
             raise ValueError(
-                f"{self.name}: the last axis of `prediction` must be the {shape[0]} outputs, got shape "
+                f"{self.name}: the last axis of `prediction` must be the {shape.numel()} outputs, got shape "
                 f"{tuple(prediction.shape)}{' and as many indices' * one_each}. Write `loss.at(outputs, indices)` in "
                 f"the place of `loss` where each prediction is of the output that an index names."
             )
