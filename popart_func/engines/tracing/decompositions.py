@@ -14,6 +14,8 @@ from popart_func._torch import core_decompositions, is_composite, overloads, sch
 
 __all__ = ["decomposition", "name_to_register", "taken_apart", "taken_apart_in_body"]
 
+_aten = torch.ops.aten
+
 Decomposition = Callable[..., Any]
 
 
@@ -274,7 +276,7 @@ _OWN: dict[Any, Decomposition] = {
     torch.ops.aten.special_log_ndtr: _log_ndtr,
     torch.ops.aten.sinc: _sinc,
     torch.ops.aten.rrelu_with_noise: _rrelu,
-    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
+    _aten._new_zeros_with_same_feature_meta: _zero_tangents,
 }
 
 
@@ -297,7 +299,7 @@ _EVEN_IN_BODIES: dict[Any, Decomposition] = {
     torch.ops.aten.fill: _fill,
     torch.ops.aten.take: _take,
     torch.ops.aten.rrelu_with_noise: _rrelu,
-    torch.ops.aten._new_zeros_with_same_feature_meta: _zero_tangents,
+    _aten._new_zeros_with_same_feature_meta: _zero_tangents,
 }
 
 
