@@ -103,7 +103,8 @@ def percentiles(
     """Moving averages of two percentiles of each batch: the shift is their middle, the scale half their distance.
 
     Percentiles between two targets are interpolated in a line, as `torch.quantile` does; with weights, between the
-    middles of the targets' weights. DreamerV3 has ``scale_lb=1`` (and divides by the whole distance).
+    middles of the targets' weights. DreamerV3 has ``scale_lb=1`` (and divides by the whole distance). One target alone
+    has no distance: a batch of one is refused, and a task with one keeps its statistics.
 
     Args:
         num_outputs: the number of tasks.
@@ -124,7 +125,7 @@ def percentiles(
         below, above = _quantiles(targets, weights, (low, high))
         return below + (above - below) / 2, (above - below) / 2
 
-    return _scale("percentiles", num_outputs, step_size, scale_lb, scale_ub, bias_correction, groups, measure)
+    return _scale("percentiles", num_outputs, step_size, scale_lb, scale_ub, bias_correction, groups, measure, least=2)
 
 
 def largest_return(
@@ -168,8 +169,9 @@ def return_based(
     """``σ² = V[R] + V[γ] E[G²]`` of each batch, in a moving average: from rewards, discounts and returns.
 
     Targets have a last axis of three: the return G, the reward R and the discount γ (0 at the end of an episode), so
-    ``[..., tasks, 3]``, or with indices ``[..., 3]``. Batches need at least two of them. For `PopArt.update` and
-    `PopArt.update_network`; a learner's targets have no such axis.
+    ``[..., tasks, 3]``, or with indices ``[..., 3]``. One target alone has no variance: a batch of one is refused, and
+    a task with one keeps its statistics. For `PopArt.update` and `PopArt.update_network`; a learner's targets have no
+    such axis.
 
     Args: as in `pop_art.popart`.
 
@@ -196,6 +198,7 @@ def return_based(
         measure,
         squared=True,
         parts=3,
+        least=2,
     )
 
 
@@ -252,8 +255,12 @@ def _scale(
     squared: bool = False,
     largest: bool = False,
     parts: int = 0,
+    least: int = 1,
 ) -> PopArt:
-    """A scale that follows a measure of each batch: in a moving average, of its square, or as the largest so far."""
+    """A scale that follows a measure of each batch: in a moving average, of its square, or as the largest so far.
+
+    The measure needs at least ``least`` targets; a task with fewer keeps its statistics.
+    """
     check_count(caller, "num_outputs", num_outputs)
     check_art_options(caller, step_size, scale_lb, scale_ub, "mean")
     check_groups(caller, groups, num_outputs)
@@ -262,6 +269,11 @@ def _scale(
         state: PopArtState, targets: Tensor, indices: Tensor | None = None, weights: Tensor | None = None
     ) -> PopArtState:
         values, shares = _by_task(caller, state, targets, indices, weights, parts)
+        if 0 < values.shape[0] < least:
+            raise ValueError(
+                f"{caller}: `targets` must be at least {least} in a batch, got shape {tuple(targets.shape)}: one alone "
+                f"has no spread. Collect them, or take `popart`, which needs one."
+            )
         state = PopArtState(*(field.detach() for field in state))
         total = shares.sum(0)
         shift, size = measure(values, shares, torch.where(total > 0, total, 1))
@@ -282,7 +294,8 @@ def _scale(
             mean, residue = two_sum(total_mean, lost + (step * (rest - state.residue) + state.residue))
         scale = variance.sqrt().clamp(min=scale_lb).clamp(max=scale_ub).clamp(min=torch.finfo(values.dtype).tiny)
         new = PopArtState(mean, scale, variance, count, residue)
-        return PopArtState(*(torch.where(total > 0, after, before) for after, before in zip(new, state, strict=True)))
+        enough = (shares > 0).sum(0) >= least
+        return PopArtState(*(torch.where(enough, after, before) for after, before in zip(new, state, strict=True)))
 
     return PopArt(partial(init_like, num_outputs), art, groups)
 

@@ -12,6 +12,7 @@ from random_heads import FLOAT32, FLOAT64, random_head, random_state
 from torch.func import grad
 
 import popart_func as pf
+from popart_func.moments import Moments, join, moments
 
 
 def test_init():
@@ -392,3 +393,12 @@ def test_proposition_2_is_kept_and_reached():
             state = pf.art(state, target[None], step_size=step_size)
             # float32: a few roundings of y, μ and σ.
             assert float(pf.normalize(state, target[None]).abs()) <= bound * (1 + 1e-6)
+
+
+def test_a_task_without_targets_has_moments_of_zero():
+    by_index = moments(torch.tensor([3.0, 5.0]), torch.tensor([0, 0]), 2)
+    by_weight = moments(torch.tensor([[3.0, torch.inf]]), None, 2, torch.tensor([[1.0, 0.0]]))
+    joined = join(Moments(*(torch.stack([one, other]) for one, other in zip(by_index, by_weight, strict=True))))
+    for found in (by_index, by_weight, joined):
+        assert [field[1].item() for field in found] == [0] * 4
+        assert found.mean[0] > 0

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +18,7 @@ from op_comparison import STAGES, compare_entry, entries_by_name
 from op_families import FAMILIES, SHAPES
 from torch import Tensor
 
+import popart_func as pf
 from popart_func.engines.tracing.source_lines import TraceError
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 
@@ -203,22 +206,72 @@ OWN_REDUCTIONS: dict[tuple[str, str], str] = {
 }
 
 
-def test_special_functions_at_the_edges() -> None:
-    """Every function of one number in `torch.special`, at 0, 1, the infinities and NaN."""
-    x = torch.tensor([0.0, -0.0, 1.0, torch.inf, -torch.inf, torch.nan])
-    compared = []
-    for name in torch.special.__all__:
-        function = getattr(torch.special, name)
-        try:
-            expected = function(x)
-        except TypeError:  # of several numbers
-            continue
-        if expected.shape == x.shape:
-            got = to_torch(to_jax_function(function)(to_jax(x)))
-            same = torch.isclose(got, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
-            assert same.all(), (name, got, expected)
-            compared.append(name)
-    assert len(compared) > 25
+EDGES = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.5, -2.5, INF, -INF, NAN])
+PAIRS = tuple(part.reshape(-1) for part in torch.meshgrid(EDGES, EDGES, indexing="ij"))
+OF_TWO = (
+    "atan2 copysign floor_divide fmax fmin fmod heaviside hypot ldexp logaddexp logaddexp2 maximum minimum nextafter"
+)
+# PyTorch's loop over the order does not begin, and gives 0, where x is NaN.
+KEEP_NAN = "polynomial"
+
+
+def functions_at_edges() -> dict[str, Callable[..., Tensor]]:
+    """Every function of one and of two numbers in `torch.special`, and others of two, by their names."""
+    found = {f"special.{name}": getattr(torch.special, name) for name in torch.special.__all__}
+    return found | {name: getattr(torch, name) for name in (*OF_TWO.split(), "nextafter", "remainder", "true_divide")}
+
+
+def values_at_edges(x: Tensor, pairs: tuple[Tensor, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """What the functions that take one number, or two, give: by their names and the numbers that they take."""
+    values = {}
+    for name, function in functions_at_edges().items():
+        for arguments in ((x,), pairs):
+            with contextlib.suppress(TypeError):  # takes another number of them
+                value = function(*arguments)
+                if value.shape == arguments[0].shape:
+                    values[name, len(arguments)] = value
+    return values
+
+
+@pytest.mark.parametrize("where", ["jax", "native"])
+def test_special_functions_at_the_edges(where: str) -> None:
+    """At 0, the infinities and NaN, and at every pair of them."""
+    if where == "jax":
+        flat = jax.jit(to_jax_function(lambda *given: list(values_at_edges(given[0], given[1:]).values())))
+        got = to_torch(flat(*to_jax((EDGES, *PAIRS))))
+    else:
+        step = lambda carry, _: (carry, list(values_at_edges(carry[0], carry[1:]).values()))  # noqa: E731
+        lanes = tuple(part[None] for part in (EDGES, *PAIRS))
+        got = [value[0, 0] for value in pf.scan_lanes(step, lanes, length=1, engine="native")[1]]
+    expected = values_at_edges(EDGES, PAIRS)
+    assert len(got) == len(expected) > 60
+    wrong = []
+    for ((name, arguments), value), ours in zip(expected.items(), got, strict=True):
+        bad = ~torch.isclose(ours, value, rtol=1e-4, atol=1e-6, equal_nan=True)
+        bad &= ~(torch.isnan(ours) & torch.isnan(PAIRS[0])) if KEEP_NAN in name else True
+        for n in bad.nonzero()[:, 0]:
+            at = [part[n].item() for part in ((EDGES,) if arguments == 1 else PAIRS)]
+            wrong.append(f"{name}{tuple(at)}: {ours[n]} for {value[n]}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("where", ["jax", "native"])
+def test_a_grid_with_places_that_are_no_numbers(where: str) -> None:
+    """A conversion of NaN or infinity to an index gave another element, or 0."""
+    image = torch.arange(1.0, 13).reshape(1, 1, 3, 4)
+    grid = torch.tensor([[NAN, 0.3], [0.3, INF], [-INF, NAN], [INF, -0.2], [0.3, 0.2]]).reshape(1, 1, 5, 2)
+
+    def sampled(grid: Tensor) -> list[Tensor]:
+        options = itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (True, False))
+        return [torch.nn.functional.grid_sample(image, grid, *option) for option in options]
+
+    if where == "jax":
+        got = to_torch(jax.jit(to_jax_function(sampled))(to_jax(grid)))
+    else:
+        step = lambda grid, _: (grid, torch.stack(sampled(grid)))  # noqa: E731
+        got = pf.scan_lanes(step, grid[None], length=1, engine="native")[1][0, 0]
+    for ours, expected in zip(got, sampled(grid), strict=True):
+        torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("argument", ARGUMENTS)

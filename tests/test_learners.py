@@ -323,6 +323,44 @@ def test_losses_value_by_value():
         losses.clipped_value(0)
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])  # as many examples as outputs: a wrong axis would fit, too
+def test_a_loss_by_output_takes_the_parameter_of_each_target(batch):
+    share = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    indices, y = torch.tensor([2, 0, 0]), torch.tensor([5.0, -7.0, 3.0], dtype=F64)
+    if not batch:
+        indices, y = indices[0], y[0]
+    tasks, groups = pf.popart(3, 0.3), pf.popart(2, 0.3, groups=torch.tensor([0, 0, 1]))
+    for popart in (tasks, groups, None):
+        loss = pf.losses.quantile(share)
+        learner = pf.sgd_learner if popart is None else pf.popart_learner
+        rest = {"loss": loss} if popart is None else {"loss": loss, "popart": popart}
+        learner = learner(APPLY[3], pf.sgd(0.0), **rest)
+        _, info = learner.update(learner.init(params_of(3)), (torch.randn(*batch, 6, dtype=F64), y, indices))
+        error = info.normalized_target - info.normalized_prediction
+        own = share[indices]
+        torch.testing.assert_close(info.loss, torch.maximum(own * error, (own - 1) * error).mean())
+
+
+def test_losses_refuse_shapes_that_only_broadcast():
+    loss, three = pf.losses.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"^quantile: the last axis of `prediction` must be the 3 outputs, got shape "
+                       r"\(3,\) and as many indices\. Write `loss\.at\(outputs, indices\)`"):  # fmt: skip
+        loss(three, three, None, torch.tensor([2, 0, 0]))
+    for shape in ((4,), (3, 1), ()):
+        with pytest.raises(ValueError, match="last axis of `prediction` must be the 3 outputs"):
+            loss(torch.zeros(shape), torch.zeros(shape))
+    single = pf.sgd_learner(APPLY[1], pf.sgd(0.1), loss=loss)
+    with pytest.raises(ValueError, match=r"a parameter for each of the 1 outputs of the network, got \(3,\)"):
+        single.update(single.init(params_of(1)), (torch.ones(3, 6, dtype=F64), three.double()))
+    for wrong in (torch.tensor(0.5), torch.tensor([0.5, 1.0]), torch.tensor([0.0])):
+        with pytest.raises(ValueError, match=r"^quantile: `quantiles` must"):
+            pf.losses.quantile(wrong)
+    with pytest.raises(
+        ValueError, match=r"^clipped_value: 'old_value' of the batch must have the shape of the targets"
+    ):
+        pf.losses.clipped_value(0.1)(torch.zeros(3, 3), torch.zeros(3, 3), pf.init_state(1), None, old_value=three)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rounding_of_a_large_shift_is_not_in_an_error(name):
     learner = make_learner(name, 1, pf.sgd(0.0))

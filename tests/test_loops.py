@@ -23,7 +23,7 @@ from loop_programs import (
     transformed,
 )
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 
 import popart_func as pf
 from popart_func import sweeps
@@ -305,16 +305,78 @@ def test_a_sweep_of_steps_with_loops_runs_native():
     assert found.attrs["engine"] == "native:lanes"
 
 
-def test_a_branch_gives_no_gradient_to_lanes_that_do_not_take_it() -> None:
-    def branches(c: Tensor, x: Tensor) -> Tensor:
-        return pf.cond(x > 0, lambda c: torch.sqrt(0 * c).sum(), lambda c: c.square().sum(), c)
+class Root(torch.autograd.Function):
+    """√x; no mode for functions sees the call."""
 
-    c, x = torch.full((2, 3), 2.0), torch.tensor([-1.0, 1.0])
-    expected = torch.tensor([[4.0, 4.0, 4.0], [torch.nan] * 3])
-    step = lambda c, x: (torch.func.grad(branches)(c, x), ())  # noqa: E731
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        return 0.5 * cotangent / ctx.saved_tensors[0]
+
+
+def rooted(root: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """√(w + x) where x > 0, else 2 w: at w = 0 the slope of the root is infinite where x is 0."""
+    return lambda w, x: pf.cond(x > 0, lambda: root(w + x), lambda: 2 * w)
+
+
+ROOTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "operand": lambda w, x: pf.cond(x > 0, lambda w: torch.sqrt(w + x), lambda w: 2 * w, w),
+    "closed over": rooted(torch.sqrt),
+    "custom function": rooted(Root.apply),
+    "transform": rooted(lambda y: torch.func.jvp(lambda z: 2 / 3 * z**1.5, (y,), (torch.ones_like(y),))[1]),
+    "in a choice": lambda w, x: pf.cond(
+        x > -1, lambda: pf.cond(x > 0, lambda: torch.sqrt(w + x), lambda: 2 * w), lambda: w
+    ),
+    "in a scan": lambda w, x: pf.scan(
+        lambda c, _: (c + pf.cond(x > 0, lambda: torch.sqrt(w + x), lambda: 2 * w), ()), 0 * w, length=1
+    )[0],
+}
+
+
+def test_a_branch_gives_no_gradient_to_lanes_that_do_not_take_it():
+    """Nor to what it closes over. In three lanes, of which each has three parts that choose."""
+    x = torch.tensor([0.0, 4.0, 0.0], dtype=torch.float64)
+    slopes = torch.where(x > 0, 0.25, 2.0).double()
+    zero = torch.zeros((), dtype=torch.float64)
+    for name, function in ROOTS.items():
+        close(vmap(grad(function), (None, 0))(zero, x), slopes)
+        close(vmap(jacrev(jacrev(function)), (None, 0))(zero, x), torch.where(x > 0, -1 / 32, 0.0).double())
+        leaf = zero.clone().requires_grad_()
+        vmap(lambda x, w=leaf, f=function: f(w, x))(x).sum().backward()
+        assert leaf.grad == slopes.sum(), name
+
+    def total(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda w: vmap(lambda x: function(w, x))(x).sum()
+
+    def within_a_scan(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda w: pf.scan(lambda c, _: (c + total(function)(w), ()), 0 * w, length=2)[0]
+
+    def step(w: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        found = {}
+        for name, function in ROOTS.items():
+            found[name] = torch.stack(
+                [grad(function)(w, x), grad(total(function))(w), grad(within_a_scan(function))(w)]
+            )
+        return w, found
+
+    expected = torch.stack([slopes, slopes.sum().expand(3), 2 * slopes.sum().expand(3)], -1)
     for engine in ("eager", "native"):
-        gradient, _ = pf.scan_lanes(step, c, x[None], engine=engine)
-        torch.testing.assert_close(gradient, expected, equal_nan=True)
-    leaf = c.clone().requires_grad_()
-    torch.vmap(branches)(leaf, x).sum().backward()
-    torch.testing.assert_close(leaf.grad, expected, equal_nan=True)
+        _, found = pf.scan_lanes(step, zero.expand(3), x[None], shared=False, engine=engine)
+        for gradients in found.values():
+            close(gradients, expected[None])
+
+
+def test_a_branch_that_is_taken_keeps_its_own_nan():
+    branches = lambda c, x: pf.cond(x > 0, lambda: torch.sqrt(0 * c).sum(), lambda: c.square().sum())  # noqa: E731
+    c, x = torch.full((2, 3), 2.0), torch.tensor([-1.0, 1.0])
+    gradient = vmap(grad(branches))(c, x)
+    torch.testing.assert_close(gradient, torch.tensor([[4.0, 4.0, 4.0], [torch.nan] * 3]), equal_nan=True)

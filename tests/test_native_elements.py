@@ -45,6 +45,18 @@ def test_the_names_of_the_schedules() -> None:
         Native(schedule="steam")
 
 
+def test_a_part_of_an_array_may_begin_anywhere() -> None:
+    """GCC 12 took some of these for aligned, and the process ended."""
+
+    def step(x: Tensor, _: Any) -> Any:
+        parts = [x[n : n + size] for n, size in ((6, 5), (6, 6), (3, 9), (9, 6))]
+        return x, [(part.sort(), (part.double() * 2).argsort(), part[1:].argmax()) for part in parts]
+
+    x = torch.randn(1, 15)
+    expected = scan_lanes(step, x, length=1, engine="eager")
+    assert difference(scan_lanes(step, x, length=1, engine="native:elements"), expected) == 0
+
+
 @pytest.mark.usefixtures("elements")
 class TestDoesWhatTheOtherScheduleDoes:
     def test_learners_in_float64(self) -> None:

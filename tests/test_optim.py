@@ -494,3 +494,17 @@ def test_an_infinite_factor_is_refused_where_it_is_known():
     )
     assert inside.isnan().all()
     assert optim.rescale_moments(state, {"w": torch.tensor(torch.nan)}).trace["w"].isnan().all()
+
+
+@pytest.mark.parametrize("mask", [{"w": True, "b": False}, lambda name: name == "w"])
+def test_a_norm_other_than_1_and_masks(mask):
+    params = {"w": torch.tensor([3.0, 4.0]), "b": torch.zeros(1) + 5}
+    grads = {"w": params["w"], "b": torch.zeros(1)}  # norm 5
+    clip = optim.clip_by_global_norm(2.0)
+    clipped, _ = clip.update(grads, clip.init(params), params)
+    torch.testing.assert_close(clipped["w"], torch.tensor([1.2, 1.6]))
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+    for decay in (optim.add_decayed_weights(0.5, mask), optim.adamw(0.1, weight_decay=0.5, mask=mask)):
+        moved, _ = decay.update(zeros, decay.init(params), params)
+        assert moved["w"].abs().min() > 0.1
+        assert not moved["b"].any()

@@ -72,7 +72,7 @@ def test_draws(seed: int, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("minval", "maxval"),
-    [(0, 1), (0, 2), (0, 10), (-5, 7), (3, 3), (5, 2), (0, 2**31 - 1), (-(2**31), 2**31 - 1), (-(2**31), 100)],
+    [(0, 1), (0, 2), (0, 7), (0, 10), (-5, 7), (3, 3), (5, 2), (0, 2**31 - 1), (-(2**31), 2**31 - 1), (-(2**31), 100)],
 )
 def test_randint(minval: int, maxval: int) -> None:
     for seed in SEEDS:
@@ -91,12 +91,17 @@ needs_fused = pytest.mark.skipif(not ROUNDS_ONCE, reason="no fused multiply-add"
 
 
 @needs_fused
-@pytest.mark.parametrize(("minval", "maxval"), [(-1.0, 1.0), (0.0, 0.1), (-3.7, 1e6), (0.25, 2.25)])
+@pytest.mark.parametrize(
+    ("minval", "maxval"), [(-1.0, 1.0), (0.0, 0.1), (0.0, 2.0), (1.0, 1.0), (-3.7, 1e6), (0.25, 2.25)]
+)
 def test_uniform_between(minval: float, maxval: float) -> None:
     key = random.key(3)
     got = random.uniform(key, (1 << 16,), None, minval, maxval)
     same(got, jax.random.uniform(as_jax(key), (1 << 16,), minval=minval, maxval=maxval))
-    assert torch.equal(random.uniform(key, (1 << 16,), None, torch.tensor(minval), torch.tensor(maxval)), got)
+    low, high = torch.tensor(minval, dtype=torch.float64), torch.tensor(maxval)
+    assert torch.equal(random.uniform(key, (1 << 16,), None, low.float(), high), got)
+    assert torch.equal(random.uniform(key, (1 << 16,), None, low, high.double()), got)
+    assert torch.equal(random.uniform(key, (1 << 16,), None, minval, high.expand(1 << 16)), got)
     assert (got >= np.float32(minval)).all()
 
 
@@ -142,6 +147,19 @@ def test_bernoulli_of_probabilities() -> None:
     same(random.bernoulli(key, LIMITS), jax.random.bernoulli(as_jax(key), limits))
     same(random.bernoulli(key, LIMITS, (50, 3)), jax.random.bernoulli(as_jax(key), limits, (50, 3)))
     same(random.bernoulli(key), jax.random.bernoulli(as_jax(key)))
+    same(random.bernoulli(key, shape=(50,)), jax.random.bernoulli(as_jax(key), shape=(50,)))
+
+
+@pytest.mark.parametrize("mode", ["low", "high"])
+def test_bernoulli_where_a_probability_is_what_is_drawn(mode: str) -> None:
+    """Or the next number above it, where the 23 bits that follow decide."""
+    key = random.key(8)
+    units = random.uniform(key, (3000,))
+    for limits in (units, torch.nextafter(units, torch.ones(()))):
+        expected = jax.random.bernoulli(as_jax(key), jnp.asarray(limits.numpy()), mode=mode)
+        same(random.bernoulli(key, limits, mode=mode), expected)
+        same(random.bernoulli(key, limits.double() + 1e-12, mode=mode), expected)
+    assert random.rademacher(key, (2,)).dtype == torch.int32
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 17, 1700, 3000])

@@ -78,6 +78,24 @@ def test_weight_0_is_absent_and_a_task_without_targets_stays(name):
     assert all(torch.equal(field[1], before[1]) for field, before in zip(alone, state, strict=True))
 
 
+@pytest.mark.parametrize("name", ["percentiles", "return-based"])
+def test_one_target_alone_has_no_spread(name):
+    """A spread of 0 would bring the scale down to its lower bound, and the head up by as much."""
+    state, y = moved(name), batch(name, samples=3)
+    with pytest.raises(ValueError, match=r"`targets` must be at least 2 in a batch, got shape \(1, 2"):
+        moved(name, state, y[:1])
+    with pytest.raises(ValueError, match="must be at least 2 in a batch"):
+        moved(name, state, y[:1, 0], indices=torch.tensor([0]))
+    alone = moved(name, state, y[:, 0], indices=torch.tensor([0, 1, 0]))
+    masked = moved(name, state, y, weights=torch.tensor([[1.0, 0.3], [0.0, 0.0], [1.0, 0.0]]))
+    expected = moved(name, state, y[[0, 2]])
+    for got in (alone, masked):
+        for field, before, after in zip(got, state, expected, strict=True):
+            torch.testing.assert_close(field[0], after[0])
+            assert torch.equal(field[1], before[1])
+    assert all(map(torch.equal, moved(name, state, y[:0]), state))
+
+
 @EVERY
 @pytest.mark.usefixtures("unchecked")
 def test_lanes_are_runs_of_their_own(name):

@@ -236,6 +236,13 @@ def sees_transforms() -> None:
     assert not _torch.is_transforming()
 
 
+def counts_transforms() -> None:
+    seen: list[int] = []
+    wrapped(lambda x: seen.append(_torch.transform_depth()))
+    grad(lambda x: vmap(lambda y: (seen.append(_torch.transform_depth()), x * y)[1])(X).sum())(torch.ones(()))
+    assert (_torch.transform_depth(), *seen) == (0, 1, 2)
+
+
 def sees_forward_derivatives() -> None:
     assert not _torch.is_forward_derivative_on()
     with torch.autograd.forward_ad.dual_level():
@@ -426,6 +433,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "is_jit_tracing": sees_jit_traces,
     "is_make_fx_tracing": sees_make_fx,
     "is_transforming": sees_transforms,
+    "transform_depth": counts_transforms,
     "make_wrapper_tensor": makes_tensors_without_memory,
     "mutation_count": counts_mutations,
     "overloads": finds_overloads,

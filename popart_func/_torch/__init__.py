@@ -83,6 +83,7 @@ __all__ = [
     "tells_libraries_of_a_trace",
     "through_hooks",
     "torch_pytree",
+    "transform_depth",
     "without_dynamo",
     "without_mkldnn",
     "zero_tensor_keys",
@@ -195,6 +196,12 @@ def is_batched(value: Any) -> bool:
             return True
         value = get_unwrapped(value)
     return False
+
+
+def transform_depth() -> int:
+    """How many transforms of `torch.func` are around."""
+    innermost = peek_interpreter_stack()
+    return 0 if innermost is None else innermost.level()
 
 
 def is_transforming() -> bool:

@@ -23,7 +23,7 @@ from popart_func._torch import (
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.tracing.recorder import recorder_here
 
-__all__ = ["STOP_GRADIENT", "StopGradient", "StopGradientMarks"]
+__all__ = ["STOP_GRADIENT", "StopGradient", "StopGradientMarks", "keeps_marks"]
 
 STOP_GRADIENT = "popart_func::stop_gradient"
 
@@ -40,15 +40,19 @@ class _InThread(threading.local):
 _in_thread = _InThread()
 
 
+def keeps_marks() -> bool:
+    """Whether the graph that is traced here will be differentiated, so that it keeps the marks."""
+    recorder = recorder_here()
+    return _in_thread.kept or (recorder is not None and recorder.keeps_ops)
+
+
 class StopGradient(torch.autograd.Function):
     """The identity with derivative 0, for every transform of `torch.func`."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         """A copy, or the tensor itself where no mark is kept."""
-        recorder = recorder_here()
-        is_kept = _in_thread.kept or (recorder is not None and recorder.keeps_ops)
-        return torch.ops.popart_func.stop_gradient(x) if is_kept else torch.ops.aten.alias(x)
+        return torch.ops.popart_func.stop_gradient(x) if keeps_marks() else torch.ops.aten.alias(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

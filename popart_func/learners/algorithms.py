@@ -29,7 +29,7 @@ from popart_func._networks import Apply, Network, as_network
 from popart_func._preservation import check_not_tied, check_preservation
 from popart_func.heads import HeadLike, locate_layers
 from popart_func.learners.batches import Batch, Example, Info, Learner, LearnerState, unpack
-from popart_func.learners.losses import Loss, half_square
+from popart_func.learners.losses import ByOutput, Loss, half_square
 from popart_func.models import Params
 from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.pop_art import PopArt, PopArtState, normalize, popart, unnormalize
@@ -310,6 +310,8 @@ def _mean_loss(
     """The loss, summed over outputs, averaged over the batch; 0-d."""
     if loss is None and example.weights is None:
         return _half_square(prediction - target, outputs)
+    if isinstance(loss, ByOutput):
+        loss = loss.at(outputs.shape[-1], example.indices)
     losses = (loss or half_square)(example.present(prediction), target, statistics, example.tasks, **example.others)
     if not isinstance(losses, Tensor) or losses.shape != target.shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

@@ -3,22 +3,23 @@
 ``loss(prediction, target, statistics, indices, **others)`` gives the loss of each target, in the shape of both. The
 learner sums over outputs, averages over the batch with its weights, and leaves absent targets out. ``statistics`` and
 ``indices`` are for `pop_art.normalize`; ``others`` is what else the batch holds. A loss of your own is any such
-function.
+function. A loss with a parameter for each output is a `ByOutput`, which the learner tells the output of each target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from popart_func._checks import check_scalar
+from popart_func._checks import check_scalar, is_known
 from popart_func._typing import Scalar
 from popart_func.pop_art import PopArtState, normalize
 
-__all__ = ["Loss", "clipped_value", "half_square", "huber", "quantile"]
+__all__ = ["ByOutput", "Loss", "clipped_value", "half_square", "huber", "quantile"]
 
 Loss = Callable[..., Tensor]
 """``loss(prediction, target, statistics, indices, **others)`` -> the loss of each target."""
@@ -44,25 +45,90 @@ def huber(delta: Scalar = 1.0) -> Loss:
     return loss
 
 
-def quantile(quantiles: Tensor, delta: Scalar | None = None) -> Loss:
+@dataclass(frozen=True, eq=False)
+class ByOutput:
+    """A loss with a parameter for each output of the network.
+
+    Attributes:
+        name: the function that made it, which errors name.
+        parameters: the parameter of each output, ``[outputs]``; after `at`, of each target.
+        loss: ``loss(prediction, target, parameter)`` -> the loss of each target.
+        is_placed: whether `at` has said which output each target belongs to.
+    """
+
+    name: str
+    parameters: Tensor
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    is_placed: bool = False
+
+    def at(self, outputs: int, indices: Tensor | None) -> ByOutput:
+        """The loss of targets that belong to the outputs ``indices``, or, where that is None, to all outputs in order.
+
+        Args:
+            outputs: how many outputs the network has.
+            indices: the output of each target, in the shape of the targets.
+
+        Raises:
+            ValueError: a number of parameters that is not that of the outputs.
+        """
+        if self.parameters.shape != (outputs,):
+            raise ValueError(
+                f"{self.name}: there must be a parameter for each of the {outputs} outputs of the network, "
+                f"got {tuple(self.parameters.shape)}."
+            )
+        if indices is None:
+            return replace(self, is_placed=True)
+        own = self.parameters.index_select(0, indices.reshape(-1).long()).reshape(indices.shape)
+        return replace(self, parameters=own, is_placed=True)
+
+    def __call__(
+        self, prediction: Tensor, target: Tensor, statistics: Any = None, indices: Any = None, **others: Any
+    ) -> Tensor:
+        """The loss of each target: of every output, ``[..., outputs]``, or after `at` of those that it names.
+
+        Raises:
+            ValueError: predictions whose last axis, or after `at` whose shape, is not that of the parameters; an index
+                for each prediction, and no `at`.
+        """
+        shape = self.parameters.shape
+        one_each = isinstance(indices, Tensor) and indices.shape == prediction.shape and not self.is_placed
+        if shape != (1,) and (one_each or prediction.shape[-len(shape) :] != shape):
+            raise ValueError(
+                f"{self.name}: the last axis of `prediction` must be the {shape.numel()} outputs, got shape "
+                f"{tuple(prediction.shape)}{' and as many indices' * one_each}. Write `loss.at(outputs, indices)` in "
+                f"the place of `loss` where each prediction is of the output that an index names."
+            )
+        return self.loss(prediction, target, self.parameters)
+
+
+def quantile(quantiles: Tensor, delta: Scalar | None = None) -> ByOutput:
     """The pinball loss, ``|τ − 1[ỹ < n]| · |ỹ − n|``: output i learns the quantile τ_i of the targets.
 
-    POP preserves such a head exactly. With ``delta`` the absolute value is Huber's, as in QR-DQN.
+    POP preserves such a head exactly. With ``delta`` the absolute value is Huber's, as in QR-DQN. In a batch with
+    indices, a target belongs to the quantile of the output that its index names.
 
     Args:
         quantiles: τ of each output, ``[outputs]``, in (0, 1). Where every task has the same, repeat them.
         delta: where `huber` goes from a parabola to a line; None for the absolute value itself.
 
+    Raises:
+        ValueError: quantiles that are not one for each output.
+
     Source: Koenker and Bassett (1978); Dabney et al. (2018).
     """
+    if not isinstance(quantiles, Tensor) or quantiles.ndim != 1:
+        got = tuple(quantiles.shape) if isinstance(quantiles, Tensor) else type(quantiles).__name__
+        raise ValueError(f"quantile: `quantiles` must be a tensor [outputs], got {got}.")
+    if is_known(quantiles) and not bool(((quantiles > 0) & (quantiles < 1)).all()):
+        raise ValueError(f"quantile: `quantiles` must lie in (0, 1), got {quantiles.tolist()}.")
     of_error = None if delta is None else huber(delta)
 
-    def loss(prediction: Tensor, target: Tensor, *_: Any, **others: Any) -> Tensor:
+    def loss(prediction: Tensor, target: Tensor, quantiles: Tensor) -> Tensor:
         error = target - prediction
         share = torch.where(error < 0, 1 - quantiles, quantiles).to(error.dtype)
         return share * (error.abs() if of_error is None else of_error(prediction, target))
 
-    return loss
+    return ByOutput("quantile", quantiles, loss)
 
 
 def clipped_value(epsilon: Scalar, name: str = "old_value") -> Loss:
@@ -78,6 +144,11 @@ def clipped_value(epsilon: Scalar, name: str = "old_value") -> Loss:
     def loss(
         prediction: Tensor, target: Tensor, statistics: PopArtState, indices: Tensor | None = None, **others: Any
     ) -> Tensor:
+        if others[name].shape != prediction.shape:
+            raise ValueError(
+                f"clipped_value: {name!r} of the batch must have the shape of the targets, {tuple(prediction.shape)}, "
+                f"got {tuple(others[name].shape)}."
+            )
         old = normalize(statistics, others[name], indices).detach()
         clipped = old + torch.maximum(torch.minimum(prediction - old, 0 * old + epsilon), 0 * old - epsilon)
         return 0.5 * torch.maximum((prediction - target).square(), (clipped - target).square())

@@ -209,10 +209,9 @@ def cond(
 
     In the lanes of `torch.vmap`, and of `scan_lanes` on the engine `eager`, both branches run for all lanes if the
     predicate has a value in each lane, and each lane selects the results of its branch. So an error in a branch that a
-    lane does not take, such as an index out of range, is raised. On `eager` an operand has a gradient of 0 through the
-    branch that is not taken. A tensor that a branch closes over may have a gradient of NaN through it, where the branch
-    divides by 0 or overflows: pass such a tensor as an operand. On the engine `native` a branch runs if some lane of a
-    block takes it, and errors of the other lanes are not raised.
+    lane does not take, such as an index out of range, is raised. Operands, and tensors that a branch closes over, have
+    a gradient of 0 through the branch that is not taken, also where it divides by 0 or overflows. On the engine
+    `native` a branch runs if some lane of a block takes it, and errors of the other lanes are not raised.
 
     Args:
         predicate: a bool, or a bool tensor of shape ().

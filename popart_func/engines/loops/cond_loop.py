@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from popart_func.engines.loops.bodies import replay, trace_bodies
-from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real
+from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real, wants_gradient
+from popart_func.engines.stop_gradients import StopGradient, keeps_marks
 from popart_func.engines.tracing.loop_nodes import Body
 from popart_func.engines.tracing.shapes import TensorSpec
 
@@ -61,8 +62,13 @@ class Cond(Loop):
     def mapped(self, size: int, axes: Sequence[int | None], tensors: Tensors) -> tuple[list[Tensor], list[int | None]]:
         """The results in lanes; see `Loop.mapped`."""
         if axes[0] is not None:  # lanes choose differently: both branches run, and each lane takes its own
-            chosen = vmap(lambda p, *t: tuple(_selected(p, replay(self.true, t), replay(self.false, t))), tuple(axes))
-            return list(chosen(*tensors)), [0] * len(self.outputs)
+
+            def chosen(taken: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+                true = replay(self.true, _with_gradient_where(taken, flat))
+                false = replay(self.false, _with_gradient_where(taken.logical_not(), flat))
+                return tuple(torch.where(taken, one, other) for one, other in zip(true, false, strict=True))
+
+            return list(vmap(chosen, tuple(axes))(*tensors)), [0] * len(self.outputs)
         moved, specs = [], []
         for tensor, axis, spec in zip(tensors[1:], axes[1:], self.true.inputs, strict=True):
             moved.append(tensor if axis is None else tensor.movedim(axis, 0))
@@ -118,8 +124,13 @@ class Cond(Loop):
         return replace(self, true=true, false=false)(*operands, *more)
 
 
-def _selected(predicate: Tensor, true: Tensors, false: Tensors) -> list[Tensor]:
-    return [torch.where(predicate, one, other) for one, other in zip(true, false, strict=True)]
+def _with_gradient_where(taken: Tensor, tensors: Tensors) -> list[Tensor]:
+    """Inputs of a branch, with a gradient of 0, and not NaN, in the lanes that don't take it."""
+    is_guarded = [is_real(one) and (keeps_marks() or wants_gradient(one)) for one in tensors]
+    return [
+        torch.where(taken, one, StopGradient.apply(one)) if guarded else one
+        for one, guarded in zip(tensors, is_guarded, strict=True)
+    ]
 
 
 def _of_chosen(

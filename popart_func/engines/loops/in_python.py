@@ -8,10 +8,13 @@ from typing import Any
 import optree
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from popart_func._torch import get_unwrapped, is_functorch_wrapped_tensor
+from popart_func._torch import DisableTorchFunction, get_unwrapped, is_functorch_wrapped_tensor, transform_depth
 from popart_func.engines.loops.arguments import Outline, check_predicate, check_same, pair
+from popart_func.engines.loops.primitive import wants_gradient
 from popart_func.engines.loops.while_loop import NO_GRADIENT
+from popart_func.engines.tracing.shapes import map_tensors
 from popart_func.tree import PyTree
 
 __all__ = ["cond_in_python", "scan_in_python", "while_in_python"]
@@ -53,8 +56,10 @@ def cond_in_python(predicate: Tensor, true: Callable[..., Any], false: Callable[
     lanes = _values(predicate)
     if not lanes.ndim:
         return true(*operands) if lanes else false(*operands)
-    first = true(*_tracked_where(predicate, operands))
-    second = false(*_tracked_where(predicate.logical_not(), operands))
+    with _GradientsWhere(predicate):
+        first = true(*operands)
+    with _GradientsWhere(predicate.logical_not()):
+        second = false(*operands)
     check_same("cond", "false", Outline.of("cond", "what `true` returns", first), second, "what `true` returns")
     return _selected(predicate, first, second)
 
@@ -63,17 +68,32 @@ def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
     return optree.tree_map(lambda one, other: torch.where(predicate, one, other), true, false)
 
 
-def _tracked_where(taken: Tensor, operands: Any) -> Any:
-    """The operands of a branch; a lane that does not take the branch has no gradient through them, not even NaN."""
-    return optree.tree_map(
-        lambda leaf: torch.where(taken, leaf, leaf.detach()) if _wants_gradient(leaf) else leaf, operands
-    )
+class _GradientsWhere(TorchFunctionMode):
+    """Within it, tensors from outside of it have no gradient in the lanes that don't take the branch, not even NaN."""
 
+    def __init__(self, taken: Tensor) -> None:
+        super().__init__()
+        self._taken = taken
+        # What stands for a tensor, by its id and by how many transforms are around; the tensors are kept alive.
+        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-def _wants_gradient(leaf: Any) -> bool:
-    if not isinstance(leaf, Tensor):
-        return False
-    return leaf.requires_grad or (is_functorch_wrapped_tensor(leaf) and _wants_gradient(get_unwrapped(leaf)))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = map_tensors(self._guarded, (tuple(args), kwargs or {}))
+        result = func(*args, **kwargs)
+        map_tensors(self._note_own, result)
+        return result
+
+    def _guarded(self, tensor: Tensor) -> Tensor:
+        with DisableTorchFunction():  # the mode of a choice around this one must not see the question
+            if not torch.is_grad_enabled() or not wants_gradient(tensor):
+                return tensor
+        key = id(tensor), transform_depth()
+        if key not in self._known:
+            self._known[key] = tensor, torch.where(self._taken, tensor, tensor.detach())
+        return self._known[key][1]
+
+    def _note_own(self, tensor: Tensor) -> None:
+        self._known[id(tensor), transform_depth()] = tensor, tensor
 
 
 def _values(tensor: Tensor) -> Tensor:

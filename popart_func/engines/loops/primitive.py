@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from popart_func._torch import get_unwrapped, is_functorch_wrapped_tensor
 from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.recorder import recorder_here
 from popart_func.engines.tracing.shapes import TensorSpec
 
-__all__ = ["Loop", "is_real"]
+__all__ = ["Loop", "is_real", "wants_gradient"]
 
 Tensors = Sequence[Tensor]
 Maybe = Sequence[Tensor | None]
@@ -26,6 +27,11 @@ Maybe = Sequence[Tensor | None]
 def is_real(spec: TensorSpec | Tensor) -> bool:
     """Whether a value can have a derivative."""
     return spec.dtype.is_floating_point or spec.dtype.is_complex
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient in reverse mode is taken through a tensor, by autograd or a transform of `torch.func`."""
+    return tensor.requires_grad or (is_functorch_wrapped_tensor(tensor) and wants_gradient(get_unwrapped(tensor)))
 
 
 class Loop(LoopTarget):

@@ -62,7 +62,7 @@ def _unnormalized(place: Any, size: int, aligned: bool) -> Any:
     return (place + 1) / 2 * (size - 1) if aligned else ((place + 1) * size - 1) / 2
 
 
-def _reflected(place: Any, low: float, high: float) -> Any:
+def _reflected(place: Any, low: int | float, high: int | float) -> Any:
     """A place mirrored at two borders until it lies between them."""
     if low == high:
         return jnp.zeros_like(place)
@@ -73,10 +73,14 @@ def _reflected(place: Any, low: float, high: float) -> Any:
 
 
 def _inside(place: Any, size: int, padding: int, aligned: bool) -> Any:
-    """The place to read for a place that may be outside: unchanged (0), at the border (1), or mirrored (2)."""
+    """The place to read for a place that may be outside: unchanged (0), at the border (1), or mirrored (2).
+
+    As in PyTorch's kernel, NaN is the first place within a border, and so is infinity where it is mirrored.
+    """
     if padding == 2:
-        place = _reflected(place, 0, size - 1) if aligned else _reflected(place, -0.5, size - 0.5)
-    return jnp.clip(place, 0, size - 1) if padding else place
+        mirrored = _reflected(place, 0, size - 1) if aligned else _reflected(place, -0.5, size - 0.5)
+        place = jnp.where(jnp.isfinite(place), mirrored, 0)
+    return jnp.clip(jnp.where(jnp.isnan(place), 0, place), 0, size - 1) if padding else place
 
 
 def _grid_sample(out: TensorSpec, x: Any, grid: Any, mode: int, padding: int, aligned: bool) -> Any:

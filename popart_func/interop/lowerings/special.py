@@ -66,7 +66,9 @@ def _zeta_of(order: Any, x: Any) -> Any:
     )
     negative = jnp.where(is_power, total + jax.scipy.special.zeta(order, at), jnp.nan)
     value = jnp.where(x > 0, jax.scipy.special.zeta(order, x), jnp.where(x == whole, jnp.inf, negative))
-    return jnp.where(order > 1, value, jnp.where(order == 1, jnp.inf, jnp.nan))
+    first = jnp.where(x == 1, 1, jnp.where(x < 1, jnp.inf, jnp.nan))  # x^-order; PyTorch has NaN above 1
+    value = jnp.where(order == jnp.inf, first, value)
+    return jnp.where(order == 1, jnp.inf, jnp.where(order < 1, jnp.nan, value))
 
 
 @_zeta_of.defjvp
@@ -80,12 +82,19 @@ def _zeta(out: TensorSpec, order: Any, x: Any) -> Any:
     return _zeta_of(jax.lax.stop_gradient(order), x)
 
 
-def _incomplete_gamma(function: Lowering) -> Lowering:
-    """An incomplete gamma function; PyTorch has no derivative in its first argument."""
+def _incomplete_gamma(function: Callable[[Any, Any], Any], below: int, above: int) -> Lowering:
+    """An incomplete gamma function, with PyTorch's values where an argument is infinite.
+
+    PyTorch has no derivative in its first argument.
+    """
 
     def op(out: TensorSpec, a: Any, x: Any) -> Any:
         a, x = jnp.broadcast_arrays(operand(a, out.dtype), operand(x, out.dtype))
-        return function(a, x)
+        is_edge = jnp.isinf(a) | jnp.isinf(x) | (jnp.isnan(a) & (x == 0))
+        edge = jnp.where(jnp.isinf(x), jnp.where(jnp.isinf(a), jnp.nan, above), below)
+        edge = jnp.where(a == 0, jnp.where(x > 0, above, jnp.nan), edge)
+        value = jnp.where(is_edge, edge, function(jnp.where(is_edge, 1, a), jnp.where(is_edge, 1, x)))
+        return jnp.where((x < 0) | (a < 0), jnp.nan, value)
 
     return op
 
@@ -189,11 +198,14 @@ Step = Callable[[Any, Any, Any, Any], Any]
 
 
 def _polynomial(first: Callable[[Any], Any], step: Step, shifted: bool = False, most: int | None = None) -> Lowering:
-    """Orthogonal polynomials, of the order that each element names, by their recurrence; 0 for a negative order."""
+    """Orthogonal polynomials, of the order that each element names, by their recurrence.
+
+    They are 0 for a negative order and, as in PyTorch, for one that is no number or infinite.
+    """
 
     def op(out: TensorSpec, x: Any, order: Any) -> Any:
         x, order = jnp.broadcast_arrays(operand(x, out.dtype), operand(order, out.dtype))
-        x, order = 2 * x - 1 if shifted else x, order.astype(jnp.int32)
+        x, order = 2 * x - 1 if shifted else x, jnp.where(jnp.isfinite(order), order, -1).astype(jnp.int32)
 
         def advance(state: Any) -> Any:
             k, before, last = state
@@ -239,8 +251,8 @@ SPECIAL: dict[str, Lowering] = {
     "digamma": _of_one(lambda x: _polygamma_of(0, x)),
     "polygamma": _polygamma,
     "special_zeta": _zeta,
-    "igamma": _incomplete_gamma(jax.scipy.special.gammainc),
-    "igammac": _incomplete_gamma(jax.scipy.special.gammaincc),
+    "igamma": _incomplete_gamma(jax.scipy.special.gammainc, below=0, above=1),
+    "igammac": _incomplete_gamma(jax.scipy.special.gammaincc, below=1, above=0),
     "special_erfcx": _of_one(jax.scipy.special.erfcx),
     "special_bessel_j0": _of_one(_bessel_j0),
     "special_bessel_j1": _of_one(_bessel_j1),

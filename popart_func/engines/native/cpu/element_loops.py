@@ -72,7 +72,12 @@ def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
         f"{'const ' * (buffer in constant)}{memory_type(buffer)}* {name}"
         for (buffer, _), name in writer.pointers.items()
     )
-    return NestFunction(parameters, tuple(writer.lines), tuple(writer.pointers), writer.room)
+    hidden = [
+        f"forget_alignment({name});"
+        for (buffer, offset), name in writer.pointers.items()
+        if writer.lines and offset * buffer.dtype.itemsize % 64
+    ]
+    return NestFunction(parameters, (*hidden, *writer.lines), tuple(writer.pointers), writer.room)
 
 
 class _NestWriter(CodeWriter):

@@ -23,6 +23,10 @@ constexpr int SUMS = 12;
 #define IN_REGISTER(x)
 #endif
 
+// GCC 12 takes a pointer at a known distance from aligned memory for aligned itself, where it vectorizes an outer loop: a
+// load through it ends the process. This hides the distance.
+template <class T> INLINE void forget_alignment(T*& pointer) { __asm__("" : "+r"(pointer)); }
+
 // The first N elements of a vector; the others are zero.
 template <int N, class T> INLINE Vector<T> load(const T* from) {
   Vector<T> vector;

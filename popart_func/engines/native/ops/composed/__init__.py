@@ -18,6 +18,7 @@ from popart_func.engines.native.ops.composed.linalg import LINEAR_ALGEBRA
 from popart_func.engines.native.ops.composed.order import ORDER
 from popart_func.engines.native.ops.composed.pooling import POOLS
 from popart_func.engines.native.ops.composed.products import PRODUCTS
+from popart_func.engines.native.ops.composed.resampling import RESAMPLING
 
 __all__ = ["COMPOSED", "composition", "is_composed"]
 
@@ -29,15 +30,11 @@ COMPOSED: dict[str, Callable[..., Any]] = {
     **PRODUCTS,
     **LINEAR_ALGEBRA,
     **GRADIENTS,
+    **RESAMPLING,
 }
 """Every op that is composed of simpler ones here, by its name in ATen."""
 
-FROM_PYTORCH = frozenset(
-    (
-        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
-        "grid_sampler_2d",
-    )
-)
+FROM_PYTORCH = frozenset(("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"))
 """The ops that PyTorch's own decomposition composes, though it is none of the core ones."""
 
 
