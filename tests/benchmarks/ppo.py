@@ -1,9 +1,9 @@
 """Proximal policy optimization as one step, on the native engine and in JAX: ``python tests/benchmarks/ppo.py``.
 
-An update of `tests/support/ppo.py` (rollout, advantages, epochs of minibatches, Pop-Art) in many seeds. JAX has the same
-update as nested ``lax.scan`` with optax: under ``jit(vmap(...))``, and with the seeds shared out over as many devices
-as there are threads. Sides run in turn in one process; the table shows medians of wall time and of CPU time, and how
-long the first call takes beyond a later one.
+An update of `tests/support/ppo.py` (rollout, advantages, epochs of minibatches, Pop-Art) in many seeds. JAX has the
+same update as nested ``lax.scan`` with optax: under ``jit(vmap(...))``, and with the seeds shared out over as many
+devices as there are threads. Sides run in turn in one process; the table shows medians of wall time and of CPU time,
+and how long the first call takes beyond a later one.
 """
 
 from __future__ import annotations
