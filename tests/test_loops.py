@@ -88,21 +88,32 @@ def test_native_computes_what_eager_does(names: tuple[str, ...]):
 def rows_of_all_lengths(carry: Any, x: Any, hparams: Any) -> Any:
     """Loops over rows that fill no register and more than one, of the carry, of an x, of constants and of parameters.
 
-    Rows that a body writes lie between others, which must stay as they are; those of an input have no room behind.
+    Rows that a body writes lie between others, which must stay as they are; those of an input have no room behind. What
+    a body computes once, or needs at the end of a round, must not lie where its products put what they need between.
     """
     short, long = carry
-    rows = torch.arange(35.0).reshape(7, 5)
+    rows, square = torch.arange(35.0).reshape(7, 5), torch.cos(torch.arange(400.0)).reshape(20, 20) / 5
 
     def step(c: Any, row: Any) -> Any:
         short, long = c
         from_x, constant = row
-        short = torch.tanh(short + from_x[:5] * hparams) + constant
-        long = pf.cond(short.sum() > 0, lambda a, b: a * 0.5 + b, lambda a, b: b - a, long, from_x)
-        return (short, long), (short * 2, long.flip(0), short.sum() > 0)
+        fixed = square @ carry[1]  # the same in each round
+        new = torch.tanh(short + from_x[:5] * hparams) + constant
+        long = square @ (square @ torch.tanh(long + fixed))
+        long = pf.cond(
+            new.sum() > 0, lambda a, b: (a * 0.5 + b, square @ (square @ b)), lambda a, b: (b - a, b), long, from_x
+        )
+        long, other = long
+        before = square[:5, :5] @ (square[:5, :5] @ short)
+        return (new, long), (new * 2, long * 3, other.reshape(4, 5).flip(0), before, new.sum() > 0)
 
     (short, long), forward = pf.scan(step, (short, long), (x, rows))
     (short, long), backward = pf.scan(step, (short, long), (x, forward[0]), reverse=True)
-    long = pf.while_loop(lambda a: a.square().sum() < 900, lambda a: a * 1.5 + 1, long)
+    long, short = pf.while_loop(
+        lambda a: a[0].square().sum() < 900,
+        lambda a: (a[0] * 1.5 + 1, square[:5, :5] @ (square[:5, :5] @ a[1])),
+        (long, short),
+    )
     return (short, long), (forward, backward)
 
 
