@@ -80,13 +80,10 @@ def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
     refuse_gradient("native", graph.wants_gradient)
     tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
     tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
-    outputs = [
-        torch.empty(
-            (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
-            dtype=spec.dtype,
-            device=scan.device,
-        )
-        for index, spec in enumerate(graph.outputs)
+    outputs = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in tensors[:carries]]
+    outputs += [
+        torch.empty((scan.steps, scan.lanes, *spec.shape), dtype=spec.dtype, device=scan.device)
+        for spec in graph.outputs[carries:]
     ]
     uniform = _uniform(scan, graph)
     moving = range(carries, carries + len(scan.xs))
@@ -149,7 +146,9 @@ def _outer_axes(scan: LaneScan) -> list[int]:
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
     leaf = leaf.resolve_neg()
-    return leaf if leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]) else leaf.contiguous()
+    if leaf.is_contiguous() or leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]):
+        return leaf
+    return leaf.contiguous()
 
 
 def _raise_errors(graph: StepGraph, bad: int) -> None:
