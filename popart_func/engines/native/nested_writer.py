@@ -136,7 +136,7 @@ def _masked(writer: LaneWriter, mask: str) -> Iterator[None]:
     writer.mask = mask if around is None else f"({mask} && {around})"
     yield
     writer.mask = around
-    if any("bad[l]" in line for line in writer.lines[start:]):
+    if any("bad" in line for line in writer.lines[start:]):
         written, writer.lines[start:] = writer.lines[start:], []
         writer.line("ALIGNED int32_t kept[L];")
         writer.line(f"LANES kept[l] = {before};")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from popart_func.engines.native.c_code import memory_type
 from popart_func.engines.native.cpu.element_loops import Memory, nest_function
+from popart_func.engines.native.cpu.functions import Functions
 from popart_func.engines.native.expressions import Buffer, Load
 from popart_func.engines.native.layouts import address
 from popart_func.engines.native.nested_writer import write_nests, write_scan
@@ -26,13 +27,13 @@ class BlockWriter:
 
     Attributes:
         lines: so far.
-        functions: the functions of loop nests that it calls: parameters and body -> name.
+        functions: that it calls.
         room: how many bytes products need to pack their factors.
     """
 
     def __init__(self, plan: KernelPlan) -> None:
         self.lines: list[str] = []
-        self.functions: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
+        self.functions = Functions()
         self.room = 1
         self._plan, self._loops, self._memory = plan, plan.loops(), Memory.of(plan)
         self._indent = ""
@@ -58,7 +59,7 @@ class BlockWriter:
         elif not isinstance(first, NestedResult):
             function = nest_function(self._memory, nest)
             if function.body:
-                name = self.functions.setdefault((function.parameters, function.body), f"nest{len(self.functions)}")
+                name = self.functions.name(function.parameters, function.body)
                 self.room = max(self.room, function.room)
                 starts = [
                     f"{self.name(buffer)}{f' + {offset}' * (offset != 0)}" for buffer, offset in function.arguments

@@ -72,9 +72,9 @@ class NestFunction(NamedTuple):
     """A loop nest as a function.
 
     Attributes:
-        parameters: the C++ of its parameters, without ``bad`` and ``room``, which every nest has.
+        parameters: the C++ of its parameters; ``bad`` and ``room`` come last.
         body: the lines between its braces.
-        arguments: for each parameter the buffer and the place of the element that it points to.
+        arguments: for each other parameter the buffer and the place of the element that it points to.
         room: how many bytes its matrix products need to pack their factors.
     """
 
@@ -92,6 +92,7 @@ def nest_function(memory: Memory, nest: LoopNest) -> NestFunction:
         f"{'const ' * (buffer in memory.constant)}{memory_type(buffer)}* {name}"
         for (buffer, _), name in writer.pointers.items()
     )
+    parameters = (*parameters, "int32_t& bad", "char* room")
     return NestFunction(parameters, tuple(writer.lines), tuple(writer.pointers), writer.room)
 
 

@@ -25,25 +25,17 @@ class ElementsInRegisters:
         plan = share_memory(plan)
         writer = BlockWriter(plan)
         writer.run_block()
+        nests = writer.functions.lines()
         constant = set(plan.program.inputs[len(plan.program.carry) :])
         members = [_member(buffer) for buffer in plan.buffers if buffer not in constant]
         head = [
             "#define BLOCK 1",
             header("cpu/kernel.hpp"),
             header("arithmetic.hpp"),
-            special_header(line for _, body in writer.functions for line in body),
+            special_header(nests),
             header("cpu/elements.hpp"),
         ]
         block = ["struct Block {", *members, f"  ALIGNED char room[{writer.room}];", "  int32_t bad[L];", "};\n"]
-        nests = [
-            line
-            for (parameters, body), name in writer.functions.items()
-            for line in (
-                f"static void {name}({', '.join([*parameters, 'int32_t& bad', 'char* room'])}) {{",
-                *(f"  {line}" for line in body),
-                "}",
-            )
-        ]
         return CpuSource("\n".join([*head, *block, *nests, *writer.lines, ENTRY]))
 
 
