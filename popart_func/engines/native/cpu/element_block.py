@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from popart_func.engines.native.c_code import memory_type
-from popart_func.engines.native.cpu.element_loops import Memory, nest_function
+from popart_func.engines.native.cpu.element_loops import nest_function
+from popart_func.engines.native.cpu.element_memory import Memory
 from popart_func.engines.native.cpu.functions import Functions
 from popart_func.engines.native.expressions import Buffer, Load
 from popart_func.engines.native.layouts import address

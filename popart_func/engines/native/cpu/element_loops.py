@@ -20,14 +20,14 @@ from popart_func.engines.native.cpu.element_axes import (
     layouts_of,
     without_last,
 )
+from popart_func.engines.native.cpu.element_memory import SPARE, Memory
 from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation, leaves
 from popart_func.engines.native.layouts import StridedLayout, address
-from popart_func.engines.native.plan import KernelPlan, Storage
 from popart_func.engines.native.schedule import LoopNest, is_idle
 from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
 from popart_func.engines.native.writer import CodeWriter
 
-__all__ = ["SPARE", "Memory", "NestFunction", "nest_function"]
+__all__ = ["NestFunction", "nest_function"]
 
 ANY_ORDER = frozenset(
     (
@@ -40,32 +40,8 @@ ANY_ORDER = frozenset(
 SIDE_BY_SIDE = 64
 """The most partial results that a reduction computes at once."""
 
-SPARE = 16
-"""How many elements fit behind each buffer; a loop may go on to a multiple of it."""
-
 SHORT = 4
 """Axes that are shorter than this are not vectorized."""
-
-
-class Memory(NamedTuple):
-    """Where the buffers of a kernel lie.
-
-    Attributes:
-        storage: which of them share memory.
-        constant: those that lie in an input of the kernel, are only read, and have no room behind them.
-    """
-
-    storage: Storage
-    constant: set[Buffer]
-
-    @classmethod
-    def of(cls, plan: KernelPlan) -> Memory:
-        """The memory of a kernel's plan."""
-        storage, constant = plan.storage(), set(plan.program.inputs[len(plan.program.carry) :])
-        for part, window in storage.windows.items():  # those of outer loops come first
-            if storage.place_of(window.whole) in constant:
-                constant.add(part)
-        return cls(storage, constant)
 
 
 class NestFunction(NamedTuple):

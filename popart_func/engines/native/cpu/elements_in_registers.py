@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from popart_func.engines.native.c_code import header, memory_type, special_header
 from popart_func.engines.native.cpu.element_block import BlockWriter
-from popart_func.engines.native.cpu.element_loops import SPARE
+from popart_func.engines.native.cpu.element_memory import SPARE
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.memory import share_memory
