@@ -79,12 +79,15 @@ class LaneScan:
 
     def one_lane(self) -> tuple[TensorSpec, ...]:
         """The specs of one lane's arguments of the step, flat."""
-        axes = [1] * len(self.carry) + [1 if shared else 2 for shared in self.shared] + [1] * len(self.hparams)
         leaves = (*self.carry, *self.xs, *self.hparams)
         return tuple(
             TensorSpec(tuple(leaf.shape[outer:]), leaf.dtype, leaf.device)
-            for leaf, outer in zip(leaves, axes, strict=True)
+            for leaf, outer in zip(leaves, self.outer_axes(), strict=True)
         )
+
+    def outer_axes(self) -> list[int]:
+        """How many axes of each argument, time and lanes, lie outside of what one lane reads in one step."""
+        return [1] * len(self.carry) + [1 if shared else 2 for shared in self.shared] + [1] * len(self.hparams)
 
     def graph(self) -> StepGraph:
         """The step's graph. It is traced in the first scan of these shapes, and looked up once in each scan.

@@ -78,7 +78,7 @@ def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
     target_of(scan.device).prepare()
     graph, carries = scan.graph(), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
-    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
+    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, scan.outer_axes(), strict=True)]
     tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
     outputs = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in tensors[:carries]]
     outputs += [
@@ -136,11 +136,6 @@ def _kernel(scan: LaneScan, graph: StepGraph, schedule: str) -> Launch:
 def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
     """For each input and constant whether all lanes share it."""
     return (*(axis is None for axis in scan.lane_axes()), *(True for _ in graph.constants))
-
-
-def _outer_axes(scan: LaneScan) -> list[int]:
-    """How many axes of each input, time and lanes, lie outside of what one lane reads in one step."""
-    return [1] * len(scan.carry) + [1 if shared else 2 for shared in scan.shared] + [1] * len(scan.hparams)
 
 
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:

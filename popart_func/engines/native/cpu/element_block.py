@@ -6,51 +6,35 @@ that lane is done, and a `cond` runs one of its branches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from popart_func.engines.native.c_code import memory_type
 from popart_func.engines.native.cpu.element_loops import nest_function
 from popart_func.engines.native.cpu.element_memory import Memory
 from popart_func.engines.native.cpu.functions import Functions
-from popart_func.engines.native.expressions import Buffer, Load
+from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.layouts import address
 from popart_func.engines.native.nested_writer import write_nests, write_scan
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
 from popart_func.engines.native.statements import Nested, NestedResult, Window
+from popart_func.engines.native.writer import CodeWriter
 
-__all__ = ["BlockWriter"]
+__all__ = ["ElementBlockWriter"]
 
 
-class BlockWriter:
+class ElementBlockWriter(CodeWriter):
     """Writes ``run_block``; a `NestWriter`.
 
     Attributes:
-        lines: so far.
         functions: that it calls.
         room: how many bytes products need to pack their factors.
     """
 
     def __init__(self, plan: KernelPlan) -> None:
-        self.lines: list[str] = []
+        self._memory = Memory.of(plan)
+        super().__init__(self._memory.storage, memory="b.")
         self.functions = Functions()
         self.room = 1
-        self._plan, self._loops, self._memory = plan, plan.loops(), Memory.of(plan)
-        self._indent = ""
-
-    def line(self, text: str) -> None:
-        """Adds a line."""
-        self.lines.append(self._indent + text)
-
-    @contextmanager
-    def block(self, head: str) -> Iterator[None]:
-        """A block in braces after a head."""
-        self.line(head + " {")
-        self._indent += "  "
-        yield
-        self._indent = self._indent[:-2]
-        self.line("}")
+        self._plan, self._loops = plan, plan.loops()
 
     def nest(self, nest: LoopNest) -> None:
         """Calls the function of a loop nest, or writes a loop inside the step."""
@@ -63,25 +47,25 @@ class BlockWriter:
                 name = self.functions.name(function.parameters, function.body)
                 self.room = max(self.room, function.room)
                 starts = [
-                    f"{self.name(buffer)}{f' + {offset}' * (offset != 0)}" for buffer, offset in function.arguments
+                    f"{self.memory_of(buffer)}{f' + {offset}' * (offset != 0)}" for buffer, offset in function.arguments
                 ]
                 self.line(f"{name}({', '.join([*starts, 'bad', 'b.room'])});")
 
     def copy(self, to: Buffer, source: Buffer) -> None:
         """Adds a line that copies a buffer to another one."""
         if to.numel:
-            self.line(f"copy<{to.numel}>({self.name(to)}, {self.name(source)});")
+            self.line(f"copy<{to.numel}>({self.memory_of(to)}, {self.memory_of(source)});")
 
     def window(self, window: Window, time: str) -> None:
         """Adds a line that declares a part of a stack."""
         part, whole, _ = window
         kind = f"{'const ' * (part in self._memory.constant)}{memory_type(part)}"
-        self.line(f"{kind}* const {part.name} = {self.name(whole)} + {time} * {part.numel};")
+        self.line(f"{kind}* const {part.name} = {self.memory_of(whole)} + {time} * {part.numel};")
 
-    def name(self, buffer: Buffer) -> str:
+    def memory_of(self, buffer: Buffer) -> str:
         """The pointer to the memory that a buffer has."""
-        buffer = self._memory.storage.place_of(buffer)
-        outside = buffer in self._memory.constant or buffer in self._memory.storage.windows
+        buffer = self.storage.place_of(buffer)
+        outside = buffer in self._memory.constant or buffer in self.storage.windows
         return f"{'' if outside else 'b.'}{buffer.name}"
 
     def run_block(self) -> None:
@@ -113,7 +97,7 @@ class BlockWriter:
                     if new is not None and new not in self._plan.merged:
                         self.copy(old, new)
                 for index, y in enumerate(program.ys, start=carries):
-                    self._store(index, y, "(time * run.lanes + first)", self.name(y))
+                    self._store(index, y, "(time * run.lanes + first)", self.memory_of(y))
             for index, buffer in enumerate(inputs[:carries]):
                 self._store(index, buffer, "first", f"b.{buffer.name}")
             self.line("b.bad[0] |= bad;")
@@ -136,18 +120,18 @@ class BlockWriter:
         write_nests(self, [*condition.once, *body.once])
         with self.block("for (;;)"):
             write_nests(self, condition.always)
-            self.line(f"if (!{self.name(condition.program.ys[0])}[0]) break;")
+            self.line(f"if (!{self.memory_of(condition.program.ys[0])}[0]) break;")
             write_nests(self, body.always)
             for load, new in zip(statement.loads_of_results, body.program.ys, strict=True):
                 self.copy(load.buffer, new)
 
     def _choice(self, statement: Nested, true: KernelPlan, false: KernelPlan) -> None:
         predicate, *results = statement.loads_of_results
-        for head, plan in ((f"if ({self._element(predicate)})", true), ("else", false)):
+        for head, plan in (
+            (f"if ({self.memory_of(predicate.buffer)}[{address(predicate.layout, [])}])", true),
+            ("else", false),
+        ):
             with self.block(head):
                 write_nests(self, [*plan.once, *plan.always])
                 for load, new in zip(results, plan.program.ys, strict=True):
                     self.copy(load.buffer, new)
-
-    def _element(self, load: Load) -> str:
-        return f"{self.name(load.buffer)}[{address(load.layout, [])}]"

@@ -7,7 +7,7 @@ not change are read where they lie.
 from __future__ import annotations
 
 from popart_func.engines.native.c_code import header, memory_type, special_header
-from popart_func.engines.native.cpu.element_block import BlockWriter
+from popart_func.engines.native.cpu.element_block import ElementBlockWriter
 from popart_func.engines.native.cpu.element_memory import SPARE
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
 from popart_func.engines.native.expressions import Buffer
@@ -23,7 +23,7 @@ class ElementsInRegisters:
     def source(self, plan: KernelPlan) -> CpuSource:
         """The source of a kernel."""
         plan = share_memory(plan)
-        writer = BlockWriter(plan)
+        writer = ElementBlockWriter(plan)
         writer.run_block()
         nests = writer.functions.lines()
         constant = set(plan.program.inputs[len(plan.program.carry) :])
