@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import optree
@@ -27,10 +28,14 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 import popart_func as pf
 from popart_func import sweeps
+from popart_func.engines.lane_scan import make_lane_scan
+from popart_func.engines.native.engine import planned
+from popart_func.engines.native.memory import share_memory
 from popart_func.engines.tracing import tracer
 from popart_func.sweeps.records import last
 
 LANES = 3
+SCHEDULES = ("native:lanes", "native:elements")
 
 
 def close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
@@ -74,9 +79,66 @@ ON_NATIVE = (
 def test_native_computes_what_eager_does(names: tuple[str, ...]):
     step, carry = in_one_step({name: PROGRAMS[name] for name in names})
     _, expected = pf.scan_lanes(step, carry, length=1, engine="eager")
-    _, got = pf.scan_lanes(step, carry, length=1, engine="native")
-    for name in names:
-        close(got[name], expected[name])
+    for engine in SCHEDULES:
+        _, got = pf.scan_lanes(step, carry, length=1, engine=engine)
+        for name in names:
+            close(got[name], expected[name])
+
+
+def rows_of_all_lengths(carry: Any, x: Any, hparams: Any) -> Any:
+    """Loops over rows that fill no register and more than one, of the carry, of an x, of constants and of parameters.
+
+    Rows that a body writes lie between others, which must stay as they are; those of an input have no room behind. What
+    a body computes once, or needs at the end of a round, must not lie where its products put what they need between.
+    """
+    short, long = carry
+    rows, square = torch.arange(35.0).reshape(7, 5), torch.cos(torch.arange(400.0)).reshape(20, 20) / 5
+
+    def step(c: Any, row: Any) -> Any:
+        short, long = c
+        from_x, constant = row
+        fixed = square @ carry[1]  # the same in each round
+        new = torch.tanh(short + from_x[:5] * hparams) + constant
+        long = square @ (square @ torch.tanh(long + fixed))
+        long = pf.cond(
+            new.sum() > 0, lambda a, b: (a * 0.5 + b, square @ (square @ b)), lambda a, b: (b - a, b), long, from_x
+        )
+        long, other = long
+        before = square[:5, :5] @ (square[:5, :5] @ short)
+        return (new, long), (new * 2, long * 3, other.reshape(4, 5).flip(0), before, new.sum() > 0)
+
+    (short, long), forward = pf.scan(step, (short, long), (x, rows))
+    (short, long), backward = pf.scan(step, (short, long), (x, forward[0]), reverse=True)
+    long, short = pf.while_loop(
+        lambda a: a[0].square().sum() < 900,
+        lambda a: (a[0] * 1.5 + 1, square[:5, :5] @ (square[:5, :5] @ a[1])),
+        (long, short),
+    )
+    return (short, long), (forward, backward)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_of_all_lengths(shared: bool):
+    carry, rates = (torch.randn(LANES, 5), torch.randn(LANES, 20)), torch.rand(LANES)
+    x = torch.randn(2, *(() if shared else (LANES,)), 7, 20)
+    results = [
+        pf.scan_lanes(rows_of_all_lengths, carry, x, hparams=rates, shared=shared, engine=engine)
+        for engine in ("eager", *SCHEDULES)
+    ]
+    for result in results[1:]:
+        close(result, results[0], 1e-5)
+
+
+def test_memory_is_shared_within_loops_and_with_what_surrounds_them():
+    step, carry = in_one_step({name: PROGRAMS[name] for name in ("nested, grad", "while_loop, jvp")})
+    scan = make_lane_scan("scan", step, carry, None, length=1)
+    plan = planned(scan, scan.graph())
+    shared = share_memory(plan)
+    taken = {new: old for new, old in shared.merged.items() if new not in plan.merged}
+    assert {*shared.buffers, *taken} == set(plan.buffers)
+    inside = {buffer for body in plan.inner() if body is not plan for buffer in body.buffers}
+    inside -= {buffer for body in plan.inner() for buffer in body.program.inputs}
+    assert {(new in inside, old in inside) for new, old in taken.items()} == set(product([True, False], repeat=2))
 
 
 @pytest.mark.parametrize("length", [20, 200])
@@ -127,7 +189,7 @@ def test_a_closed_over_module_is_differentiated():
     close(replayed(graph, params, H), dict(zip(params, expected, strict=True)))
 
 
-@pytest.mark.parametrize("engine", ["eager", "native"])
+@pytest.mark.parametrize("engine", ["eager", *SCHEDULES])
 def test_an_episode_ends_lane_by_lane(engine: str):
     many = numbers(1000, 3)
     limit = torch.linspace(1, 500, 1000, dtype=torch.float64)
@@ -149,7 +211,7 @@ def test_a_lane_that_is_done_raises_no_error():
         return pf.while_loop(going, lambda s: (s[0] + 1, s[1], s[2] + table[s[0] + 8 - s[1]]), c), ()
 
     start = torch.zeros(2, dtype=torch.int64), torch.tensor([2, 8]), torch.zeros(2)
-    for engine in ("eager", "native"):
+    for engine in ("eager", *SCHEDULES):
         assert pf.scan_lanes(step, start, length=1, engine=engine)[0][2].tolist() == [13.0, 28.0]
 
 
@@ -274,20 +336,22 @@ def random_programs(seeds: range) -> dict[str, tuple[Callable[..., Any], Any]]:
 
 
 def test_random_programs_on_native():
-    step, carry = in_one_step(random_programs(range(100, 102)))
-    close(*(pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("native", "eager")), 1e-8)
+    check_schedules(*in_one_step(random_programs(range(100, 102))))
+
+
+def check_schedules(step: Callable[..., Any], carry: Any) -> None:
+    expected = pf.scan_lanes(step, carry, length=1, engine="eager")[1]
+    for engine in SCHEDULES:
+        close(pf.scan_lanes(step, carry, length=1, engine=engine)[1], expected, 1e-8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(200, 700, 5))
 def test_many_random_programs_on_native(first: int):
-    step, carry = in_one_step(random_programs(range(first, first + 5)))
-    close(*(pf.scan_lanes(step, carry, length=1, engine=engine)[1] for engine in ("native", "eager")), 1e-8)
+    check_schedules(*in_one_step(random_programs(range(first, first + 5))))
 
 
 def test_a_sweep_of_steps_with_loops_runs_native():
-    """The schedule that a sweep names for its whole grid is one that has loops."""
-
     def update(state, x):
         state, energies = pf.scan(lambda h, _: ((h @ h.T).tanh(), h.square().sum()), state, length=3)
         return state + x, energies.sum()
@@ -302,7 +366,7 @@ def test_a_sweep_of_steps_with_loops_runs_native():
         engine="native",
         quiet=True,
     )
-    assert found.attrs["engine"] == "native:lanes"
+    assert found.attrs["engine"] in SCHEDULES
 
 
 class Root(torch.autograd.Function):
@@ -369,14 +433,20 @@ def test_a_branch_gives_no_gradient_to_lanes_that_do_not_take_it():
         return w, found
 
     expected = torch.stack([slopes, slopes.sum().expand(3), 2 * slopes.sum().expand(3)], -1)
-    for engine in ("eager", "native"):
+    for engine in ("eager", *SCHEDULES):
         _, found = pf.scan_lanes(step, zero.expand(3), x[None], shared=False, engine=engine)
         for gradients in found.values():
             close(gradients, expected[None])
 
 
-def test_a_branch_that_is_taken_keeps_its_own_nan():
-    branches = lambda c, x: pf.cond(x > 0, lambda: torch.sqrt(0 * c).sum(), lambda: c.square().sum())  # noqa: E731
+def test_a_branch_that_is_taken_keeps_its_own_nan() -> None:
+    def branches(c: Tensor, x: Tensor) -> Tensor:
+        return pf.cond(x > 0, lambda: torch.sqrt(0 * c).sum(), lambda: c.square().sum())
+
     c, x = torch.full((2, 3), 2.0), torch.tensor([-1.0, 1.0])
-    gradient = vmap(grad(branches))(c, x)
-    torch.testing.assert_close(gradient, torch.tensor([[4.0, 4.0, 4.0], [torch.nan] * 3]), equal_nan=True)
+    expected = torch.tensor([[4.0, 4.0, 4.0], [torch.nan] * 3])
+    torch.testing.assert_close(vmap(grad(branches))(c, x), expected, equal_nan=True)
+    step = lambda c, x: (grad(branches)(c, x), ())  # noqa: E731
+    for engine in ("eager", *SCHEDULES):
+        gradient, _ = pf.scan_lanes(step, c, x[None], engine=engine)
+        torch.testing.assert_close(gradient, expected, equal_nan=True)

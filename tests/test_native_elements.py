@@ -121,8 +121,13 @@ def products(a: Tensor, b: Tensor, v: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("sizes", [(33, 37, 18), (6, 3, 5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        *((dtype, sizes) for sizes in ((33, 37, 18), (6, 3, 5)) for dtype in (torch.float32, torch.float64)),
+        (torch.float32, (17, 200, 150)),  # large: B in panels, or the rows of A in registers
+    ],
+)
 def test_products(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
     m, n, k = sizes
     generator = torch.Generator().manual_seed(1)

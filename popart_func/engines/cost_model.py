@@ -188,7 +188,7 @@ def why_inductor(scan: LaneScan) -> str | None:
 
 
 def predict_here(graph: StepGraph, lanes: int, threads: int | None = None) -> PredictedSeconds:
-    """The predicted time of a step on this machine's processor; infinite on what can't run it.
+    """The predicted time of a step on this machine's processor.
 
     Args:
         graph: of the step.
@@ -196,9 +196,7 @@ def predict_here(graph: StepGraph, lanes: int, threads: int | None = None) -> Pr
         threads: by default PyTorch's number of threads.
     """
     threads = torch.get_num_threads() if threads is None else threads
-    seconds = predict(OperationCounts.of(graph), lanes, threads, register_bytes())
-    has_loops = any(bodies_of(node) for node in graph.calls)  # which "elements" does not have
-    return seconds._replace(elements=math.inf) if has_loops else seconds
+    return predict(OperationCounts.of(graph), lanes, threads, register_bytes())
 
 
 def predict(counts: OperationCounts, lanes: int, threads: int, register: int) -> PredictedSeconds:

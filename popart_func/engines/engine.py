@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -90,6 +91,7 @@ class Engine(Protocol):
         """
 
 
+@functools.cache
 def load_engine(name: str) -> Engine:
     """The engine of a name in `ENGINES`. It is imported here, so that importing the package stays fast."""
     with without_collector():

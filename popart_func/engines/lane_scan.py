@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,10 +77,17 @@ class LaneScan:
     device: torch.device
     _graphs: list[StepGraph] = field(default_factory=list, init=False, repr=False, compare=False)  # one, once traced
 
-    def one_lane(self) -> tuple[Tensor, ...]:
-        """One lane's arguments of the step, flat: lane 0 at time 0."""
-        xs = (leaf[0] if shared else leaf[0, 0] for leaf, shared in zip(self.xs, self.shared, strict=True))
-        return (*(leaf[0] for leaf in self.carry), *xs, *(leaf[0] for leaf in self.hparams))
+    def one_lane(self) -> tuple[TensorSpec, ...]:
+        """The specs of one lane's arguments of the step, flat."""
+        leaves = (*self.carry, *self.xs, *self.hparams)
+        return tuple(
+            TensorSpec(tuple(leaf.shape[outer:]), leaf.dtype, leaf.device)
+            for leaf, outer in zip(leaves, self.outer_axes(), strict=True)
+        )
+
+    def outer_axes(self) -> list[int]:
+        """How many axes of each argument, time and lanes, lie outside of what one lane reads in one step."""
+        return [1] * len(self.carry) + [1 if shared else 2 for shared in self.shared] + [1] * len(self.hparams)
 
     def graph(self) -> StepGraph:
         """The step's graph. It is traced in the first scan of these shapes, and looked up once in each scan.
@@ -95,7 +102,7 @@ class LaneScan:
         return self._graphs[0]
 
     def _traced(self) -> StepGraph:
-        inputs = [TensorSpec.of(leaf) for leaf in self.one_lane()]
+        inputs = self.one_lane()
         check = functools.partial(check_carry, self)
         try:
             graph = trace_step(self.step, self.structure, inputs, caller=self.caller, check=check)
@@ -195,8 +202,8 @@ def make_lane_scan(
     xs_leaves = tuple(check_tensors(caller, "`xs`", xs))
     if not carry_leaves:
         raise ValueError(f"{caller}: `carry` must have at least one tensor, which says how many lanes there are.")
-    lanes = _common_axis(caller, "carry", carry, 0, "lane")
-    steps = _common_axis(caller, "xs", xs, 0, "time") if xs_leaves else length
+    lanes = _common_axis(caller, "carry", carry, carry_leaves, "lane")
+    steps = _common_axis(caller, "xs", xs, xs_leaves, "time") if xs_leaves else length
     if steps is None:
         raise ValueError(f"{caller}: `xs` has no tensors, so `length` must say how many steps to take.")
     if length is not None and length != steps:
@@ -218,7 +225,7 @@ def make_lane_scan(
         structure=optree.tree_structure(arguments),
         carry=carry_leaves,
         xs=xs_leaves,
-        shared=_which_are_shared(caller, xs, shared, lanes),
+        shared=_which_are_shared(caller, xs, xs_leaves, shared, lanes),
         hparams=hparam_leaves,
         lanes=lanes,
         steps=steps,
@@ -256,15 +263,17 @@ def check_carry(scan: LaneScan, result: Any) -> tuple[PyTree, PyTree]:
     return carry, y
 
 
-def _common_axis(caller: str, name: str, tree: PyTree, axis: int, what: str) -> int:
-    paths, leaves = optree.tree_paths(tree), optree.tree_leaves(tree)
-    for path, leaf in zip(paths, leaves, strict=True):
-        if leaf.ndim <= axis or leaf.shape[axis] != leaves[0].shape[axis]:
+def _common_axis(caller: str, name: str, tree: PyTree, leaves: Sequence[Tensor], what: str) -> int:
+    """The length of the first axis of all leaves of a tree."""
+    first = leaves[0].shape[:1]
+    for place, leaf in enumerate(leaves):
+        if not first or leaf.shape[:1] != first:
+            paths = optree.tree_paths(tree)
             raise ValueError(
                 f"{caller}: every leaf of `{name}` must have the same leading {what} axis: "
-                f"got {tuple(leaves[0].shape)} at {paths[0]} and {tuple(leaf.shape)} at {path}."
+                f"got {tuple(leaves[0].shape)} at {paths[0]} and {tuple(leaf.shape)} at {paths[place]}."
             )
-    return int(leaves[0].shape[axis])
+    return int(first[0])
 
 
 def _hparam(caller: str, leaf: Any, lanes: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -283,18 +292,19 @@ def _hparam(caller: str, leaf: Any, lanes: int, dtype: torch.dtype, device: torc
     return leaf
 
 
-def _which_are_shared(caller: str, xs: PyTree, shared: bool | PyTree | None, lanes: int) -> tuple[bool, ...]:
-    leaves = optree.tree_leaves(xs)
+def _which_are_shared(
+    caller: str, xs: PyTree, leaves: Sequence[Tensor], shared: bool | PyTree | None, lanes: int
+) -> tuple[bool, ...]:
     if shared is None:
         return tuple(leaf.ndim < 2 or leaf.shape[1] != lanes for leaf in leaves)
     if isinstance(shared, bool):
         flags = [shared] * len(leaves)
     else:
         flags = optree.tree_leaves(optree.tree_broadcast_prefix(shared, xs))
-    for path, leaf, flag in zip(optree.tree_paths(xs), leaves, flags, strict=True):
+    for place, (leaf, flag) in enumerate(zip(leaves, flags, strict=True)):
         if not flag and (leaf.ndim < 2 or leaf.shape[1] != lanes):
             raise ValueError(
                 f"{caller}: a leaf of `xs` that is not shared must have shape [time, lanes = {lanes}, ...], "
-                f"got {tuple(leaf.shape)} at {path}."
+                f"got {tuple(leaf.shape)} at {optree.tree_paths(xs)[place]}."
             )
     return tuple(flags)

@@ -48,9 +48,13 @@ def why_context_needs_eager() -> str | None:
 
 def why_tensor_needs_eager(tensor: Tensor) -> str | None:
     """Why no compiled engine can read a tensor, or None."""
+    wrapped = is_functorch_wrapped_tensor(tensor)
+    plain = type(tensor) is Tensor and not wrapped and tensor.layout == torch.strided and not tensor.is_nested
+    if plain and _has_memory(tensor):
+        return None  # as nearly all are: a short call asks this of many
     if isinstance(tensor, Traced):
         return _RECORDING
-    if is_functorch_wrapped_tensor(tensor):
+    if wrapped:
         return _TRANSFORM
     if type(tensor) not in (Tensor, nn.Parameter):
         return f"it can't read a {type(tensor).__name__}, a subclass of torch.Tensor"
@@ -67,9 +71,10 @@ def _has_memory(tensor: Tensor) -> bool:
 
     On `meta` no tensor has values, and the device itself is refused.
     """
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+    elements = tensor.numel()
+    if elements == 0 or tensor.is_meta:
         return True
-    last = tensor.storage_offset() + sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= (last + 1) * tensor.itemsize
+    if not tensor.is_contiguous():
+        elements = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + elements) * tensor.itemsize
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= needed

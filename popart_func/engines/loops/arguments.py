@@ -24,8 +24,9 @@ def check_function(caller: str, name: str, function: Any) -> None:
 def check_tensors(caller: str, name: str, tree: PyTree) -> list[Tensor]:
     """The leaves of a tree; raises TypeError if one is not a tensor."""
     leaves = optree.tree_leaves(tree)
-    for path, leaf in zip(optree.tree_paths(tree), leaves, strict=True):
+    for place, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
+            path = optree.tree_paths(tree)[place]
             raise TypeError(f"{caller}: every leaf of {name} must be a tensor, got {type(leaf).__name__} at {path}.")
     return leaves
 

@@ -78,15 +78,12 @@ def run(scan: LaneScan, *, schedule: str = "auto") -> tuple[PyTree, PyTree]:
     target_of(scan.device).prepare()
     graph, carries = scan.graph(), len(scan.carry)
     refuse_gradient("native", graph.wants_gradient)
-    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, _outer_axes(scan), strict=True)]
+    tensors = [_inner_contiguous(leaf, outer) for leaf, outer in zip(inputs, scan.outer_axes(), strict=True)]
     tensors += [constant.to(scan.device).resolve_neg().contiguous() for constant in graph.constants]
-    outputs = [
-        torch.empty(
-            (*((scan.lanes,) if index < carries else (scan.steps, scan.lanes)), *spec.shape),
-            dtype=spec.dtype,
-            device=scan.device,
-        )
-        for index, spec in enumerate(graph.outputs)
+    outputs = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in tensors[:carries]]
+    outputs += [
+        torch.empty((scan.steps, scan.lanes, *spec.shape), dtype=spec.dtype, device=scan.device)
+        for spec in graph.outputs[carries:]
     ]
     uniform = _uniform(scan, graph)
     moving = range(carries, carries + len(scan.xs))
@@ -141,15 +138,12 @@ def _uniform(scan: LaneScan, graph: StepGraph) -> tuple[bool, ...]:
     return (*(axis is None for axis in scan.lane_axes()), *(True for _ in graph.constants))
 
 
-def _outer_axes(scan: LaneScan) -> list[int]:
-    """How many axes of each input, time and lanes, lie outside of what one lane reads in one step."""
-    return [1] * len(scan.carry) + [1 if shared else 2 for shared in scan.shared] + [1] * len(scan.hparams)
-
-
 def _inner_contiguous(leaf: Tensor, outer: int) -> Tensor:
     """The tensor with what one lane reads in one step contiguous; its outer axes may have any stride."""
     leaf = leaf.resolve_neg()
-    return leaf if leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]) else leaf.contiguous()
+    if leaf.is_contiguous() or leaf.stride()[outer:] == contiguous_strides(leaf.shape[outer:]):
+        return leaf
+    return leaf.contiguous()
 
 
 def _raise_errors(graph: StepGraph, bad: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from popart_func.engines.native.c_code import C_TYPES
-from popart_func.engines.native.expressions import index_names
+from popart_func.engines.native.c_code import C_TYPES, memory_type
+from popart_func.engines.native.expressions import Buffer, index_names
 from popart_func.engines.native.nested_writer import write_nested
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest, is_idle
@@ -19,6 +19,7 @@ from popart_func.engines.native.statements import (
     Pointwise,
     Reduce,
     Scatter,
+    Window,
 )
 from popart_func.engines.native.writer import CodeWriter, operations
 
@@ -53,15 +54,11 @@ class LoopWriter(CodeWriter):
         between: str = "",
         tile: int = TILE,
     ) -> None:
-        plans = list(plan.inner())
-        merged = {new: old for one in plans for new, old in one.merged.items()}
-        windows = {window.part for one in plans for loop in one.nested for window in loop.windows}
-        super().__init__(merged, memory, unrolled, team, windows)
+        super().__init__(plan.storage(), memory, unrolled, team)
         self.between = between
         self.mask: str | None = None
         self._tile = tile
-        self._local = {buffer for one in plans for buffer in one.local}
-        self._nested = {loop: parts for one in plans for loop, parts in one.nested.items()}
+        self._nested = plan.loops()
 
     def nest(self, nest: LoopNest) -> None:
         """The loops of a nest."""
@@ -81,12 +78,23 @@ class LoopWriter(CodeWriter):
             self._cumulate(first)
         self.line(self.between)
 
+    def copy(self, to: Buffer, source: Buffer) -> None:
+        """Adds a line that copies a buffer to another one."""
+        self.line(f"copy_block<{to.numel}>({self.memory_of(to)}, {self.memory_of(source)});")
+
+    def window(self, window: Window, time: str) -> None:
+        """Adds a line that declares a part of a stack."""
+        part, whole, is_written = window
+        kind = f"{'' if is_written else 'const '}{memory_type(part)}"
+        name = f"* const {part.name}" if part.uniform else f" (* const {part.name})[L]"
+        self.line(f"{kind}{name} = {self.memory_of(whole)} + {time} * {part.numel};")
+
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
         indices = index_names(shape)
-        statements = [statement for statement in statements if not is_idle(statement, self._merged)]
+        statements = [statement for statement in statements if not is_idle(statement, self.storage.merged)]
         work = operations(statement.value for statement in statements)
         with self.each(indices, shape, work), self.lanes():
-            self.assign(statements, indices, self._local)
+            self.assign(statements, indices)
 
     def _accumulators(self, ctype: str, names: Sequence[str], start: str) -> None:
         """Declares an array of a number per lane for each name: the compiler keeps it in vector registers."""

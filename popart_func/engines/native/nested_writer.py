@@ -1,6 +1,7 @@
 """Loops inside a step as C++: a loop over rounds, a loop until the last lane is done, or a choice.
 
-A lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values
+`write_scan` is the same in every schedule; `write_nested` writes the loops of a block of lanes, which run together. A
+lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values
 and its errors are dropped, and a loop inside does not wait for it.
 """
 
@@ -10,18 +11,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
-from popart_func.engines.native.c_code import memory_type
 from popart_func.engines.native.expressions import Buffer, Load
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
-from popart_func.engines.native.statements import Nested
+from popart_func.engines.native.statements import Nested, Window
 
-__all__ = ["NestWriter", "write_nested"]
+__all__ = ["LaneWriter", "NestWriter", "write_nested", "write_nests", "write_scan"]
 
 
 @runtime_checkable
 class NestWriter(Protocol):
-    """What writes the loop nests within a loop's body.
+    """What writes the loop nests within a loop's body."""
+
+    def line(self, text: str) -> None:
+        """Adds a line."""
+
+    def block(self, head: str) -> AbstractContextManager[None]:
+        """A block in braces after a head."""
+
+    def nest(self, nest: LoopNest) -> None:
+        """Writes a loop nest."""
+
+    def copy(self, to: Buffer, source: Buffer) -> None:
+        """Adds a line that copies a buffer to another one."""
+
+    def window(self, window: Window, time: str) -> None:
+        """Adds a line that declares a part of a stack: the one of a time, which is C++."""
+
+
+@runtime_checkable
+class LaneWriter(NestWriter, Protocol):
+    """Writes the loop nests of a block of lanes.
 
     Attributes:
         lines: so far.
@@ -33,17 +53,8 @@ class NestWriter(Protocol):
     memory: str
     mask: str | None
 
-    def line(self, text: str) -> None:
-        """Adds a line."""
-
-    def block(self, head: str) -> AbstractContextManager[None]:
-        """A block in braces after a head."""
-
     def lanes(self) -> AbstractContextManager[None]:
         """The loop over lanes."""
-
-    def nest(self, nest: LoopNest) -> None:
-        """Writes a loop nest."""
 
     def element(self, load: Load, indices: Sequence[str]) -> str:
         """An element of a buffer."""
@@ -52,46 +63,55 @@ class NestWriter(Protocol):
         """The name of the memory of a buffer."""
 
 
-def write_nested(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
-    """Writes a loop: its statement, and the plans of its parts."""
-    {"scan": _scan, "while": _while, "if": _choice}[statement.kind](writer, statement, plans)
+def write_nested(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+    """Writes a loop of a block of lanes: its statement, and the plans of its parts."""
+    if statement.kind == "scan":
+        write_scan(writer, statement, *plans)
+    elif statement.kind == "while":
+        _while(writer, statement, plans)
+    else:
+        _choice(writer, statement, plans)
 
 
-def _scan(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
-    (plan,) = plans
+def write_nests(writer: NestWriter, nests: Sequence[LoopNest]) -> None:
+    """Writes loop nests one after the other."""
+    for nest in nests:
+        writer.nest(nest)
+
+
+def write_scan(writer: NestWriter, statement: Nested, plan: KernelPlan) -> None:
+    """Writes a scan: its statement, and the plan of its body."""
     number = statement.target.buffer.name[1:]
-    _nests(writer, plan.once)
+    write_nests(writer, plan.once)
     with writer.block(f"for (int64_t r{number} = 0; r{number} < {statement.length}; ++r{number})"):
         time = f"({statement.length - 1} - r{number})" if statement.reverse else f"r{number}"
-        for part, whole, is_written in statement.windows:
-            if part.numel:
-                kind = memory_type(part) if is_written else f"const {memory_type(part)}"
-                name = f"* const {part.name}" if part.uniform else f" (* const {part.name})[L]"
-                writer.line(f"{kind}{name} = {writer.memory_of(whole)} + {time} * {part.numel};")
-        _nests(writer, plan.always)
+        for window in statement.windows:
+            if window.part.numel:
+                writer.window(window, time)
+        write_nests(writer, plan.always)
         for old, new in zip(plan.program.inputs, plan.program.carry, strict=False):
             if new is not None and new not in plan.merged and old.numel:
-                writer.line(f"copy_block<{old.numel}>({writer.memory_of(old)}, {writer.memory_of(new)});")
+                writer.copy(old, new)
 
 
-def _while(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+def _while(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
     condition, body = plans
     going = f"{writer.memory_of(condition.program.ys[0])}[0][l]"
     around = writer.mask
-    _nests(writer, [*condition.once, *body.once])
+    write_nests(writer, [*condition.once, *body.once])
     with writer.block("for (;;)"):
-        _nests(writer, condition.always)
+        write_nests(writer, condition.always)
         writer.line("bool any = false;")
         counts = going if around is None else f"({going} && {around})"
         writer.line(f"for (int l = 0; l < L; ++l) any |= {counts} != 0;")
         writer.line("if (!any) break;")
         with _masked(writer, going):
-            _nests(writer, body.always)
+            write_nests(writer, body.always)
         for load, new in zip(statement.loads_of_results, body.program.ys, strict=True):
             _select(writer, load.buffer, going, writer.memory_of(new), writer.memory_of(load.buffer))
 
 
-def _choice(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+def _choice(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
     predicate, *results = statement.loads_of_results
     number = statement.target.buffer.name[1:]
     with writer.block(""):
@@ -103,25 +123,20 @@ def _choice(writer: NestWriter, statement: Nested, plans: Sequence[KernelPlan]) 
         writer.line(f"for (int l = 0; l < L; ++l) any[{chosen} != 0] = true;")
         for position, (plan, mask) in enumerate(zip(plans, (chosen, f"!{chosen}"), strict=True)):
             with writer.block(f"if (any[{1 - position}])"), _masked(writer, mask):
-                _nests(writer, [*plan.once, *plan.always])
+                write_nests(writer, [*plan.once, *plan.always])
         true, false = (plan.program.ys for plan in plans)
         for load, one, other in zip(results, true, false, strict=True):
             _select(writer, load.buffer, chosen, writer.memory_of(one), writer.memory_of(other))
 
 
-def _nests(writer: NestWriter, nests: Sequence[LoopNest]) -> None:
-    for nest in nests:
-        writer.nest(nest)
-
-
 @contextmanager
-def _masked(writer: NestWriter, mask: str) -> Iterator[None]:
+def _masked(writer: LaneWriter, mask: str) -> Iterator[None]:
     """Within it only the lanes count where a mask is true: errors of others are forgotten."""
     before, start, around = f"{writer.memory}bad[l]", len(writer.lines), writer.mask
     writer.mask = mask if around is None else f"({mask} && {around})"
     yield
     writer.mask = around
-    if any("bad[l]" in line for line in writer.lines[start:]):
+    if any("bad" in line for line in writer.lines[start:]):
         written, writer.lines[start:] = writer.lines[start:], []
         writer.line("ALIGNED int32_t kept[L];")
         writer.line(f"LANES kept[l] = {before};")
@@ -129,7 +144,7 @@ def _masked(writer: NestWriter, mask: str) -> Iterator[None]:
         writer.line(f"LANES {before} = {mask} ? {before} : kept[l];")
 
 
-def _select(writer: NestWriter, buffer: Buffer, mask: str, true: str, false: str) -> None:
+def _select(writer: LaneWriter, buffer: Buffer, mask: str, true: str, false: str) -> None:
     target = f"{writer.memory_of(buffer)}[i][l]"
     if buffer.numel:
         writer.line(f"for (int i = 0; i < {buffer.numel}; ++i) LANES {target} = {mask} ? {true}[i][l] : {false}[i][l];")

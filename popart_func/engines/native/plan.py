@@ -11,7 +11,27 @@ from popart_func.engines.native.partial_writes import read_before_writing
 from popart_func.engines.native.schedule import LoopNest, in_place, invariant, schedule, stay_in_registers
 from popart_func.engines.native.statements import Nested, Program, Window, writes
 
-__all__ = ["KernelPlan", "make_plan"]
+__all__ = ["KernelPlan", "Storage", "make_plan"]
+
+
+class Storage(NamedTuple):
+    """Where the buffers of a plan lie, those of the loops inside the step included.
+
+    Attributes:
+        merged: buffer -> the one in whose memory it lies, which may itself lie in that of another one.
+        local: buffers that need no memory.
+        windows: the xs and ys of scans, buffer -> its window: a part of a stack, which moves from round to round.
+    """
+
+    merged: dict[Buffer, Buffer]
+    local: set[Buffer]
+    windows: dict[Buffer, Window]
+
+    def place_of(self, buffer: Buffer) -> Buffer:
+        """The buffer in whose memory one lies: perhaps itself."""
+        while buffer in self.merged:  # the carry of a loop may lie where the carry around it does
+            buffer = self.merged[buffer]
+        return buffer
 
 
 class KernelPlan(NamedTuple):
@@ -41,6 +61,19 @@ class KernelPlan(NamedTuple):
         for plans in self.nested.values():
             for plan in plans:
                 yield from plan.inner()
+
+    def storage(self) -> Storage:
+        """Where all buffers lie."""
+        plans = list(self.inner())
+        return Storage(
+            {new: old for plan in plans for new, old in plan.merged.items()},
+            {buffer for plan in plans for buffer in plan.local},
+            {window.part: window for plan in plans for loop in plan.nested for window in loop.windows},
+        )
+
+    def loops(self) -> dict[Nested, list[KernelPlan]]:
+        """For each loop inside the step, those within loops included, the plans of its parts."""
+        return {loop: plans for plan in self.inner() for loop, plans in plan.nested.items()}
 
     def __str__(self) -> str:
         kinds = ["carry"] * len(self.program.carry) + ["x"] * self.program.xs

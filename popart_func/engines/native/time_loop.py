@@ -50,7 +50,7 @@ def write_time_loop(writer: LoopWriter, plan: KernelPlan, *, prefetch: bool = Fa
             writer.nest(nest)
         for old, new in zip(inputs, program.carry, strict=False):
             if new is not None and new not in plan.merged and old.numel:
-                writer.line(f"copy_block<{old.numel}>({memory}{old.name}, {memory}{new.name});")
+                writer.copy(old, new)
         for index, y in enumerate(program.ys, start=carries):
             place = f"(({memory_type(y)}*)run.outputs[{index}]) + (time * run.lanes + first) * {y.numel}"
             if y.numel:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from popart_func.engines.native.c_code import C_TYPES, literal
 from popart_func.engines.native.expressions import Buffer, Const, Expr, Iota, Load, Operation
 from popart_func.engines.native.layouts import StridedLayout, address
+from popart_func.engines.native.plan import Storage
 from popart_func.engines.native.statements import Pointwise
 
 __all__ = ["CodeWriter", "operations"]
@@ -18,27 +19,24 @@ class CodeWriter:
     """The lines of a function. Within a loop over lanes, each value that has been computed has a name.
 
     Args:
-        merged: new carry buffer -> the old one whose memory it reuses.
+        storage: where buffers lie.
         memory: what stands before a buffer's name: ``"b."`` where buffers are members of a struct.
         unrolled: loops of at most so many operations in all are unrolled by a pragma.
         team: whether a team of threads shares a lane: each thread takes every TEAM-th element.
-        windows: buffers that are parts of others, and have names of their own; see `Window`.
     """
 
     def __init__(
         self,
-        merged: dict[Buffer, Buffer],
+        storage: Storage,
         memory: str,
         unrolled: int = 0,
         team: bool = False,
-        windows: Set[Buffer] = frozenset(),
     ) -> None:
         self.lines: list[str] = []
         self.memory = memory
-        self._merged = merged
+        self.storage = storage
         self._unrolled = unrolled
         self._team = team
-        self._windows = windows
         self._indent = ""
         self._names: dict[object, str] = {}
         self._count = 0
@@ -135,8 +133,8 @@ class CodeWriter:
             self.line(f"const {ctype} {name} = {conversion};")
         return self._names[key]
 
-    def assign(self, statements: Sequence[Pointwise], indices: Sequence[str], local: Set[Buffer]) -> None:
-        """Adds the lines of pointwise statements at an index; buffers in ``local`` are not stored.
+    def assign(self, statements: Sequence[Pointwise], indices: Sequence[str]) -> None:
+        """Adds the lines of pointwise statements at an index; local buffers are not stored.
 
         All stores come after all loads: `in_place` relies on it where the new carry lies over the old.
         """
@@ -145,7 +143,7 @@ class CodeWriter:
             value = self.value(statement.value, indices)
             if statement.target.is_whole:
                 self._names[statement.target.buffer] = value  # from here on, a read of the whole buffer is this value
-            if statement.target.buffer not in local:
+            if statement.target.buffer not in self.storage.local:
                 stores.append(f"{self.element(statement.target, indices)} = {value};")
         for store in stores:
             self.line(store)
@@ -160,7 +158,7 @@ class CodeWriter:
             checked = f"checked_index({value}, {index.size}, {wraps}, {self.bad})"
             self.line(f"const int64_t d{self._count} = {checked};")
             moved += f" + d{self._count} * {index.stride}"
-        return self.place(self._lies_in(load.buffer), load.layout, indices, moved)
+        return self.place(self.storage.place_of(load.buffer), load.layout, indices, moved)
 
     def place(self, buffer: Buffer, layout: StridedLayout, indices: Sequence[str], moved: str) -> str:
         """An element of a buffer that has memory as C++; ``moved`` is added to its place."""
@@ -169,15 +167,10 @@ class CodeWriter:
 
     def memory_of(self, buffer: Buffer) -> str:
         """The name of the memory that a buffer has, which may be that of another one."""
-        buffer = self._lies_in(buffer)
+        buffer = self.storage.place_of(buffer)
         if buffer.uniform:
             return buffer.name.replace("in", "u")
-        return buffer.name if buffer in self._windows else f"{self.memory}{buffer.name}"
-
-    def _lies_in(self, buffer: Buffer) -> Buffer:
-        while buffer in self._merged:  # the carry of a loop may lie where the carry around it does
-            buffer = self._merged[buffer]
-        return buffer
+        return buffer.name if buffer in self.storage.windows else f"{self.memory}{buffer.name}"
 
 
 def operations(values: Iterable[Expr]) -> int:

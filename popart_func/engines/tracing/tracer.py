@@ -84,14 +84,16 @@ def trace_step(
         look_up_ops()
         # A mode that sees every function may change what they do, as `random.keyed` does: its graph is for once.
         graphs = {} if function_modes() or dispatch_modes() else _graphs_of(function)
-        if key not in graphs or not graphs[key].holds():
+        graph = graphs.get(key)
+        if graph is None or not graph.holds():
             with without_collector():
                 try:
-                    graphs[key] = trace()
+                    graph = trace()
                 except DynamoNeeded:
                     import_dynamo()
-                    graphs[key] = trace()
-        return graphs[key]
+                    graph = trace()
+            graphs[key] = graph
+        return graph
 
 
 def _graphs_of(function: Callable[..., Any]) -> dict[Any, StepGraph]:

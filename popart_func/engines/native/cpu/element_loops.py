@@ -20,14 +20,14 @@ from popart_func.engines.native.cpu.element_axes import (
     layouts_of,
     without_last,
 )
+from popart_func.engines.native.cpu.element_memory import SPARE, Memory
 from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation, leaves
 from popart_func.engines.native.layouts import StridedLayout, address
-from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest, is_idle
 from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter
 from popart_func.engines.native.writer import CodeWriter
 
-__all__ = ["SPARE", "NestFunction", "nest_function"]
+__all__ = ["NestFunction", "nest_function"]
 
 ANY_ORDER = frozenset(
     (
@@ -40,9 +40,6 @@ ANY_ORDER = frozenset(
 SIDE_BY_SIDE = 64
 """The most partial results that a reduction computes at once."""
 
-SPARE = 16
-"""How many elements fit behind each buffer; a loop may go on to a multiple of it."""
-
 SHORT = 4
 """Axes that are shorter than this are not vectorized."""
 
@@ -51,9 +48,9 @@ class NestFunction(NamedTuple):
     """A loop nest as a function.
 
     Attributes:
-        parameters: the C++ of its parameters, without ``bad`` and ``room``, which every nest has.
+        parameters: the C++ of its parameters; ``bad`` and ``room`` come last.
         body: the lines between its braces.
-        arguments: for each parameter the buffer and the place of the element that it points to.
+        arguments: for each other parameter the buffer and the place of the element that it points to.
         room: how many bytes its matrix products need to pack their factors.
     """
 
@@ -63,13 +60,12 @@ class NestFunction(NamedTuple):
     room: int
 
 
-def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
+def nest_function(memory: Memory, nest: LoopNest) -> NestFunction:
     """Writes a loop nest as a function; its body is empty where the nest only copies buffers onto themselves."""
-    writer = _NestWriter(plan)
+    writer = _NestWriter(memory)
     writer.nest(nest)
-    constant = writer.constant
     parameters = tuple(
-        f"{'const ' * (buffer in constant)}{memory_type(buffer)}* {name}"
+        f"{'const ' * (buffer in memory.constant)}{memory_type(buffer)}* {name}"
         for (buffer, _), name in writer.pointers.items()
     )
     hidden = [
@@ -77,19 +73,19 @@ def nest_function(plan: KernelPlan, nest: LoopNest) -> NestFunction:
         for (buffer, offset), name in writer.pointers.items()
         if writer.lines and offset * buffer.dtype.itemsize % 64
     ]
+    parameters = (*parameters, "int32_t& bad", "char* room")
     return NestFunction(parameters, (*hidden, *writer.lines), tuple(writer.pointers), writer.room)
 
 
 class _NestWriter(CodeWriter):
     """The lines of one nest's function."""
 
-    def __init__(self, plan: KernelPlan) -> None:
-        super().__init__(plan.merged, memory="")
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory.storage, memory="")
         self.bad = "bad"
         self.room = 0
         self.pointers: dict[tuple[Buffer, int], str] = {}
-        self.constant = set(plan.program.inputs[len(plan.program.carry) :])
-        self._local = plan.local
+        self._constant = memory.constant
 
     def place(self, buffer: Buffer, layout: StridedLayout, indices: Sequence[str], moved: str) -> str:
         """An element of a buffer, behind a pointer to the first element of its layout."""
@@ -115,10 +111,9 @@ class _NestWriter(CodeWriter):
             self._reduce(first)
         elif isinstance(first, ArgReduce):
             self._arg_reduce(first)
-        elif isinstance(first, Cumulate):
-            self._cumulate(first)
         else:
-            raise AssertionError(f"{first}: `ElementsInRegisters` refuses loops inside a step.")
+            assert isinstance(first, Cumulate), f"a loop inside a step is no loop nest: {first}"
+            self._cumulate(first)
 
     def _pointer(self, buffer: Buffer, offset: int) -> str:
         return self.pointers.setdefault((buffer, offset), f"a{len(self.pointers)}")
@@ -143,7 +138,7 @@ class _NestWriter(CodeWriter):
             yield
 
     def _pointwise(self, shape: Sequence[int], statements: Sequence[Pointwise]) -> None:
-        statements = [statement for statement in statements if not is_idle(statement, self._merged)]
+        statements = [statement for statement in statements if not is_idle(statement, self.storage.merged)]
         if not statements:
             return
         axes = axes_of(shape, [layout for part in statements for layout in layouts_of(part.value, part.target)])
@@ -153,7 +148,7 @@ class _NestWriter(CodeWriter):
             axes[-1] = axes[-1]._replace(size=-(-axes[-1].size // SPARE) * SPARE)
         indices = indices_of(shape, axes)
         with self._all(axes, simd=True, checked=checked), self.lanes():
-            self.assign(statements, indices, self._local)
+            self.assign(statements, indices)
 
     def _may_run_over(self, axes: Sequence[Axis], statements: Sequence[Pointwise]) -> bool:
         """Whether the innermost loop may go on to a multiple of `SPARE`, so that no elements are left for scalar code.
@@ -164,16 +159,19 @@ class _NestWriter(CodeWriter):
         inner = axes[-1].axis
         if axes[-1].size < SHORT or [axis.axis for axis in axes] != sorted(axis.axis for axis in axes):
             return False
-        written = {self._merged.get(part.target.buffer, part.target.buffer) for part in statements}
+        written = {self.storage.place_of(part.target.buffer) for part in statements}
         own = {part.target.buffer for part in statements}
         for load in (leaf for part in statements for leaf in leaves(part.value) if isinstance(leaf, Load)):
-            stride, buffer = load.layout.strides[inner], self._merged.get(load.buffer, load.buffer)
-            if stride not in (0, 1) or (stride == 1 and buffer in self.constant):
+            stride, buffer = load.layout.strides[inner], self.storage.place_of(load.buffer)
+            if stride not in (0, 1) or (stride == 1 and buffer in self._constant):
                 return False
             if len(axes) > 1 and buffer in written and load.buffer not in own:
                 return False
-        stored = [part.target for part in statements if part.target.buffer not in self._local]
-        return all(target.is_whole and target.layout.strides[inner] == 1 for target in stored)
+        stored = [part.target for part in statements if part.target.buffer not in self.storage.local]
+        return all(
+            target.is_whole and target.layout.strides[inner] == 1 and target.buffer not in self.storage.windows
+            for target in stored
+        )
 
     def _scatter(self, statement: Scatter) -> None:
         shape, target = statement.value.shape, statement.target
@@ -224,7 +222,9 @@ class _NestWriter(CodeWriter):
         each, wide = Axis(len(shape), size, 0), size
         loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
         strides = [load.layout.strides[kept[-1].axis] for load in loads]
-        inside = all(load.buffer not in self.constant for load in loads) and not _is_checked(statement.value)
+        inside = all(self.storage.place_of(load.buffer) not in self._constant for load in loads) and not _is_checked(
+            statement.value
+        )
         if inside and all(stride in (0, 1) for stride in strides):
             wide = -(-size // SPARE) * SPARE
         every = each._replace(size=wide)
@@ -324,7 +324,7 @@ class _NestWriter(CodeWriter):
         (across, *left), (along, *right) = (_strides(load.layout) for load in (statement.left, statement.right))
         (step, *_) = _strides(statement.target.layout)
         starts = [
-            self._pointer(self._merged.get(load.buffer, load.buffer), load.layout.offset)
+            self._pointer(self.storage.place_of(load.buffer), load.layout.offset)
             for load in (statement.target, statement.left, statement.right)
         ]
         out, first, second = (

@@ -137,32 +137,27 @@ template <int ROWS, int COLUMNS, int FROM_ROW, int TO_ROW, class T> static void 
 template <int ROWS, int COLUMNS, int ROW, int COLUMN, int TO_ROW, class T> static void pack(const T* from, T* to) {
   if constexpr (ROW == 1) {
     transpose<COLUMNS, ROWS, COLUMN, TO_ROW>(from, to);
+  } else if constexpr (COLUMN == 1) {
+    for (int i = 0; i < ROWS; ++i) memcpy(to + i * TO_ROW, from + i * ROW, COLUMNS * sizeof(T));
   } else {
     for (int i = 0; i < ROWS; ++i)
       for (int j = 0; j < COLUMNS; ++j) to[i * TO_ROW + j] = from[i * ROW + j * COLUMN];
   }
 }
 
-// Stores the first N elements of a vector, which lie STEP apart.
-template <int N, int STEP, class T> INLINE void store_apart(T* to, Vector<T> vector) {
-  if constexpr (STEP == 1) {
-    store<N>(to, vector);
-  } else {
-    T all[WIDTH<T>];
-    store<WIDTH<T>>(all, vector);
-    for (int i = 0; i < N; ++i) to[i * STEP] = all[i];
-  }
-}
-
-// One tile of a product: R rows and V vectors of columns, of the last of which LAST elements count.
-template <int R, int V, int LAST, int K, int AM, int AK, int BK, int CM, int CN, class T>
+// One tile of a product: R rows and V vectors of columns, of the last of which LAST elements count. Either the columns
+// of C lie together (CN = 1), or its rows do (CM = 1). MORE: the sums go on from what is in C.
+template <int R, int V, int LAST, int K, int AM, int AK, int BK, int CM, int CN, bool MORE, class T>
 INLINE void tile(const T* a, const T* b, T* c) {
   constexpr int W = WIDTH<T>;
+  static_assert(CN == 1 || (CM == 1 && !MORE), "elements of C lie together, where sums go on along its columns");
   Vector<T> sums[R][V];
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[r][v] = Vector<T>{};
+    for (int v = 0; v < V - 1; ++v) sums[r][v] = MORE ? load<W>(c + r * CM + v * W) : Vector<T>{};
+    sums[r][V - 1] = MORE ? load<LAST>(c + r * CM + (V - 1) * W) : Vector<T>{};
+  }
 #pragma GCC unroll 1
   for (int k = 0; k < K; ++k) {
     Vector<T> right[V];
@@ -180,11 +175,20 @@ INLINE void tile(const T* a, const T* b, T* c) {
       for (int v = 0; v < V; ++v) sums[r][v] = multiply_add_all<T>(left, right[v], sums[r][v]);
     }
   }
+  if constexpr (CN == 1) {
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V - 1; ++v) store_apart<W, CN>(c + r * CM + v * W * CN, sums[r][v]);
-    store_apart<LAST, CN>(c + r * CM + (V - 1) * W * CN, sums[r][V - 1]);
+      for (int v = 0; v < V - 1; ++v) store<W>(c + r * CM + v * W, sums[r][v]);
+      store<LAST>(c + r * CM + (V - 1) * W, sums[r][V - 1]);
+    }
+  } else {
+    ALIGNED T block[R * V * W];
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) store<W>(block + (r * V + v) * W, sums[r][v]);
+    transpose<R, (V - 1) * W + LAST, V * W, CN>(block, c);
   }
 }
 
@@ -202,13 +206,13 @@ constexpr int wide(int rows, int vectors) {
   return vectors < SUMS / 6 ? vectors : SUMS / 6;
 }
 
-template <int M, int V, int LAST, int K, int AM, int AK, int BK, int CM, int CN, class T>
+template <int M, int V, int LAST, int K, int AM, int AK, int BK, int CM, int CN, bool MORE, class T>
 static void column_of_tiles(const T* a, const T* b, T* c) {
   constexpr int R = tall(M, SUMS / V > 1 ? SUMS / V : 1);
-  for (int m = 0; m < M - M % R; m += R) tile<R, V, LAST, K, AM, AK, BK, CM, CN>(a + m * AM, b, c + m * CM);
+  for (int m = 0; m < M - M % R; m += R) tile<R, V, LAST, K, AM, AK, BK, CM, CN, MORE>(a + m * AM, b, c + m * CM);
   if constexpr (M % R != 0) {
     constexpr int m = M - M % R;
-    tile<M % R, V, LAST, K, AM, AK, BK, CM, CN>(a + m * AM, b, c + m * CM);
+    tile<M % R, V, LAST, K, AM, AK, BK, CM, CN, MORE>(a + m * AM, b, c + m * CM);
   }
 }
 
@@ -216,10 +220,42 @@ static void column_of_tiles(const T* a, const T* b, T* c) {
 template <int M, int N, int K, int AM, int AK, int BK, int CM, int CN, class T>
 static void tiled(const T* a, const T* b, T* c) {
   constexpr int W = WIDTH<T>, V = wide(M, (N + W - 1) / W), REST = N % (V * W);
-  for (int n = 0; n < N - REST; n += V * W) column_of_tiles<M, V, W, K, AM, AK, BK, CM, CN>(a, b + n, c + n * CN);
+  for (int n = 0; n < N - REST; n += V * W) column_of_tiles<M, V, W, K, AM, AK, BK, CM, CN, false>(a, b + n, c + n * CN);
   if constexpr (REST != 0) {
     constexpr int LAST = REST % W ? REST % W : W;
-    column_of_tiles<M, (REST + W - 1) / W, LAST, K, AM, AK, BK, CM, CN>(a, b + N - REST, c + (N - REST) * CN);
+    column_of_tiles<M, (REST + W - 1) / W, LAST, K, AM, AK, BK, CM, CN, false>(a, b + N - REST, c + (N - REST) * CN);
+  }
+}
+
+// How many rows of a panel of B, V vectors wide, fill half of the first-level cache.
+template <class T, int V> constexpr int PANEL = 16384 / (V * REGISTER);
+
+// Adds a panel's part to some columns of C. The panel is packed, and then stays in the first-level cache while all rows
+// of A meet it. Where it is, rows of B that lie a multiple of 1024 bytes apart would compete for a few places there.
+template <int M, int V, int LAST, int K, int AM, int AK, int BK, int BN, int CM, bool MORE, class T>
+static void one_panel(const T* a, const T* b, T* c, T* room) {
+  pack<K, (V - 1) * WIDTH<T> + LAST, BK, BN, V * WIDTH<T>>(b, room);
+  column_of_tiles<M, V, LAST, K, AM, AK, V * WIDTH<T>, CM, 1, MORE>(a, room, c);
+}
+template <int M, int V, int LAST, int K, int AM, int AK, int BK, int BN, int CM, class T>
+static void panels(const T* a, const T* b, T* c, T* room) {
+  constexpr int P = K < PANEL<T, V> ? K : PANEL<T, V>;
+  one_panel<M, V, LAST, P, AM, AK, BK, BN, CM, false>(a, b, c, room);
+  for (int k = P; k <= K - P; k += P)
+    one_panel<M, V, LAST, P, AM, AK, BK, BN, CM, true>(a + k * AK, b + k * BK, c, room);
+  if constexpr (K % P != 0)
+    one_panel<M, V, LAST, K % P, AM, AK, BK, BN, CM, true>(a + (K - K % P) * AK, b + (K - K % P) * BK, c, room);
+}
+
+// As `tiled`, for a large B of any strides.
+template <int M, int N, int K, int AM, int AK, int BK, int BN, class T>
+static void by_panels(const T* a, const T* b, T* c, T* room) {
+  constexpr int W = WIDTH<T>, V = wide(M, (N + W - 1) / W), REST = N % (V * W);
+  for (int n = 0; n < N - REST; n += V * W)
+    panels<M, V, W, K, AM, AK, BK, BN, N>(a, b + n * BN, c + n, room);
+  if constexpr (REST != 0) {
+    constexpr int LAST = REST % W ? REST % W : W, n = N - REST;
+    panels<M, (REST + W - 1) / W, LAST, K, AM, AK, BK, BN, N>(a, b + n * BN, c + n, room);
   }
 }
 
@@ -292,6 +328,12 @@ static void multiply(const T* a, const T* b, T* c, T* room) {
       pack<K, M, AK, AM, whole_vectors<T, M>()>(a, room);
       tiled<N, M, K, BN, BK, whole_vectors<T, M>(), 1, N>(b, room, c);
     }
+  } else if constexpr (BN != 1 && AK == 1 && M >= W && long(N) * K > long(M) * (K + 3 * N)) {
+    // To transpose A and C is less work than to transpose B.
+    pack<K, M, AK, AM, whole_vectors<T, M>()>(a, room);
+    tiled<N, M, K, BN, BK, whole_vectors<T, M>(), 1, N>(b, room, c);
+  } else if constexpr (M >= W && K > PANEL<T, 4> && K * N * sizeof(T) > 32768) {
+    by_panels<M, N, K, AM, AK, BK, BN>(a, b, c, room);
   } else if constexpr (BN == 1) {
     tiled<M, N, K, AM, AK, BK, N, 1>(a, b, c);
   } else {

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 
 from popart_func.engines.native.c_code import header, memory_type, special_header
+from popart_func.engines.native.cpu.lane_block import LaneBlockWriter
 from popart_func.engines.native.cpu.source import ENTRY, CpuSource
-from popart_func.engines.native.loops import TILE, LoopWriter
+from popart_func.engines.native.loops import TILE
 from popart_func.engines.native.memory import share_memory
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
@@ -34,11 +35,12 @@ class LanesInRegisters:
         """The source of a kernel."""
         plan = share_memory(plan)
         capability = torch.backends.cpu.get_cpu_capability()
-        writer = LoopWriter(plan, memory="b.", tile=TILES.get(capability, TILE))
+        writer = LaneBlockWriter(plan, TILES.get(capability, TILE))
         with writer.block(
             "static void run_block(const KernelArguments& run, Block& b, const int64_t first, const int valid)"
         ):
             write_time_loop(writer, plan)
+        nests = writer.functions.lines()
         floats = [buffer.dtype for buffer in plan.buffers if buffer.dtype.is_floating_point]
         widest = max((dtype.itemsize for dtype in floats), default=4)
         carry = plan.program.inputs[: len(plan.program.carry)]
@@ -50,7 +52,7 @@ class LanesInRegisters:
             f"#define BLOCK ({registers} * REGISTER / {widest})",
             header("cpu/kernel.hpp"),
             header("arithmetic.hpp"),
-            special_header(writer.lines),
+            special_header(nests),
         ]
         block = ["struct Block {", *members, "  ALIGNED int32_t bad[L];", "};\n"]
-        return CpuSource("\n".join([*head, *block, *writer.lines, ENTRY]))
+        return CpuSource("\n".join([*head, *block, *nests, *writer.lines, ENTRY]))

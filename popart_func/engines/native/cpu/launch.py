@@ -56,14 +56,15 @@ def launcher(library: ctypes.CDLL) -> Launch:
 def _slice(arguments: KernelArguments, start: int, steps: int) -> _KernelArguments:
     """The argument of a kernel for some of the time steps; all but the first ones go on from the carry in outputs."""
     inputs, lane_strides, time_strides, outputs, lanes, _, carries = arguments
-    begins = [
-        leaf.data_ptr() + start * stride * leaf.itemsize for leaf, stride in zip(inputs, time_strides, strict=True)
-    ]
-    ends = [leaf.data_ptr() for leaf in outputs[:carries]]
+    begins, ends = [leaf.data_ptr() for leaf in inputs], [leaf.data_ptr() for leaf in outputs]
     if start:
-        begins[:carries] = ends
+        begins = [
+            begin + start * stride * leaf.itemsize
+            for begin, stride, leaf in zip(begins, time_strides, inputs, strict=True)
+        ]
+        begins[:carries] = ends[:carries]
         lane_strides = [*(leaf[0].numel() for leaf in outputs[:carries]), *lane_strides[carries:]]
-    ends += [leaf.data_ptr() + start * leaf.stride(0) * leaf.itemsize for leaf in outputs[carries:]]
+        ends[carries:] = [leaf.data_ptr() + start * leaf.stride(0) * leaf.itemsize for leaf in outputs[carries:]]
     return _KernelArguments(
         (ctypes.c_void_p * len(begins))(*begins),
         (ctypes.c_int64 * len(begins))(*lane_strides),
