@@ -69,16 +69,16 @@ FLOATS = Numbers(
     at_least=lambda value, bound: bound if value < bound else value,
     at_most=lambda value, bound: bound if value > bound else value,
     # As PyTorch computes it.
-    lerp=lambda start, end, part: (
-        start + part * (end - start) if abs(part) < 0.5 else end - (end - start) * (1 - part)
-    ),
+    lerp=lambda start, end, part: start + part * (end - start) if abs(part) < 0.5 else end - (end - start) * (1 - part),
     sqrt=math.sqrt,
     expm1=math.expm1,
     log1p=lambda value: math.log1p(value) if value > -1 else -math.inf if value == -1 else math.nan,
 )
 
 
-def moved(of: Numbers, options: ArtOptions, before: Any, batch: Moments | TaskMoments, dtype: torch.dtype) -> tuple[Any, ...]:
+def moved(
+    of: Numbers, options: ArtOptions, before: Any, batch: Moments | TaskMoments, dtype: torch.dtype
+) -> tuple[Any, ...]:
     """The statistics after a batch; a ``"sequential"`` batch is one target.
 
     Args:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -214,7 +214,7 @@ def check_sum_of_samples(caller: str, step_size: int | float, samples: int | flo
         )
 
 
-def check_head_name(caller: str, params: Mapping[str, Tensor], head: str) -> None:
+def check_head_name(caller: str, params: Iterable[str], head: str) -> None:
     """Raises unless some parameters lie below a layer of this name."""
     if not any(name.startswith(f"{head}.") for name in params):
         layers = sorted({name.rpartition(".")[0] for name in params})

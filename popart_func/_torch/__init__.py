@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ __all__ = [
     "apart_from_transforms",
     "core_decompositions",
     "disabled_torch_function",
+    "flatten_tensors",
     "dispatch_modes",
     "function_modes",
     "get_unwrapped",
@@ -67,6 +68,7 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "is_jit_tracing",
     "is_make_fx_tracing",
+    "is_plain",
     "is_transforming",
     "make_wrapper_tensor",
     "mutation_count",
@@ -83,6 +85,7 @@ __all__ = [
     "tells_libraries_of_a_trace",
     "through_hooks",
     "torch_pytree",
+    "unflatten_tensors",
     "without_dynamo",
     "without_mkldnn",
     "zero_tensor_keys",
@@ -196,6 +199,28 @@ def is_batched(value: Any) -> bool:
 def is_transforming() -> bool:
     """Whether a transform of `torch.func` runs in this thread, whatever tensors it wraps."""
     return peek_interpreter_stack() is not None
+
+
+def is_plain() -> bool:
+    """Whether a call runs as it stands: in no transform of `torch.func`, no trace, and no mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_transforming()
+        or is_forward_derivative_on()
+        or dispatch_modes()
+        or function_modes()
+    )
+
+
+def flatten_tensors(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one dtype as one vector; `torch.nn.utils.parameters_to_vector` takes three times as long."""
+    return torch._C._nn.flatten_dense_tensors(tensors)
+
+
+def unflatten_tensors(vector: Tensor, like: list[Tensor]) -> Sequence[Tensor]:
+    """The inverse of `flatten_tensors`: views of the vector, in the shapes of ``like``."""
+    parts: Sequence[Tensor] = torch._C._nn.unflatten_dense_tensors(vector, like)
+    return parts
 
 
 @contextlib.contextmanager

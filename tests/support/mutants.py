@@ -37,15 +37,14 @@ RUNNING = {*SCALED, "offsets"}
 MUTANTS = {
     "a module keeps its own head bias": Mutant(
         models._call,
-        "functional_call(reader, named, args, kwargs)",
-        "functional_call(reader, {**named, 'module.output_linear.bias': 0 * named['module.output_linear.bias']}, args)"
-        " if 'module.output_linear.bias' in named else functional_call(reader, named, args)",
+        "held[key] = given[name]",
+        "held[key] = 0 * given[name] if name == 'output_linear.bias' else given[name]",
         {*SPLIT, "grad_is_backward", "vjp_is_grad_tensors", *POPPED, *TRAINED, "sgd_alone"},
     ),
     "a module transposes what enters tanh": Mutant(
         models._call,
-        "functional_call(reader, named, args, kwargs)",
-        "functional_call(reader, {n: v.flip(-1) if 'hidden0.w' in n else v for n, v in named.items()}, args)",
+        "held[key] = given[name]",
+        "held[key] = given[name].flip(-1) if 'hidden0.w' in name else given[name]",
         {*SPLIT, *FUNCTIONAL, *POPPED, *TRAINED, "sgd_alone"} - EQUIVALENCE,  # both of its sides are transposed
     ),
     "the halves are put together without the trained head": Mutant(
@@ -186,8 +185,7 @@ MUTANTS = {
     ),
     "a sequential batch forgets to correct its steps": Mutant(
         _art_step.moved,
-        "if options.bias_correction:\n"
-        " step = corrected(of, of.number(step, batch.mean), of.number(count, batch.mean))",
+        "if options.bias_correction:\n step = corrected(of, of.number(step, batch.mean), of.number(count, batch.mean))",
         'if options.bias_correction and options.reduction != "sequential":\n'
         " step = corrected(of, of.number(step, batch.mean), of.number(count, batch.mean))",
         {"sequential_batch"},
