@@ -56,7 +56,7 @@ def _needs_transform(tensors: Iterable[Any]) -> bool:
     """Whether the gradient of these tensors must be taken by `torch.func.grad`."""
     if not is_plain() or torch.is_inference_mode_enabled():
         return True
-    return any([isinstance(one, Tensor) and (one.requires_grad or one.is_inference()) for one in tensors])
+    return any(isinstance(one, Tensor) and (one.requires_grad or one.is_inference()) for one in tensors)
 
 
 def _reaches_beyond(value: Tensor, leaves: Iterable[Tensor]) -> bool:
