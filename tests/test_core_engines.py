@@ -173,8 +173,12 @@ def test_every_row_on_every_engine(rows, engine):
 EACH = [(0, None, None), (None, 0, None), (None, None, 0)]
 
 
-@pytest.mark.parametrize("in_jax", [False, True], ids=["torch", "jax"])
-@pytest.mark.parametrize("mapped", [(0, 0, 0), *(pytest.param(axes, marks=pytest.mark.slow) for axes in EACH)])
+CASES = [(axes, False) for axes in ((0, 0, 0), *EACH)] + [((0, 0, 0), True)]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "in_jax"), [*CASES, *(pytest.param(axes, True, marks=pytest.mark.slow) for axes in EACH)]
+)
 def test_every_row_under_vmap_of_each_argument(rows, mapped, in_jax):
     states, batches, hparams = rows
     args = states, optree.tree_map(lambda leaf: leaf[0], batches), hparams
