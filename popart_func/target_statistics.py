@@ -179,8 +179,8 @@ def art_with(
     targets = targets.detach().to(torch.float64 if in_floats else dtype)
     if in_floats and options.reduction == "mean" and indices is None and weights is None and targets.shape[0]:
         # Half of what is below does nothing where every target is there and none is too large.
-        batches = moments_of_all(targets)
-        if all(one.samples * (one.mean * one.mean + one.spread) <= quarter * quarter for one in batches):
+        batches, most = moments_of_all(targets), min(quarter * quarter, 1e300)
+        if all(one.samples * (one.mean * one.mean + one.spread) <= most for one in batches):
             if gather is not None:
                 batches = by_task(_joined(gather, torch.tensor(batches, dtype=torch.float64, device="cpu").T))
             return _moved_in_floats(options, state, batches, dtype)

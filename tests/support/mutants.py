@@ -73,8 +73,8 @@ MUTANTS = {
     ),
     "Adam's ε is inside the root": Mutant(
         optim.scale_by_adam,
-        "first / (second.sqrt() + as_dtype(eps, second))",
-        "first / (second + as_dtype(eps, second)).sqrt()",
+        "mean / (size + as_dtype(eps, second))",
+        "mean / (size.square() + as_dtype(eps, second)).sqrt()",
         {"split_adam", "optimizers"},
     ),
     "the sign of POP's shift": Mutant(
@@ -366,8 +366,8 @@ MUTANTS = {
     ),
     "Nesterov looks back": Mutant(
         optim.trace,
-        "optree.tree_map(accumulate, grads, moments)",
-        "optree.tree_map(accumulate, grads, state.trace)",
+        "accumulate(grad, moment) if nesterov else moment",
+        "moment",
         {"optimizers"},
     ),
     "a schedule counts from one": Mutant(
@@ -482,7 +482,7 @@ MUTANTS = {
     "momentum keeps what Nesterov sees ahead": Mutant(
         optim.trace,
         "MomentumState(moments)",
-        "MomentumState(optree.tree_map(accumulate, grads, moments) if nesterov else moments)",
+        "MomentumState(updates)",
         {"optimizers"},
     ),
     "Algorithm 2 reports with the old statistics": Mutant(
