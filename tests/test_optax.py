@@ -63,7 +63,7 @@ def test_equal_to_our_own_under_pop(name):
 
 def an_average_of_norms():
     return optax.GradientTransformation(
-        lambda params: jnp.zeros(()), lambda grads, norm, params=None: (grads, 0.9 * norm + optax.global_norm(grads))
+        lambda params: jnp.zeros(()), lambda grads, norm, params=None: (grads, 0.9 * norm + optax.tree.norm(grads))
     )
 
 
