@@ -28,7 +28,7 @@ def gradient(
     Args:
         objective: of flat parameters -> a 0-d tensor, and a tree of other results.
         params: by name.
-        x: the tree of inputs that the objective closes over.
+        x: a tree of the tensors that the objective closes over, as far as they are known.
         closed: whether it closes over nothing else that may require a gradient.
 
     Returns:

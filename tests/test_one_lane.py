@@ -82,6 +82,12 @@ class TestGradient:
         found = torch.autograd.grad(total, [delta, x, *params.values()])
         assert all(leaf.isfinite().all() and leaf.any() for leaf in found)
 
+    def test_through_the_targets_of_an_update(self):
+        make = lambda: nn.Linear(2, 1)  # noqa: E731
+        learner, y = pf.sgd_learner(pf.stateless(make()), pf.sgd(0.1)), torch.randn(4, 1, requires_grad=True)
+        state, _ = learner.update(learner.init(pf.init_params(make, 0)), (torch.randn(4, 2), y))
+        assert torch.autograd.grad(state.params["bias"].sum(), y)[0].all()
+
     def test_inputs_of_inference_mode(self):
         with torch.inference_mode():
             x = torch.randn(5, 3)

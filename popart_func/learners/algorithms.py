@@ -264,8 +264,9 @@ def _descend(
         return value, (value, normalized_prediction, buffers)
 
     closed = loss is None and isinstance(network.apply, Stateless)
+    inputs = example.x, example.y, example.weights, state.params, statistics
     trained = network.trained(state.params)
-    grads, (value, normalized_prediction, buffers) = gradient(objective, trained, example.x, closed=closed)
+    grads, (value, normalized_prediction, buffers) = gradient(objective, trained, inputs, closed=closed)
     delta = example.present(normalized_prediction - normalized_target)
     info = Info(
         value,
