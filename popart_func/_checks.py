@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -39,15 +39,17 @@ __all__ = [
 Reduction = Literal["mean", "sum", "sequential"]
 """How the targets that a task has in one batch act together: see `pop_art.art`."""
 
+_REDUCTIONS = get_args(Reduction)
+
 
 def is_known(*tensors: Tensor) -> bool:
     """Whether values can be read here, at no cost: on the CPU, outside of every transform and trace."""
     if torch.compiler.is_compiling() or dispatch_modes():
         return False
-    return not any(
-        isinstance(tensor, FakeTensor) or is_functorch_wrapped_tensor(tensor) or tensor.device.type != "cpu"
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if not tensor.is_cpu or is_functorch_wrapped_tensor(tensor) or isinstance(tensor, FakeTensor):
+            return False
+    return True
 
 
 def check_count(caller: str, name: str, value: Any) -> None:
@@ -120,8 +122,8 @@ def check_art_options(caller: str, step_size: Scalar, scale_lb: Scalar, scale_ub
         check_scalar(caller, "scale_ub", scale_ub, above=0)
     else:
         check_scalar(caller, "scale_ub", scale_ub, least=scale_lb)
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"{caller}: `reduction` must be one of {list(get_args(Reduction))}, got {reduction!r}.")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{caller}: `reduction` must be one of {list(_REDUCTIONS)}, got {reduction!r}.")
 
 
 def check_real(caller: str, name: str, values: Tensor) -> None:
@@ -212,7 +214,7 @@ def check_sum_of_samples(caller: str, step_size: int | float, samples: int | flo
         )
 
 
-def check_head_name(caller: str, params: Mapping[str, Tensor], head: str) -> None:
+def check_head_name(caller: str, params: Iterable[str], head: str) -> None:
     """Raises unless some parameters lie below a layer of this name."""
     if not any(name.startswith(f"{head}.") for name in params):
         layers = sorted({name.rpartition(".")[0] for name in params})

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -147,12 +147,13 @@ def locate_layers(caller: str, params: Mapping[str, Tensor], heads: Sequence[Hea
     """The layers of heads, without the statistics of their outputs."""
     layers = []
     for head in heads:
-        below = f"{head.name}." if head.name else ""
-        if below:
-            check_head_name(caller, params, head.name)
+        below = f"{head.name}."
+        if head.name:
             own = {name: leaf for name, leaf in params.items() if name.startswith(below)}
         else:
             own = {name: leaf for name, leaf in params.items() if name in (head.weight, head.bias)}
+        if head.name and not own:
+            check_head_name(caller, params, head.name)
         layers.append(_located(caller, own, head))
     return layers
 
@@ -164,39 +165,51 @@ def one_layer(
     return _with_indices(caller, params, _located(caller, params, Head("", axis=axis)), tasks, indices)
 
 
+_layers: dict[Any, Layer] = {}
+"""The layers that have been found, by what tells of them."""
+
+
 def _located(caller: str, own: Mapping[str, Tensor], head: Head) -> Layer:
     """The layer of a head whose own parameters are known, without statistics."""
-    weights = [name for name in own if name.rpartition(".")[2] == head.weight]
-    prefix = weights[0].removesuffix(head.weight) if weights else ""
-    bias = prefix + head.bias
-    if len(weights) != 1 or not own.keys() <= {weights[0], bias}:
+    told = tuple(own), tuple([leaf.shape for leaf in own.values()]), head.axis, head.weight, head.bias
+    if torch.compiler.is_dynamo_compiling():
+        return _layer_of(caller, *told)
+    if told not in _layers:
+        if len(_layers) > 1000:
+            _layers.clear()
+        _layers[told] = _layer_of(caller, *told)
+    return _layers[told]
+
+
+def _layer_of(
+    caller: str, names: tuple[str, ...], shapes: Sequence[Sequence[int]], axis: int | None, weight: str, bias: str
+) -> Layer:
+    """The layer of a head, from the names and shapes of its parameters."""
+    own = dict(zip(names, map(tuple, shapes), strict=True))
+    weights = [name for name in names if name.rpartition(".")[2] == weight]
+    prefix = weights[0].removesuffix(weight) if weights else ""
+    behind = own.get(prefix + bias)
+    if len(weights) != 1 or not own.keys() <= {weights[0], prefix + bias}:
         raise ValueError(
-            f"{caller}: `params` must hold one linear layer, a {head.weight!r} and optionally a {head.bias!r}, got "
+            f"{caller}: `params` must hold one linear layer, a {weight!r} and optionally a {bias!r}, got "
             f"{sorted(own)}. `split` cuts a network's parameters at its head."
         )
-    name, weight = weights[0], own[weights[0]]
-    behind = own.get(bias)
-    axis = head.axis
+    name, size = weights[0], own[weights[0]]
+    given = axis is not None
     if axis is None:
-        axis = -2 if behind is None else behind.ndim - 1 - weight.ndim
+        axis = -2 if behind is None else len(behind) - 1 - len(size)
     elif axis >= 0:
-        axis -= weight.ndim
-    if weight.ndim < 2 or not -weight.ndim <= axis < 0 or (head.axis is None and axis == -1):
+        axis -= len(size)
+    if len(size) < 2 or not -len(size) <= axis < 0 or (not given and axis == -1):
         raise ValueError(
             f"{caller}: {name!r} must have shape [..., outputs, inputs], or a Head must name the axis of its outputs, "
-            f"got {tuple(weight.shape)} beside {None if behind is None else tuple(behind.shape)}."
+            f"got {size} beside {behind}."
         )
-    expected = tuple(weight.shape[: weight.ndim + axis + 1])
-    if behind is not None and (
-        behind.ndim == 0
-        or behind.shape[-1] != weight.shape[axis]
-        or (head.axis is None and tuple(behind.shape) != expected)
-    ):
-        raise ValueError(
-            f"{caller}: '{bias}' must have shape {expected} to go with '{name}', got {tuple(behind.shape)}."
-        )
-    inputs_first = axis == -1 and (behind is None or behind.ndim < weight.ndim)
-    return Layer(name, None if behind is None else bias, weight.shape[axis], axis, inputs_first)
+    expected = size[: len(size) + axis + 1]
+    if behind is not None and (not behind or behind[-1] != size[axis] or (not given and behind != expected)):
+        raise ValueError(f"{caller}: '{prefix + bias}' must have shape {expected} to go with '{name}', got {behind}.")
+    inputs_first = axis == -1 and (behind is None or len(behind) < len(size))
+    return Layer(name, None if behind is None else prefix + bias, size[axis], axis, inputs_first)
 
 
 def _with_indices(caller: str, params: Mapping[str, Tensor], layer: Layer, tasks: int, indices: Tensor | None) -> Layer:

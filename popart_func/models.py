@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import optree
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.parameter import is_lazy
 
 from popart_func import tree
@@ -101,10 +101,11 @@ class Stateless:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._reader = _BufferReader(module)
+        self._module = module
         self.trainable = frozenset(name for name, one in module.named_parameters() if one.requires_grad)
         self.frozen = frozenset(name for name, one in module.named_parameters() if not one.requires_grad)
         self.buffers = frozenset(name for name, _ in module.named_buffers())
+        self._names = self.trainable | self.frozen | self.buffers
         # The other names of tied parameters and buffers, which a state_dict has too.
         self._aliases = _aliases(module)
 
@@ -127,29 +128,31 @@ class Stateless:
             ValueError: ``params`` lacks a name, has another, or gives tied names different values.
         """
         given = self._canonical(params)
-        # A module changes its buffers in place: it gets copies, one for each lane where anything else differs by lane.
-        others: Any = (args, kwargs)
-        wrapped = [leaf for leaf in (*given.values(), *optree.tree_leaves(others)) if is_batched(leaf)]
-        true = wrapped[0].new_ones((), dtype=torch.bool) if wrapped else None
-        given |= {name: _copied(given[name], true) for name in self.buffers}
+        if self.buffers:
+            # A module changes its buffers in place: it gets copies, one for each lane where anything differs by lane.
+            others: Any = (args, kwargs)
+            wrapped = [leaf for leaf in (*given.values(), *optree.tree_leaves(others)) if is_batched(leaf)]
+            true = wrapped[0].new_ones((), dtype=torch.bool) if wrapped else None
+            given |= {name: _copied(given[name], true) for name in self.buffers}
+        given |= {name: given[first] for name, first in self._aliases.items()}
         with nullcontext() if rngs is None else keyed(rngs):
-            return _call(self._reader, given, args, kwargs)
+            return _call(self._module, given, self.buffers, args, kwargs)
 
     def _canonical(self, params: Params) -> dict[str, Tensor]:
-        expected = self.trainable | self.frozen | self.buffers
         given = {name: leaf for name, leaf in params.items() if name not in self._aliases}
-        if given.keys() != expected:
+        if given.keys() != self._names:
+            expected = self._names
             raise ValueError(
                 f"stateless: `params` must have the names of the parameters and buffers of "
-                f"{type(self._reader.module).__name__}, as popart_func.init_params gives them: missing "
+                f"{type(self._module).__name__}, as popart_func.init_params gives them: missing "
                 f"{sorted(expected - given.keys())}, unexpected {sorted(given.keys() - expected)}."
             )
-        for name in params.keys() - given.keys():
+        for name in self._aliases.keys() & params.keys():
             leaf, other = params[name], given[self._aliases[name]]
             if is_known(leaf, other) and not torch.equal(leaf, other):
                 raise ValueError(
                     f"stateless: {name!r} and {self._aliases[name]!r} of `params` are one tensor in "
-                    f"{type(self._reader.module).__name__}, and must have the same values: leave {name!r} out."
+                    f"{type(self._module).__name__}, and must have the same values: leave {name!r} out."
                 )
         return given
 
@@ -164,25 +167,35 @@ def _copied(buffer: Tensor, true: Tensor | None) -> Tensor:
     return torch.where(true, buffer, buffer)
 
 
-class _BufferReader(nn.Module):
-    """Returns a module's buffers beside its results: also those that it replaces rather than changes in place."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.train(module.training)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-        """The module's results and buffers."""
-        result = self.module(*args, **kwargs)
-        return result, {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where a module and those in it keep each parameter and buffer: a dict, the key in it, and the full name."""
+    places: list[tuple[dict[str, Any], str, str]] = []
+    modules: list[tuple[nn.Module, str]] = [(module, "")]
+    for owner, below in modules:  # which grows
+        for held in (owner._parameters, owner._buffers):
+            places += [(held, key, below + key) for key, leaf in held.items() if leaf is not None]
+        modules += [(child, f"{below}{key}.") for key, child in owner._modules.items() if child is not None]
+    return places
 
 
-def _call(reader: _BufferReader, given: Params, args: Any, kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A module's results and buffers, with these parameters."""
-    named = {f"module.{name}": leaf for name, leaf in given.items()}
-    result: tuple[Any, dict[str, Tensor]] = functional_call(reader, named, args, kwargs)
-    return result
+def _call(
+    module: nn.Module, given: Mapping[str, Tensor], buffers: frozenset[str], args: Any, kwargs: Any
+) -> tuple[Any, dict[str, Tensor]]:
+    """A module's results with parameters and buffers in the place of its own, and its buffers afterwards.
+
+    `torch.func.functional_call` takes twice the time, and does not tell what a module puts in the place of a buffer.
+    """
+    places = _places(module)
+    own = [held[key] for held, key, _ in places]
+    try:
+        for held, key, name in places:
+            held[key] = given[name]
+        result = module(*args, **kwargs)
+        after = {name: held[key].detach() for held, key, name in places if name in buffers} if buffers else {}
+    finally:
+        for (held, key, _), leaf in zip(places, own, strict=True):
+            held[key] = leaf
+    return result, after
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:

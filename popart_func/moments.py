@@ -13,14 +13,14 @@ is that about the mean in both parts, so that it is right however far the target
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from popart_func._typing import Float, Integer
 
-__all__ = ["Moments", "join", "moments", "moments_of_all", "two_sum"]
+__all__ = ["Moments", "TaskMoments", "by_task", "join", "moments", "moments_of_all", "two_sum"]
 
 
 class Moments(NamedTuple):
@@ -37,6 +37,18 @@ class Moments(NamedTuple):
     mean: Float[Tensor, "*batches tasks"]
     residue: Float[Tensor, "*batches tasks"]
     spread: Float[Tensor, "*batches tasks"]
+
+
+class TaskMoments(NamedTuple):
+    """`Moments` of one task, in floats."""
+
+    samples: float
+    mean: float
+    residue: float
+    spread: float
+
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def moments(
@@ -76,15 +88,17 @@ def moments(
     return Moments(samples, *_pooled(shares, belongs, targets, zeros, zeros))
 
 
-def moments_of_all(targets: Float[Tensor, "samples tasks"]) -> Moments:
-    """`moments` of targets that are all present, to the bit, in fewer operations."""
-    number = targets.shape[0]
-    share = 1 / number
-    reference = targets.amax(0)
-    deviations = targets - reference
-    correction = (share * deviations).sum(0)
-    spread = (share * (deviations - correction).square()).sum(0)
-    return Moments(torch.full_like(reference, number), *two_sum(reference, correction), spread)
+def moments_of_all(targets: Float[Tensor, "samples tasks"]) -> list[TaskMoments]:
+    """The moments of each task, in few operations, of targets that are all present."""
+    number, reference = float(targets.shape[0]), targets.amax(0)
+    spreads, distances = torch.var_mean(targets - reference, 0, correction=0)
+    tasks = zip(reference.tolist(), distances.tolist(), spreads.tolist(), strict=True)
+    return [TaskMoments(number, *two_sum(largest, distance), spread) for largest, distance, spread in tasks]
+
+
+def by_task(batch: Moments) -> list[TaskMoments]:
+    """The moments of each task, where values can be read."""
+    return [TaskMoments(*row) for row in zip(*(field.tolist() for field in batch), strict=True)]
 
 
 def join(batches: Moments) -> Moments:
@@ -101,7 +115,7 @@ def join(batches: Moments) -> Moments:
     return Moments(samples, *_pooled(batches.samples / _divisor(samples), some, *batches[1:]))
 
 
-def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def two_sum(a: Number, b: Number) -> tuple[Number, Number]:
     """The rounded sum and its exact rounding error (Knuth). Needs IEEE arithmetic: no re-association."""
     total = a + b
     b_part = total - a

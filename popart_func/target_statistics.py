@@ -12,12 +12,13 @@ Hessel et al., *Multi-task deep reinforcement learning with PopArt* (2018) for s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from popart_func._art_step import FLOATS, TENSORS, ArtOptions, Gather, bias_corrected, moved
 from popart_func._checks import (
     Reduction,
     as_indices,
@@ -30,7 +31,7 @@ from popart_func._checks import (
     is_known,
 )
 from popart_func._typing import Float, Integer, Num, Scalar, Shaped
-from popart_func.moments import Moments, join, moments, moments_of_all, two_sum
+from popart_func.moments import Moments, TaskMoments, by_task, join, moments, moments_of_all
 
 __all__ = [
     "ArtOptions",
@@ -44,6 +45,10 @@ __all__ = [
     "normalize",
     "unnormalize",
 ]
+
+
+_FEW_TASKS = 16
+"""Up to so many tasks floats are faster than tensors."""
 
 
 class PopArtState(NamedTuple):
@@ -62,10 +67,6 @@ class PopArtState(NamedTuple):
     variance: Float[Tensor, "*lanes tasks"]
     count: Integer[Tensor, "*lanes tasks"]  # type: ignore[assignment]  # a tuple's own `count` is not missed
     residue: Float[Tensor, "*lanes tasks"]
-
-
-Gather = Callable[[Tensor], Tensor]
-"""From one process's tensor ``[...]`` to that of every process, ``[processes, ...]``: see `distributed`."""
 
 
 def init_state(
@@ -156,20 +157,9 @@ def art(
     >>> art(init_state(1), targets, weights=alive, step_size=1.0).shift
     tensor([11.7500])
     """
+    check_art_options("art", step_size, scale_lb, scale_ub, reduction)
     options = ArtOptions("art", step_size, scale_lb, scale_ub, reduction, bias_correction, gather)
     return art_with(options, state, targets, indices, weights)
-
-
-class ArtOptions(NamedTuple):
-    """The options of `art`, and the function that the user called with them, which errors name."""
-
-    caller: str
-    step_size: Scalar
-    scale_lb: Scalar = 1e-4
-    scale_ub: Scalar = 1e6
-    reduction: Reduction = "mean"
-    bias_correction: bool = False
-    gather: Gather | None = None
 
 
 def art_with(
@@ -179,24 +169,33 @@ def art_with(
     indices: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> PopArtState:
-    """`art` with its options in one piece."""
+    """`art` with its options in one piece, which have been checked."""
     caller, step_size, gather = options.caller, options.step_size, options.gather
-    check_art_options(*options[:5])
     targets, indices, weights = as_samples(caller, state.shift, targets, indices, weights)
     dtype = _wider(state, targets)
     tasks, quarter = state.shift.shape[0], torch.finfo(dtype).max / 4
-    targets = targets.detach().to(dtype)
-    # One lane outside of transforms, whose every target is there and finite: half of the operations do nothing.
-    simple = options.reduction == "mean" and indices is None and weights is None and gather is None
-    simple = simple and state.shift.dtype == dtype and not any(field.requires_grad for field in state)
-    if simple and targets.numel() and is_known(targets, *state) and bool(targets.abs().amax() <= quarter):
-        return _move(options, state, moments_of_all(targets), all_present=True)
+    in_floats = tasks <= _FEW_TASKS and not any(isinstance(one, Tensor) for one in options[1:4])
+    in_floats = in_floats and is_known(targets, *state, *(part for part in (indices, weights) if part is not None))
+    targets = targets.detach().to(torch.float64 if in_floats else dtype)
+    if in_floats and options.reduction == "mean" and indices is None and weights is None and targets.shape[0]:
+        # Half of what is below does nothing where every target is there and none is too large.
+        batches, most = moments_of_all(targets), min(quarter * quarter, 1e300)
+        if all(one.samples * (one.mean * one.mean + one.spread) <= most for one in batches):
+            if gather is not None:
+                batches = by_task(_joined(gather, torch.tensor(batches, dtype=torch.float64, device="cpu").T))
+            return _moved_in_floats(options, state, batches, dtype)
     # No difference of two of them overflows. What is infinite stays so, to become NaN.
     targets = torch.where(targets.isinf(), targets, targets.clamp(-quarter, quarter))
     if weights is not None:
-        weights = weights.detach().to(dtype)
+        weights = weights.detach().to(targets.dtype)
         targets = torch.where(weights > 0, targets, 0)
     state = PopArtState(*(field.detach().to(dtype) for field in state))._replace(count=state.count.detach())
+
+    def move(state: PopArtState, batch: Moments) -> PopArtState:
+        if in_floats:
+            return _moved_in_floats(options, state, by_task(batch), dtype)
+        return _moved(options, state, batch, dtype)
+
     if options.reduction == "sequential":
         if gather is not None:
             sizes = gather(torch.tensor(targets.shape[0], device=targets.device)).tolist()
@@ -206,52 +205,50 @@ def art_with(
         for position in range(targets.shape[0]):
             one = slice(position, position + 1)
             task, weight = (None if part is None else part[one] for part in (indices, weights))
-            state = _move(options, state, moments(targets[one], task, tasks, weight))
+            state = move(state, moments(targets[one], task, tasks, weight))
         return state
     batch = moments(targets, indices, tasks, weights)
     if gather is not None:
-        batch = join(Moments(*gather(torch.stack(batch)).unbind(1)))
+        batch = _joined(gather, torch.stack(batch))
     if options.reduction == "sum" and not isinstance(step_size, Tensor):
         if indices is None and gather is None and weights is None:
             check_sum_of_samples(caller, step_size, targets.shape[0])
         elif is_known(batch.samples):
             check_sum_of_samples(caller, step_size, float(batch.samples.max()))
-    return _move(options, state, batch)
+    return move(state, batch)
 
 
-def _move(options: ArtOptions, state: PopArtState, batch: Moments, *, all_present: bool = False) -> PopArtState:
-    """The statistics after a batch, from its moments; a ``"sequential"`` batch is one target."""
-    dtype = batch.mean.dtype
+def _moved(options: ArtOptions, state: PopArtState, batch: Moments, dtype: torch.dtype) -> PopArtState:
+    """The statistics after a batch, from its moments."""
     step_size, scale_lb, scale_ub = (_cast(value, dtype) for value in options[1:4])
-    count = state.count + (state.count < torch.iinfo(torch.int32).max)
-    step = step_size * batch.samples if options.reduction == "sum" else step_size
-    if options.bias_correction:
-        step = bias_corrected(step, count, dtype)
-
-    # e = (mean − μ) in two parts, since a step of 1 puts the mean itself in the place of μ.
-    high, rest = two_sum(batch.mean, -state.shift)
-    low = rest + (batch.residue - state.residue)
-    total, rest = two_sum(state.shift, step * high)
-    shift, residue = two_sum(total, rest + (step * low + state.residue))
-
-    # An infinite variance stays infinite for ever. The largest number in its place is forgotten in time.
-    largest = torch.finfo(dtype).max
-    distance = (high + low).abs()
-    square = (batch.spread + (1 - step) * distance.square().clamp(max=largest)).clamp(max=largest)
-    # v + β (square − v), or square − (1−β) (square − v) where β > ½: so the smaller part is rounded.
-    variance = torch.lerp(state.variance, square, step)
-    deviation = variance.clamp(min=0).sqrt()
-    if options.bias_correction:
-        # Targets that are all equal have no deviation: a scale of scale_lb would throw every other prediction away.
-        one_value = torch.where(distance > 0, distance, state.scale)
-        deviation = torch.where(variance > 0, deviation, one_value)
-    least = torch.finfo(dtype).tiny
-    scale = deviation.clamp(min=scale_lb).clamp(max=scale_ub).clamp(min=least)
-    new = PopArtState(shift, scale, variance, count, residue)
-    if all_present:
-        return new
+    options = options._replace(step_size=step_size, scale_lb=scale_lb, scale_ub=scale_ub)
+    new = PopArtState(*moved(TENSORS, options, state, batch, dtype))
     present = batch.samples > 0
     return PopArtState(*(torch.where(present, after, before) for after, before in zip(new, state, strict=True)))
+
+
+def _moved_in_floats(
+    options: ArtOptions, state: PopArtState, batches: Sequence[TaskMoments], dtype: torch.dtype
+) -> PopArtState:
+    """`_moved` in floats, which are float64, task by task."""
+    tasks = zip(zip(*(field.tolist() for field in state), strict=True), batches, strict=True)
+    new = [moved(FLOATS, options, one, batch, dtype) if batch.samples > 0 else one for one, batch in tasks]
+    shifts, scales, variances, counts, residues = zip(*new, strict=True)
+    shift = _tensor_of(shifts, dtype)
+    lost = [(one - kept) + rest for one, kept, rest in zip(shifts, shift.tolist(), residues, strict=True)]
+    scale, variance, residue = (_tensor_of(values, dtype) for values in (scales, variances, lost))
+    return PopArtState(shift, scale, variance, _tensor_of(counts, torch.int32), residue)
+
+
+def _tensor_of(numbers: Sequence[int | float], dtype: torch.dtype) -> Tensor:
+    if len(numbers) == 1:  # in a third of the time
+        return torch.full((1,), numbers[0], dtype=dtype, device="cpu")
+    return torch.tensor(numbers, dtype=dtype, device="cpu")
+
+
+def _joined(gather: Gather, batch: Tensor) -> Moments:
+    """The moments of every process's targets together, from this one's, ``[4, tasks]``."""
+    return join(Moments(*gather(batch).unbind(1)))
 
 
 def _gathered_rows(gather: Gather, rows: Tensor, sizes: list[int]) -> Tensor:
@@ -313,14 +310,6 @@ def largest_normalized(
     if options.bias_correction:
         step = bias_corrected(step, count, dtype)
     return torch.as_tensor((1 / share - step) / step, dtype=dtype, device=count.device).clamp(min=0).sqrt()
-
-
-def bias_corrected(step: int | float | Num[Tensor, "*tasks"], count: Tensor, dtype: torch.dtype) -> Tensor:
-    """``β / (1 − (1−β)^t)`` without cancellation; exactly 1 at t = 1."""
-    if not isinstance(step, Tensor):
-        step = torch.full((), step, dtype=dtype, device=count.device)
-    total = -torch.expm1(count.to(dtype) * torch.log1p(-step))
-    return torch.where(count == 1, 1, step / total)
 
 
 def _broadcast_statistics(

@@ -13,12 +13,16 @@ import pytest
 import popart_func
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(popart_func.__path__, "popart_func."))
+OPTIONAL = {"popart_func.interop.torchrl": "torchrl"}
+"""Modules for packages that the tests do not install."""
 README = Path(__file__).parent.parent / "README.md"
 PAGES = [page for page in sorted((README.parent / "docs").glob("*.md")) if "```python" in page.read_text("utf-8")]
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
 def test_docstrings(name):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert failed == 0

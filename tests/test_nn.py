@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 
+import cleanrl_ppo
+import ddp_head
+import new_process
 import pytest
 import torch
 from torch import nn
@@ -135,3 +139,73 @@ def test_an_optimizer_of_ones_own_is_refused():
         head.update(torch.ones(3, 1), optimizer="adam")
     with pytest.raises(ValueError, match="`optimizer` must train this layer, got one without its weight and bias"):
         copy.deepcopy(head).update(torch.ones(3, 1), optimizer=torch.optim.SGD(head.parameters(), 0.1))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_cleanrl_style_ppo_in_five_changed_lines_learns_large_rewards():
+    """CartPole with rewards of 1000: without Pop-Art the critic's gradients leave nothing of the policy's."""
+    source = inspect.getsource(cleanrl_ppo)
+    assert source.count("  # Pop-Art\n") == 5
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a network waits for its threads
+    try:
+        assert cleanrl_ppo.train(1e3, popart=True, updates=20)[-1] > 100
+        assert cleanrl_ppo.train(1e3, popart=False, updates=20)[-1] < 50
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_distributed_data_parallel_is_one_process_with_all_targets(tmp_path):
+    new_process.context()
+    torch.multiprocessing.start_processes(
+        ddp_head.run, args=(str(tmp_path),), nprocs=ddp_head.RANKS, start_method="forkserver"
+    )
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ddp_head.RANKS))
+    assert all(torch.equal(leaf, second[name]) for name, leaf in first.items())
+    alone = ddp_head.make(None)
+    ddp_head.train(alone, alone[-1], *ddp_head.data())
+    for name, leaf in alone.state_dict().items():
+        torch.testing.assert_close(first[name], leaf, rtol=1e-4, atol=1e-5)
+    assert first["2.scale"] > 1e3
+
+
+COMPILED = """
+import sys, time, torch
+import popart_func as pf
+
+head, other, h = pf.nn.PopArtHead(4, 2, 0.5), pf.nn.PopArtHead(4, 2, 0.5), torch.randn(6, 4)
+other.load_state_dict(head.state_dict())
+y = 1e3 * torch.randn(6, 2)
+
+
+def step(head, h, y):
+    head.update(y)
+    return head.unnormalize(head(h)), head.normalize(y)
+
+
+found = torch.compile(step, fullgraph=True, backend=sys.argv[1])(head, h, y)
+torch.testing.assert_close(found, step(other, h, y), rtol=1e-4, atol=1e-3)  # values of 1e3
+assert all(map(torch.allclose, head.statistics[:4], other.statistics[:4]))
+torch.testing.assert_close(head.weight, other.weight)
+
+make = lambda: pf.UnifiedModel(16, 10, 1)
+learner = pf.popart_learner(pf.stateless(make()), pf.adam(1e-3), pf.popart(1, 0.01))
+state, batch = learner.init(pf.init_params(make, 0)), (torch.randn(32, 16), 100 * torch.randn(32, 1))
+expected = learner.update(state, batch)
+started = time.time()
+compiled = torch.compile(learner.update, fullgraph=True, backend=sys.argv[1])
+found = compiled(state, batch)
+took = time.time() - started
+assert pf.tree.max_difference(found, expected) < 1e-3
+assert pf.tree.max_difference(compiled(found[0], batch), learner.update(expected[0], batch)) < 1e-3
+print(took)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_head_and_a_learner_are_compiled_without_a_break(backend):
+    """In a program of its own, where annotations are not enforced."""
+    program = new_process.run(COMPILED, arguments=[backend], timeout=300)
+    assert program.returncode == 0, program.stderr
+    assert float(program.stdout) < 20

@@ -247,3 +247,107 @@ def test_12_a_lane_that_goes_to_nan_leaves_its_neighbours_bit_equal(engine):
     assert torch.equal(clean[:, neighbours], errors[:, neighbours])
     assert torch.isnan(errors[-1, 2]).any()
     assert torch.isfinite(clean).all()
+
+
+# What no peer has: each row of the comparison is a test.
+
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+def still(learner, params, batch, apply, groups=None):
+    """The largest change of an unnormalized output by an update at learning rate 0, relative to the targets."""
+    state, x = learner.init(params), batch[0]
+    before = pf.unnormalize(state.statistics, apply(state.params, x), groups)
+    state, _ = learner.update(state, batch)
+    change = pf.unnormalize(state.statistics, apply(state.params, x), groups) - before
+    return float(change.detach().abs().max()), state
+
+
+def double(make):
+    return {name: leaf.double() for name, leaf in pf.init_params(make, 0).items()}
+
+
+def test_masks_in_value_statistics():
+    """Mava's padding: what a mask leaves out is not there, whatever it holds."""
+    targets = torch.tensor([[10.0, 12, 14], [11, torch.nan, torch.inf]])
+    alive = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    assert pf.art(pf.init_state(1), targets, weights=alive, step_size=1.0).shift == 11.75
+    learner, x = learner_with(0.1), torch.randn(3, 4)
+    y, mask = torch.randn(3, 2) * 50, torch.tensor([[1.0, 0], [1, 1], [0, 1]])
+    got, _ = learner.update(learner.init(PARAMS), (x, torch.where(mask > 0, y, torch.nan), None, mask))
+    expected, _ = learner.update(learner.init(PARAMS), (x, y, None, mask))
+    assert pf.tree.max_difference(got, expected) == 0
+
+
+@pytest.mark.parametrize("outputs", ["actions", "quantiles"])
+def test_outputs_that_share_a_statistic(outputs):
+    """``[tasks x actions]`` and ``[tasks x quantiles]``: exact under POP in float64."""
+
+    def make():
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6))
+
+    apply, popart = pf.stateless(make()), pf.popart(2, 0.3, groups=GROUPS)
+    x, y = torch.randn(7, 4).double(), torch.randn(7, 2).double() * torch.tensor([1e4, 1e-2]) + 50
+    loss = pf.losses.quantile(torch.tensor([0.1, 0.5, 0.9]).double().repeat(2)) if outputs == "quantiles" else None
+    learner = pf.popart_learner(apply, pf.sgd(0.0), popart, head="2", loss=loss)
+    change, state = still(learner, double(make), (x, y), apply, GROUPS)
+    assert change < 1e-12 * 1e4
+    assert state.statistics.scale[0] > 100 * state.statistics.scale[1]
+
+
+def test_several_heads():
+    """An extrinsic and an intrinsic value, each with its statistic, in one network."""
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.extrinsic, self.intrinsic = (torch.nn.Linear(4, size) for size in (4, 1, 1))
+
+        def forward(self, x):
+            h = torch.tanh(self.body(x))
+            return torch.cat([self.extrinsic(h), self.intrinsic(h)], -1)
+
+    apply = pf.stateless(Two())
+    learner = pf.popart_learner(apply, pf.adam(0.0), pf.popart(2, 0.3), head=["extrinsic", "intrinsic"])
+    y = torch.randn(7, 2).double() * torch.tensor([1e4, 1e-2])
+    change, state = still(learner, double(Two), (torch.randn(7, 4).double(), y), apply)
+    assert change < 1e-11
+    assert state.statistics.scale[0] > 1e3 * state.statistics.scale[1]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "NAdam", "RMSprop", "Adagrad", "Adamax", "Muon"])
+def test_any_optimizer_with_its_moments(name):
+    """Where the scale alone moves, by a power of two, the gradient steps before and after are the same, to rounding.
+
+    Sums of gradients and of their squares are then in the new units: the update in the targets' units stays.
+    """
+    options = {"SGD": {"momentum": 0.9}, "Muon": {"weight_decay": 0.0}}.get(name, {})
+    optimizer = pf.optim.from_torch(getattr(torch.optim, name), lr=0.1, **options)
+    params = {"head.weight": torch.randn(2, 3).double()}
+    grads = {"head.weight": torch.randn(2, 3).double()}
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    ratio = torch.tensor([4.0, 4.0]).double()
+    popped = pf.rescale_moments(state, {"head.weight": ratio[:, None]})
+    before, _ = optimizer.update(grads, state, params)
+    after, _ = optimizer.update({"head.weight": grads["head.weight"] * 4}, popped, params)
+    power = 1 if name == "SGD" else 0  # which other optimizers' steps do not depend on the gradients' size
+    torch.testing.assert_close(after["head.weight"], before["head.weight"] * 4**power, rtol=1e-4, atol=0)  # the ε
+
+
+def test_a_module_that_equals_the_pure_functions():
+    head = pf.nn.PopArtHead(3, 2, 0.3)
+    params, state = {name: leaf.detach().clone() for name, leaf in head.named_parameters()}, pf.init_state(2)
+    y = torch.randn(5, 2) * 1e3
+    expected, state = pf.popart(2, 0.3).update(params, state, y)
+    head.update(y)
+    assert all(torch.equal(leaf, expected[name]) for name, leaf in head.named_parameters())
+    assert all(map(torch.equal, head.statistics, state))
+
+
+def test_torchrl_names_its_extra():
+    """`test_torchrl` has its losses; without TorchRL the import says what to install, and nothing else imports it."""
+    import importlib.util
+
+    if importlib.util.find_spec("torchrl") is None:
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'popart-func\[torchrl\]'"):
+            import popart_func.interop.torchrl  # noqa: F401

@@ -243,6 +243,24 @@ def counts_transforms() -> None:
     assert (_torch.transform_depth(), *seen) == (0, 1, 2)
 
 
+def tells_plain_calls() -> None:
+    assert _torch.is_plain()
+    seen = []
+    vmap(lambda x: (seen.append(_torch.is_plain()), x)[1])(X)
+    with torch.autograd.forward_ad.dual_level():
+        seen.append(_torch.is_plain())
+    with torch._subclasses.FakeTensorMode():
+        seen.append(_torch.is_plain())
+    assert seen == [False] * 3
+
+
+def joins_tensors() -> None:
+    parts = [X, X.new_ones(2, 3), X.new_ones(())]
+    vector = _torch.flatten_tensors(parts)
+    assert vector.shape == (sum(part.numel() for part in parts),)
+    assert all(map(torch.equal, _torch.unflatten_tensors(vector, parts), parts))
+
+
 def sees_forward_derivatives() -> None:
     assert not _torch.is_forward_derivative_on()
     with torch.autograd.forward_ad.dual_level():
@@ -432,6 +450,8 @@ LAWS: dict[str, Callable[[], None]] = {
     "is_functorch_wrapped_tensor": sees_wrapped_tensors,
     "is_jit_tracing": sees_jit_traces,
     "is_make_fx_tracing": sees_make_fx,
+    "flatten_tensors": joins_tensors,
+    "is_plain": tells_plain_calls,
     "is_transforming": sees_transforms,
     "transform_depth": counts_transforms,
     "make_wrapper_tensor": makes_tensors_without_memory,
@@ -443,6 +463,7 @@ LAWS: dict[str, Callable[[], None]] = {
     "storage_id": tells_memory_apart,
     "tells_libraries_of_a_trace": tells_libraries,
     "torch_pytree": has_trees,
+    "unflatten_tensors": joins_tensors,
     "DynamoNeeded": keeps_dynamo_out,
     "import_dynamo": imports_dynamo,
     "is_batched": knows_lanes,

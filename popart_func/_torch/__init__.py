@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ __all__ = [
     "core_decompositions",
     "disabled_torch_function",
     "dispatch_modes",
+    "flatten_tensors",
     "function_modes",
     "get_unwrapped",
     "higher_order_ops",
@@ -67,6 +68,7 @@ __all__ = [
     "is_functorch_wrapped_tensor",
     "is_jit_tracing",
     "is_make_fx_tracing",
+    "is_plain",
     "is_transforming",
     "make_wrapper_tensor",
     "mutation_count",
@@ -84,6 +86,7 @@ __all__ = [
     "through_hooks",
     "torch_pytree",
     "transform_depth",
+    "unflatten_tensors",
     "without_dynamo",
     "without_mkldnn",
     "zero_tensor_keys",
@@ -207,6 +210,28 @@ def transform_depth() -> int:
 def is_transforming() -> bool:
     """Whether a transform of `torch.func` runs in this thread, whatever tensors it wraps."""
     return peek_interpreter_stack() is not None
+
+
+def is_plain() -> bool:
+    """Whether a call runs as it stands: in no transform of `torch.func`, no trace, and no mode."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_transforming()
+        or is_forward_derivative_on()
+        or dispatch_modes()
+        or function_modes()
+    )
+
+
+def flatten_tensors(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one dtype as one vector; `torch.nn.utils.parameters_to_vector` takes three times as long."""
+    return torch._C._nn.flatten_dense_tensors(tensors)
+
+
+def unflatten_tensors(vector: Tensor, like: list[Tensor]) -> Sequence[Tensor]:
+    """The inverse of `flatten_tensors`: views of the vector, in the shapes of ``like``."""
+    parts: Sequence[Tensor] = torch._C._nn.unflatten_dense_tensors(vector, like)
+    return parts
 
 
 @contextlib.contextmanager

@@ -22,15 +22,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from popart_func._checks import check_rescale_moments
+from popart_func._gradients import gradient
 from popart_func._networks import Apply, Network, as_network
 from popart_func._preservation import check_not_tied, check_preservation
 from popart_func.heads import HeadLike, locate_layers
 from popart_func.learners.batches import Batch, Example, Info, Learner, LearnerState, unpack
 from popart_func.learners.losses import ByOutput, Loss, half_square
-from popart_func.models import Params
+from popart_func.models import Params, Stateless
 from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.pop_art import PopArt, PopArtState, normalize, popart, unnormalize
 
@@ -262,7 +263,10 @@ def _descend(
         value = _mean_loss(loss, normalized_prediction, normalized_target, outputs, statistics, example)
         return value, (value, normalized_prediction, buffers)
 
-    grads, (value, normalized_prediction, buffers) = grad(objective, has_aux=True)(network.trained(state.params))
+    closed = loss is None and isinstance(network.apply, Stateless)
+    inputs = example.x, example.y, example.weights, state.params, statistics
+    trained = network.trained(state.params)
+    grads, (value, normalized_prediction, buffers) = gradient(objective, trained, inputs, closed=closed)
     delta = example.present(normalized_prediction - normalized_target)
     info = Info(
         value,

@@ -39,11 +39,19 @@ Cls = TypeVar("Cls", bound=type)
 
 
 class _Kind(NamedTuple):
-    """How to read and write the fields of a state, and the power of each; a field without one stays."""
+    """How to read and write the fields of a state, and the power of each; a field without one stays.
 
-    powers: Mapping[str, Power]
+    ``powers`` may be a function of the state. ``unknown`` gives what may hold moments of an unknown power.
+    """
+
+    powers: Mapping[str, Power] | Callable[[Any], Mapping[str, Power]]
     read: Callable[[Any], Mapping[str, Any]]
     write: Callable[[Any, Mapping[str, Any]], Any]
+    unknown: Callable[[Any], PyTree] = lambda state: ()
+
+    def powers_of(self, state: Any) -> Mapping[str, Power]:
+        """The power of each field of a state."""
+        return self.powers(state) if callable(self.powers) else self.powers
 
 
 _kinds: dict[type, _Kind] = {}
@@ -76,12 +84,13 @@ def register_state(cls: Cls, **powers: Power) -> Cls:
 
 def register_entries(
     cls: Cls,
-    powers: Mapping[str, Power],
+    powers: Mapping[str, Power] | Callable[[Any], Mapping[str, Power]],
     read: Callable[[Any], Mapping[str, Any]],
     write: Callable[[Any, Mapping[str, Any]], Any],
+    unknown: Callable[[Any], PyTree] = lambda state: (),
 ) -> Cls:
-    """`register_state` for a state whose entries are not its fields."""
-    _kinds[cls] = _Kind(powers, read, write)
+    """`register_state` for a state whose entries are not its fields; see `_Kind`."""
+    _kinds[cls] = _Kind(powers, read, write, unknown)
     return cls
 
 
@@ -126,9 +135,11 @@ def rescale_moments(
         if kind is None:
             _check_known(path, part)
             return part
+        for place, leaf in enumerate(optree.tree_leaves(kind.unknown(part))):
+            _check_known((*path, "unknown", place), leaf)
         trees = kind.read(part)
         new = {}
-        for field, power in kind.powers.items():
+        for field, power in kind.powers_of(part).items():
             if field not in trees or power == 0:
                 continue
             tree = trees[field]
@@ -174,7 +185,7 @@ def map_parameters(change: Callable[[Leaves], Leaves], state: PyTree) -> PyTree:
         trees = kind.read(part)
         new = {
             field: change(trees[field])
-            for field, power in kind.powers.items()
+            for field, power in kind.powers_of(part).items()
             if power == PARAMETERS and trees.get(field)
         }
         return kind.write(part, new) if new else part

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from popart_func._checks import check_scalar
 from popart_func._typing import Scalar
+from popart_func.optim.elementwise import map_elements
 from popart_func.optim.rescaling import register_state
 from popart_func.tree import PyTree
 
@@ -158,15 +159,16 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
         ValueError: a leaf of the updates has another shape than that of the parameters. Nothing is broadcast.
     """
 
-    def apply(param: Tensor, change: Tensor) -> Tensor:
+    def apply(param: Tensor, change: Tensor) -> tuple[Tensor]:
         if param.shape != change.shape:
             raise ValueError(
                 f"apply_updates: `updates` must have the shapes of `params`, "
                 f"got {tuple(change.shape)} for {tuple(param.shape)}."
             )
-        return (param + change).to(param.dtype)
+        return ((param + change).to(param.dtype),)
 
-    return optree.tree_map(apply, params, updates)
+    (new,) = map_elements(apply, params, updates)
+    return new
 
 
 def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
@@ -182,7 +184,8 @@ def scale_by_learning_rate(learning_rate: Rate) -> GradientTransformation:
 
     def update(grads: PyTree, state: LearningRateState, params: PyTree = None) -> tuple[PyTree, LearningRateState]:
         rate = rate_at(learning_rate, state.count)
-        return optree.tree_map(lambda grad: -as_dtype(rate, grad) * grad, grads), LearningRateState(state.count + 1)
+        (updates,) = map_elements(lambda grad: (-as_dtype(rate, grad) * grad,), grads)
+        return updates, LearningRateState(state.count + 1)
 
     return GradientTransformation(init, update)
 
@@ -202,8 +205,12 @@ def trace(decay: Scalar, *, nesterov: bool = False) -> GradientTransformation:
         def accumulate(grad: Tensor, moment: Tensor) -> Tensor:
             return grad + as_dtype(decay, grad) * moment
 
-        moments = optree.tree_map(accumulate, grads, state.trace)
-        return optree.tree_map(accumulate, grads, moments) if nesterov else moments, MomentumState(moments)
+        def step(grad: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+            moment = accumulate(grad, moment)
+            return accumulate(grad, moment) if nesterov else moment, moment
+
+        updates, moments = map_elements(step, grads, state.trace)
+        return updates, MomentumState(moments)
 
     return GradientTransformation(init, update)
 
@@ -223,22 +230,27 @@ def scale_by_adam(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> G
     def update(grads: PyTree, state: AdamState, params: PyTree = None) -> tuple[PyTree, AdamState]:
         count = state.count + 1
 
-        def decay(rate: Scalar, moment: Tensor, value: Tensor) -> Tensor:
-            rate = as_dtype(rate, moment)
-            return rate * moment + (1 - rate) * value
-
-        def direction(first: Tensor, second: Tensor) -> Tensor:
+        def step(grad: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            first = _decayed(b1, first, grad)
+            second = _decayed(b2, second, squared_magnitude(grad))
             # Multiplied by reciprocals, which are computed once: a division takes as long as ten multiplications. Each
             # estimate differs from the quotient by at most one unit in the last place.
-            first = first * one_minus_power(b1, count, first.dtype).reciprocal()
-            second = second * one_minus_power(b2, count, second.dtype).reciprocal()
-            return first / (second.sqrt() + as_dtype(eps, second))
+            mean = first * one_minus_power(b1, count, first.dtype).reciprocal()
+            size = (second * one_minus_power(b2, count, second.dtype).reciprocal()).sqrt()
+            return mean / (size + as_dtype(eps, second)), first, second
 
-        mu = optree.tree_map(lambda moment, grad: decay(b1, moment, grad), state.mu, grads)
-        nu = optree.tree_map(lambda moment, grad: decay(b2, moment, squared_magnitude(grad)), state.nu, grads)
-        return optree.tree_map(direction, mu, nu), AdamState(count, mu, nu)
+        updates, mu, nu = map_elements(step, grads, state.mu, state.nu)
+        return updates, AdamState(count, mu, nu)
 
     return GradientTransformation(init, update)
+
+
+def _decayed(rate: Scalar, moment: Tensor, value: Tensor) -> Tensor:
+    """A moving average: ``ρ m + (1 − ρ) value``."""
+    if isinstance(rate, Tensor):
+        rate = rate.to(moment.dtype)
+        return rate * moment + (1 - rate) * value
+    return torch.add(rate * moment, value, alpha=1 - rate)
 
 
 def squared_magnitude(grad: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mutation import Mutant, mutate, replace
 
-from popart_func import models, moments, optim, pop_art, target_statistics, verify
+from popart_func import _art_step, models, moments, optim, pop_art, target_statistics, verify
 from popart_func.interop import from_jax, trees
 from popart_func.learners import algorithms, batches
 from popart_func.optim import transformations
@@ -37,15 +37,14 @@ RUNNING = {*SCALED, "offsets"}
 MUTANTS = {
     "a module keeps its own head bias": Mutant(
         models._call,
-        "functional_call(reader, named, args, kwargs)",
-        "functional_call(reader, {**named, 'module.output_linear.bias': 0 * named['module.output_linear.bias']}, args)"
-        " if 'module.output_linear.bias' in named else functional_call(reader, named, args)",
+        "held[key] = given[name]",
+        "held[key] = 0 * given[name] if name == 'output_linear.bias' else given[name]",
         {*SPLIT, "grad_is_backward", "vjp_is_grad_tensors", *POPPED, *TRAINED, "sgd_alone"},
     ),
     "a module transposes what enters tanh": Mutant(
         models._call,
-        "functional_call(reader, named, args, kwargs)",
-        "functional_call(reader, {n: v.flip(-1) if 'hidden0.w' in n else v for n, v in named.items()}, args)",
+        "held[key] = given[name]",
+        "held[key] = given[name].flip(-1) if 'hidden0.w' in name else given[name]",
         {*SPLIT, *FUNCTIONAL, *POPPED, *TRAINED, "sgd_alone"} - EQUIVALENCE,  # both of its sides are transposed
     ),
     "the halves are put together without the trained head": Mutant(
@@ -74,8 +73,8 @@ MUTANTS = {
     ),
     "Adam's ε is inside the root": Mutant(
         optim.scale_by_adam,
-        "first / (second.sqrt() + as_dtype(eps, second))",
-        "first / (second + as_dtype(eps, second)).sqrt()",
+        "mean / (size + as_dtype(eps, second))",
+        "mean / (size.square() + as_dtype(eps, second)).sqrt()",
         {"split_adam", "optimizers"},
     ),
     "the sign of POP's shift": Mutant(
@@ -127,40 +126,40 @@ MUTANTS = {
         {"normalize_inverts", *BOUND, "info"},
     ),
     "β_t is that of the next update": Mutant(
-        target_statistics._move,
-        "bias_corrected(step, count, dtype)",
-        "bias_corrected(step, count + 1, dtype)",
+        _art_step.moved,
+        "of.number(count, batch.mean)",
+        "of.number(count + 1, batch.mean)",
         CORRECTED,
     ),
     "β_t counts the updates of all tasks": Mutant(
-        target_statistics._move,
-        "bias_corrected(step, count, dtype)",
-        "bias_corrected(step, count.sum().expand(count.shape), dtype)",
+        _art_step.moved,
+        "of.number(count, batch.mean)",
+        "of.number(count if isinstance(count, int) else count.sum().expand(count.shape), batch.mean)",
         CORRECTED,
     ),
     "β_t cancels": Mutant(
-        target_statistics.bias_corrected,
-        "-torch.expm1(count.to(dtype) * torch.log1p(-step))",
-        "1 - (1 - step) ** count.to(dtype)",
+        _art_step.corrected,
+        "-of.expm1(count * of.log1p(-step))",
+        "1 - (1 - step) ** count",
         CORRECTED - {"joined_ranks"},  # whose update is the first
     ),
     "the variance is ν − μ²": Mutant(
-        target_statistics._move,
-        "torch.lerp(state.variance, square, step)",
-        "torch.lerp(state.variance + state.shift**2, batch.spread + (high + state.shift)**2, step)"
-        " - (state.shift + step * high)**2",
+        _art_step.moved,
+        "of.lerp(variance, square, step)",
+        "of.lerp(variance + before[0] ** 2, batch.spread + (high + before[0]) ** 2, step)"
+        " - (before[0] + step * high) ** 2",
         {*BOUND, *RUNNING, "info"},
     ),
     "the variance lacks (1 − β)": Mutant(
-        target_statistics._move,
-        "batch.spread + (1 - step) * distance.square().clamp(max=largest)",
-        "batch.spread + distance.square().clamp(max=largest)",
+        _art_step.moved,
+        "batch.spread + (1 - step) * of.at_most(distance * distance, limits.max)",
+        "batch.spread + of.at_most(distance * distance, limits.max)",
         {"bound_is_reached", *RUNNING, *TRAINED},
     ),
     "a batch's variance is left out": Mutant(
-        target_statistics._move,
-        "batch.spread + (1 - step) * distance.square().clamp(max=largest)",
-        "(1 - step) * distance.square().clamp(max=largest)",
+        _art_step.moved,
+        "batch.spread + (1 - step) * of.at_most(distance * distance, limits.max)",
+        "(1 - step) * of.at_most(distance * distance, limits.max)",
         {*BOUND, "batches", "joined_ranks", *TRAINED},
     ),
     "the mean's rounding is lost": Mutant(
@@ -170,42 +169,43 @@ MUTANTS = {
         {*BOUND, *RUNNING},
     ),
     "the scale is the variance": Mutant(
-        target_statistics._move, "variance.clamp(min=0).sqrt()", "variance.clamp(min=0)", {*BOUND, *RUNNING, *TRAINED}
+        _art_step.moved, "of.sqrt(of.at_least(variance, 0))", "of.at_least(variance, 0)", {*BOUND, *RUNNING, *TRAINED}
     ),
     "no bound keeps the scale down": Mutant(
-        target_statistics._move,
-        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
-        "deviation.clamp(min=scale_lb)",
+        _art_step.moved,
+        "of.at_most(of.at_least(deviation, scale_lb), scale_ub)",
+        "of.at_least(deviation, scale_lb)",
         SCALED,
     ),
     "no bound keeps the scale up": Mutant(
-        target_statistics._move,
-        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
-        "deviation.clamp(max=scale_ub)",
+        _art_step.moved,
+        "of.at_most(of.at_least(deviation, scale_lb), scale_ub)",
+        "of.at_most(deviation, scale_ub)",
         SCALED,
     ),
     "a sequential batch forgets to correct its steps": Mutant(
-        target_statistics._move,
-        "if options.bias_correction:\n step = bias_corrected(step, count, dtype)",
-        'if options.bias_correction and options.reduction != "sequential":\n step = bias_corrected(step, count, dtype)',
+        _art_step.moved,
+        "if options.bias_correction:\n step = corrected(of, of.number(step, batch.mean), of.number(count, batch.mean))",
+        'if options.bias_correction and options.reduction != "sequential":\n'
+        " step = corrected(of, of.number(step, batch.mean), of.number(count, batch.mean))",
         {"sequential_batch"},
     ),
     "a sum's corrected step does not count its targets": Mutant(
-        target_statistics._move,
-        "bias_corrected(step, count, dtype)",
-        "bias_corrected(step_size, count, dtype)",
+        _art_step.moved,
+        "of.number(step, batch.mean)",
+        "of.number(options.step_size, batch.mean)",
         {"batches"},
     ),
     "an absent task moves": Mutant(
-        target_statistics._move,
+        target_statistics._moved,
         "torch.where(present, after, before)",
         "after",
         {*CORRECTED, "popart_update", "algorithm_1", "art_alone", "algorithm_2"},
     ),
     "a sum counts as a mean": Mutant(
-        target_statistics._move,
-        'step_size * batch.samples if options.reduction == "sum" else step_size',
-        "step_size",
+        _art_step.moved,
+        'options.reduction == "sum"',
+        "False",
         {"batches", "joined_ranks"},
     ),
     "a sequential batch runs backwards": Mutant(
@@ -287,33 +287,33 @@ MUTANTS = {
         optim.gradient_factors, "ratio.squeeze(-1).square()", "ratio.squeeze(-1)", MOMENTS
     ),
     "the scale is clamped before the root": Mutant(
-        target_statistics._move,
-        "deviation.clamp(min=scale_lb).clamp(max=scale_ub)",
-        "variance.clamp(min=0).clamp(min=scale_lb).clamp(max=scale_ub).sqrt()",
+        _art_step.moved,
+        "of.at_most(of.at_least(deviation, scale_lb), scale_ub)",
+        "of.sqrt(of.at_most(of.at_least(of.at_least(variance, 0), scale_lb), scale_ub))",
         {*BOUND, *SCALED, *TRAINED},
     ),
     "a bound leaves its trace in the variance": Mutant(
-        target_statistics._move,
-        "PopArtState(shift, scale, variance, count, residue)",
-        "PopArtState(shift, scale, scale.square(), count, residue)",
+        _art_step.moved,
+        "return shift, scale, variance, count, residue",
+        "return shift, scale, scale * scale, count, residue",
         SCALED,
     ),
     "an ε in the variance": Mutant(
-        target_statistics._move,
-        "variance.clamp(min=0).sqrt()",
-        "(variance.clamp(min=0) + 1e-8).sqrt()",
+        _art_step.moved,
+        "of.sqrt(of.at_least(variance, 0))",
+        "of.sqrt(of.at_least(variance, 0) + 1e-8)",
         {*SCALED, "bound_is_reached"},
     ),
     "β_t counts targets, not updates": Mutant(
-        target_statistics._move,
-        "state.count + (state.count < torch.iinfo(torch.int32).max)",
-        "state.count + batch.samples.int()",
+        _art_step.moved,
+        "count + (count < MOST_UPDATES)",
+        "count + (int(batch.samples) if isinstance(count, int) else batch.samples.int())",
         {"bound_holds", "batches", "joined_ranks"},
     ),
     "the residue is subtracted": Mutant(
-        target_statistics._move,
-        "step * low + state.residue",
-        "step * low - state.residue",
+        _art_step.moved,
+        "step * low + residue",
+        "step * low - residue",
         RUNNING - {"joined_ranks"},  # which starts without a residue
     ),
     "a batch's variance is the unbiased one": Mutant(
@@ -366,8 +366,8 @@ MUTANTS = {
     ),
     "Nesterov looks back": Mutant(
         optim.trace,
-        "optree.tree_map(accumulate, grads, moments)",
-        "optree.tree_map(accumulate, grads, state.trace)",
+        "accumulate(grad, moment) if nesterov else moment",
+        "moment",
         {"optimizers"},
     ),
     "a schedule counts from one": Mutant(
@@ -482,7 +482,7 @@ MUTANTS = {
     "momentum keeps what Nesterov sees ahead": Mutant(
         optim.trace,
         "MomentumState(moments)",
-        "MomentumState(optree.tree_map(accumulate, grads, moments) if nesterov else moments)",
+        "MomentumState(updates)",
         {"optimizers"},
     ),
     "Algorithm 2 reports with the old statistics": Mutant(
