@@ -20,7 +20,7 @@ import popart_func  # noqa: E402
 
 project = "popart_func"
 author = "The popart_func authors"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"
 version = release = popart_func.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
@@ -80,7 +80,23 @@ def as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: A
     lines[ruler - 1 : ruler + len(rows)] = [*table, ""]
 
 
+def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leaves out the fields of a NamedTuple, which its docstring describes."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
+
+
+def within_package(app: Sphinx, env: Any, node: Any, text: nodes.Node) -> nodes.Node | None:
+    """Resolves a name that is relative to the package, such as `scales` or `optim.register_state`."""
+    if node.get("refdomain") != "py":
+        return None
+    target = f"popart_func.{node['reftarget'].removeprefix('popart_func.')}"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)
+
+
 def setup(app: Sphinx) -> None:
     """Registers what is above."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-skip-member", skip_fields)
+    app.connect("missing-reference", within_package)

@@ -25,8 +25,8 @@ class PopArtHead(nn.Linear):
     """A linear layer whose outputs are normalized, and which follows its targets with Pop-Art.
 
     In a training loop, call `update` with the targets before the loss, compare `forward` with `normalize` of the
-    targets, and read values through `unnormalize`. The statistics are buffers: they are saved, loaded and moved with the module. A
-    cast to a narrower dtype leaves them in float32.
+    targets, and read values through `unnormalize`. The statistics are buffers: they are saved, loaded and moved with
+    the module. A cast to a narrower dtype leaves them in float32.
 
     Args:
         in_features: the number of inputs.
