@@ -11,6 +11,7 @@ state = learner.init(pf.init_params(lambda: torch.nn.Linear(3, 1), seed=0))
 
 
 def step(state: pf.LearnerState, x: Tensor) -> tuple[pf.LearnerState, Tensor]:
+    """One sample; the target is the input's first entry."""
     state, info = learner.update(state, (x, x[:1]))
     return state, info.error
 
