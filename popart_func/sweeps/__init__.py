@@ -12,7 +12,7 @@ from popart_func._extras import require
 require(
     "popart_func.sweeps",
     "experiments",
-    ("filelock", "loky", "matplotlib", "numpy", "rich", "scipy", "xarray", "zarr"),
+    ("cloudpickle", "filelock", "loky", "matplotlib", "numpy", "rich", "scipy", "xarray", "zarr"),
 )
 
 from popart_func.sweeps.configuration import StoreError  # noqa: E402

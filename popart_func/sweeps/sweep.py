@@ -89,9 +89,10 @@ def run(
             seed's data and parameters, each learner's first three steps in up to 64 lanes of the grid, what a record
             keeps of one series. A change that shows in none of them, such as in a learner's fourth step, is not
             noticed: name another directory.
-        workers: None for this process, a number of processes beside it, or ``"ray"``: the cluster that this process is
-            connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it); ``"ray://host:port"`` connects
-            as Ray's client.
+        workers: None for this process; a number of processes beside it; a `concurrent.futures.Executor`, or anything
+            with its ``submit``, such as submitit's for Slurm, of which each chunk is a job; or ``"ray"``: the cluster
+            that this process is connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it);
+            ``"ray://host:port"`` connects as Ray's client.
         quiet: show neither a progress bar (drawn on a terminal only) nor messages on what a store held.
 
     Returns:
@@ -104,7 +105,7 @@ def run(
         TypeError, ValueError: arguments that do not fit each other.
         EngineUnavailableError, UnsupportedError: the engine can't run here, or not this learner.
         ConnectionError: there is no such Ray cluster.
-        ChildProcessError: worker processes keep dying.
+        ChildProcessError: worker processes keep dying, or an executor has broken.
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
             or the disk is full.
     """
