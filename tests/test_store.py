@@ -238,7 +238,7 @@ class TestDamage:
             os.truncate(path, 100 if place == "cut" else 0)
         assert same_bits(load(store), uninterrupted[0])
         assert load(store).attrs == load(uninterrupted[1]).attrs
-        other = small_sweep.arguments(store=store, seeds=range(4), engine="auto")
+        other = small_sweep.arguments(store=store, seeds=range(2), engine="auto")
         with pytest.raises(StoreError, match="holds another sweep"):
             sweeps.run(**other)
         mended = sweeps.run(**small_sweep.arguments(store=store, quiet=False, engine="auto"))

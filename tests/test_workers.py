@@ -300,7 +300,7 @@ def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
         raise BrokenExecutor("its process died")
 
     arguments = small_sweep.arguments(store=tmp_path / "store")
-    with pytest.raises(ChildProcessError, match="its process died. With `store`, the same call and a new executor"):
+    with pytest.raises(ChildProcessError, match=r"its process died\. With `store`, the same call and a new executor"):
         sweeps.run(**arguments, workers=Breaks())
     assert load(tmp_path / "store").done.any()
     assert sweeps.run(**arguments, workers=Deferred()).equals(alone)
