@@ -100,11 +100,11 @@ def to_tensorboard(dataset: xarray.Dataset, directory: str | Path) -> None:
 
     path = as_directory("to_tensorboard", "directory", directory)
     for run in as_runs(dataset):
-        with SummaryWriter(str(path / run.name)) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(path / run.name)) as writer:
             for label, (samples, values) in run.curves.items():
                 for sample, value in zip(samples, values, strict=True):
-                    writer.add_scalar(label, value, int(sample))  # type: ignore[no-untyped-call]
-            writer.add_hparams(run.settings, run.results, run_name=".")  # type: ignore[no-untyped-call]
+                    writer.add_scalar(label, value, int(sample))
+            writer.add_hparams(run.settings, run.results, run_name=".")
 
 
 def to_marl_eval(dataset: xarray.Dataset, path: str | Path, *, environment: str, task: str) -> None:
