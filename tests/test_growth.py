@@ -73,7 +73,7 @@ def test_a_chunk_that_held_all_lanes_keeps_its_size(tmp_path, ran):
     large = {**small, "seeds": range(5)}
     for stage in (small, large, large):
         found = sweeps.run(**small_sweep.arguments(store=tmp_path / "store", **stage))
-    assert len(ran) == 2 + 2 + 3, "the chunk of SGD was not full, and runs again"
+    assert len(ran) == 2 + 4, "SGD's chunk of 2 lanes runs again with 4, and three chunks are new"
     assert found.equals(sweeps.run(**small_sweep.arguments(**{**large, "chunk_size": 4})))
 
 

@@ -148,7 +148,10 @@ def run(
 
 def _stored(path: Path) -> dict[str, Any] | None:
     """The configuration of the sweep that a directory holds; None where it holds none."""
-    if not any((path / name).exists() for name in (CONFIGURATION, LABELS)):
+    try:
+        if not any((path / name).exists() for name in (CONFIGURATION, LABELS)):
+            return None
+    except OSError:  # a path that can be no directory, as `Store` then says
         return None
     found: dict[str, Any] = read_configuration(path)["configuration"]
     return found
