@@ -28,6 +28,8 @@ exclude_patterns = ["jupyter_execute"]
 html_theme = "furo"
 html_title = f"popart_func {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 pygments_dark_style = "monokai"
 
 # Tutorials are the notebooks beside this folder, with the outputs that are stored in them.
@@ -51,7 +53,8 @@ napoleon_attr_annotations = False
 def visit_math(translator: Any, node: nodes.Node) -> None:
     """Writes an equation as MathML, which browsers draw themselves."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
-    translator.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    formula = latex2mathml.converter.convert(node.astext(), display=display)
+    translator.body.append(f'<div class="equation">{formula}</div>' if display == "block" else formula)
     raise nodes.SkipNode
 
 
