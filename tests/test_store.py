@@ -779,3 +779,14 @@ class TestCrafted:
         files.write_sealed(store / "configuration.json", content)
         with pytest.raises(StoreError):
             load(store)
+
+
+def test_a_file_that_can_not_be_read_is_an_error_of_the_store(store, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    for place, name in ((lanes_zarr.zarr, "open_array"), (Path, "read_bytes")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            with pytest.raises(StoreError, match="can't be read: Input/output error"):
+                load(store)

@@ -122,11 +122,15 @@ class LaneAxes(NamedTuple):
     def places(self, learner: str) -> np.ndarray:
         """The place of each of a learner's lanes in the grid, which counts the last axis fastest, ``[lanes]``."""
         grid = np.arange(self.count(learner)).reshape(self.shape(learner))
+        now = [*(self.axes[name] for name in self.takes[learner]), self.seeds]
+        positions = [{value: place for place, value in enumerate(values)} for values in now]
         parts = []
         for earlier in self.earlier:
-            axes = [(self.axes[name], earlier.axes[name]) for name in self.takes[learner]]
-            axes.append((self.seeds, earlier.seeds))
-            parts.append(grid[np.ix_(*([now.index(value) for value in then] for now, then in axes))].reshape(-1))
+            then = [*(earlier.axes[name] for name in self.takes[learner]), earlier.seeds]
+            places = [[found[value] for value in values] for found, values in zip(positions, then, strict=True)]
+            parts.append(grid[np.ix_(*places)].reshape(-1))
+        if not parts:
+            return grid.reshape(-1)
         together = np.concatenate([*parts, grid.reshape(-1)])
         first_seen = np.sort(np.unique(together, return_index=True)[1])
         return together[first_seen]

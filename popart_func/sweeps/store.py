@@ -215,7 +215,8 @@ def load(path: str | Path) -> xarray.Dataset:
 
     Raises:
         TypeError: the path is none.
-        StoreError: there is no sweep, or its labels are damaged, or its configuration and the copy of it.
+        StoreError: there is no sweep, or its labels are damaged, or its configuration and the copy of it, or a file
+            can't be read.
     """
     path = as_directory("load", "path", path)
     content = read_configuration(path)
@@ -225,7 +226,10 @@ def load(path: str | Path) -> xarray.Dataset:
         raise StoreError(f"{path}: the labels are not there or damaged: run the same sweep again, which mends them.")
     results = {learner: schema.empty(learner) for learner in schema.lanes.takes}
     for chunk in schema.chunks():
-        found = lanes.read(chunk)
+        try:
+            found = lanes.read(chunk)
+        except OSError as error:
+            raise StoreError(f"{path} can't be read: {error.strerror or error}.") from error
         complete = complete and found is not None and not (found[DIVERGED] == NOT_RUN).any()
         for name, values in (found or {}).items():
             results[chunk.learner][name][chunk.start : chunk.stop] = values

@@ -85,18 +85,17 @@ def run(
             ``"auto"`` chose, and the schedule that ``"native"`` chose for the lanes of the whole grid.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
-        store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. A sweep that
-            is there may be smaller, with fewer seeds, values or steps: it grows (with more steps, all lanes run
-            again), and keeps its engine and its chunk size where these are not named. Sweeps are
-            the same if their arguments are and, since functions can't be compared, if these compute the same: each
-            seed's data and parameters, each learner's first three steps in up to 64 lanes of the grid, what a record
-            keeps of one series. A change that shows in none of them, such as in a learner's fourth step, is not
-            noticed: name another directory.
+        store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. If the sweep
+            there has fewer seeds, values or steps, it grows, see `growth`. Sweeps are the same if their arguments are
+            and, since functions can't be compared, if these compute the same: each seed's data and parameters, each
+            learner's first three steps in up to 64 lanes of the grid, what a record keeps of one series. A change that
+            shows in none of them, such as in a learner's fourth step, is not noticed: name another directory.
         workers: None for this process; a number of processes beside it; a `concurrent.futures.Executor`, or anything
             with its ``submit``, such as submitit's for Slurm, of which each chunk is a job; or ``"ray"``: the cluster
             that this process is connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it);
             ``"ray://host:port"`` connects as Ray's client.
-        quiet: show neither a progress bar (drawn on a terminal only) nor messages on what a store held.
+        quiet: show neither progress (a bar on a terminal, elsewhere a line now and then) nor messages on what a store
+            held.
 
     Returns:
         A dataset with the dimensions of ``lanes`` (and ``sample``, for curves). Its variables are those of ``record``;

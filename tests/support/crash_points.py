@@ -1,9 +1,9 @@
 """Runs a small sweep with a fault at each system call that touches its store, and then once more without.
 
-``python tests/support/crash_points.py [--every N]``; needs gcc, on Linux. A fault kills the process before the call or
-in the middle of a write, or makes the call fail with ENOSPC or EIO. After each, the next start must give the result of
-an uninterrupted run, bit for bit, from a store begun at once and from one that grows. Prints the counts, and ends with
-status 1 if there was a difference. Each run is a fork of this process, which has imported everything.
+``python tests/support/crash_points.py [--every N] [--scenario new]``; needs gcc, on Linux. A fault kills the process
+before the call or in the middle of a write, or makes the call fail with ENOSPC or EIO. After each, the next start must
+give the result of an uninterrupted run, bit for bit, from a store begun at once and from one that grows. Prints the
+counts, and ends with status 1 if there was a difference. Each run is a fork of this process, which has imported all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def in_fork(body: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(every: int, folder: Path) -> int:
+def main(every: int, scenarios: list[str], folder: Path) -> int:
     import small_sweep
     import torch
 
@@ -46,12 +46,14 @@ def main(every: int, folder: Path) -> int:
     from popart_func.sweeps.records import last
 
     torch.set_num_threads(1)
+    os.environ["PATH"] = ""  # without git, which a sweep asks for its revision, a run takes half of its time
     faults = ctypes.CDLL(None)
     faults.faults_count.restype = ctypes.c_long
     small = {"learning_rate": (0.1,), "step_size": (0.1,), "record": {"final": last(5)}}
 
     def arguments(seeds: range, **changes: Any) -> dict[str, Any]:
-        return small_sweep.arguments(seeds, **small, chunk_size=2, **changes)
+        found = small_sweep.arguments(seeds, **small, chunk_size=2, **changes)
+        return {**found, "make_learner": found["make_learner"]["popart"]}
 
     expected = sweeps.run(**arguments(range(4)))
     store = folder / "store"
@@ -77,7 +79,7 @@ def main(every: int, folder: Path) -> int:
     assert in_fork(lambda: int(run(range(3), begun) is None)) == 0
     found: Counter[str] = Counter()
     wrong = 0
-    for scenario in ("new", "grown"):
+    for scenario in scenarios:
 
         def prepare(scenario: str = scenario) -> None:
             shutil.rmtree(store, ignore_errors=True)
@@ -107,6 +109,7 @@ def main(every: int, folder: Path) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="take every N-th call")
+    parser.add_argument("--scenario", choices=["new", "grown"], help="by default both")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
@@ -114,4 +117,4 @@ if __name__ == "__main__":
             subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, str(SOURCE), "-ldl"], check=True)
             environment = {**os.environ, "LD_PRELOAD": library}
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
-        sys.exit(main(given.every, Path(scratch)))
+        sys.exit(main(given.every, [given.scenario] if given.scenario else ["new", "grown"], Path(scratch)))
