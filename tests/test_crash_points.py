@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).parent / "support" / "crash_points.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs gcc on Linux")
-@pytest.mark.parametrize("distance", [700, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("distance", [300, pytest.param(20, marks=pytest.mark.slow)])
 def test_after_a_fault_the_next_start_gives_the_uninterrupted_result(distance):
     """All points: ``python tests/support/crash_points.py``."""
     command = [sys.executable, SCRIPT, "--every", str(distance)]

@@ -790,3 +790,10 @@ def test_a_file_that_can_not_be_read_is_an_error_of_the_store(store, monkeypatch
             patch.setattr(place, name, fails)
             with pytest.raises(StoreError, match="can't be read: Input/output error"):
                 load(store)
+
+
+def test_what_can_not_be_read_back_is_no_result(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("popart_func.sweeps.sweep.load", lambda path: load(path).assign_attrs(complete=0))
+        with pytest.raises(StoreError, match="can't be read back as it was written: the same call runs again"):
+            sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))

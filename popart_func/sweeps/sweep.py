@@ -23,7 +23,7 @@ from popart_func.engines import ENGINES, EngineLike, Native, UnsupportedError, l
 from popart_func.engines.engine import name_and_options
 from popart_func.engines.tracing.source_lines import TraceError
 from popart_func.sweeps._checks import as_count, as_device, check_function
-from popart_func.sweeps.configuration import CONFIGURATION, attributes, provenance, read_configuration
+from popart_func.sweeps.configuration import CONFIGURATION, StoreError, attributes, provenance, read_configuration
 from popart_func.sweeps.files import as_directory
 from popart_func.sweeps.fingerprint import fingerprint
 from popart_func.sweeps.grid import Grid
@@ -109,7 +109,7 @@ def run(
         ConnectionError: there is no such Ray cluster.
         ChildProcessError: worker processes keep dying, or an executor has broken.
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
-            or the disk is full.
+            or the disk is full, or can't be read back.
     """
     started = time.perf_counter()
     device = as_device("run", device)
@@ -140,6 +140,8 @@ def run(
         with Store(path, schema, configuration, started_by, grows_from=before) as on_disk:
             lane_steps = _run_missing(job, on_disk, schema, workers, quiet)
         dataset = load(path)
+        if not dataset.attrs["complete"]:
+            raise StoreError(f"{path} can't be read back as it was written: the same call runs again what is damaged.")
     all_lane_steps = job.steps() * sum(map(lane_axes.count, learners))
     seconds = time.perf_counter() - started
     return dataset.assign_attrs(lane_steps=lane_steps, all_lane_steps=all_lane_steps, seconds=seconds)

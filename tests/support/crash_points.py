@@ -63,15 +63,15 @@ def main(every: int, scenarios: list[str], folder: Path) -> int:
         return sweeps.run(**arguments(seeds, store=path))
 
     def faulted(number: int, mode: int) -> int:
-        """0: nothing happened, or nothing that anybody had to know; 2: it said that the store can't be used."""
+        """0: all went well; 1: it gave a wrong result; 2: it said that the store can't be used."""
         faults.faults_arm(os.fsencode(store), ctypes.c_long(number), mode)
         try:
-            run(range(4), store)
+            right = run(range(4), store).equals(expected)
         except sweeps.StoreError:
             return 2
         if mode == 0:
             (folder / "calls").write_text(str(faults.faults_count()))
-        return 0
+        return int(not right)
 
     def next_start() -> int:
         return int(not (run(range(4), store).equals(expected) and sweeps.load(store).equals(expected)))
