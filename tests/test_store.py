@@ -785,10 +785,15 @@ def test_a_file_that_can_not_be_read_is_an_error_of_the_store(store, monkeypatch
     def fails(*_, **__):
         raise OSError(5, "Input/output error")
 
-    for place, name in ((lanes_zarr.zarr, "open_array"), (Path, "read_bytes")):
+    expected = "can't be read: Input/output error"
+    for place, name, said in (
+        (lanes_zarr.zarr, "open_array", expected),
+        (Path, "read_bytes", expected),
+        (lanes_zarr, "read_sealed", "the labels are not there or damaged"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fails)
-            with pytest.raises(StoreError, match="can't be read: Input/output error"):
+            with pytest.raises(StoreError, match=said):
                 load(store)
 
 

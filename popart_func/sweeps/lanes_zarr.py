@@ -129,8 +129,8 @@ class LanesZarr:
         A checksum shows damage, not intent: whoever changes a file can change its checksum, too. So what decides how
         zarr reads an array is compared with what this module writes, before zarr sees it.
         """
-        content = read_sealed(self._directory / LABELS)
         try:
+            content = read_sealed(self._directory / LABELS)
             return (
                 content is not None
                 and all(digest((self._directory / name).read_bytes()) == sha for name, sha in content["files"].items())
