@@ -97,14 +97,16 @@ class Store:
         try:
             self._open()
         except BaseException as error:
-            self._lock.release()
+            self.__exit__()
             if isinstance(error, OSError) and not isinstance(error, StoreError):
                 raise self._broken("opened", error) from error
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        # All is on the disk: where unlocking fails, the operating system does it once this process ends.
+        with contextlib.suppress(OSError):
+            self._lock.release()
 
     def write(self, chunk: Chunk, results: Arrays) -> None:
         """Writes a chunk's results; when this returns they are on the disk.
