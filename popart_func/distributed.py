@@ -7,7 +7,7 @@ and joins them in the order of the ranks.
 
 These are collectives. All ranks of the group call them together, with the same number of tasks, the same dtype of
 targets and the same options. A rank without targets calls with none, ``targets[:0]``. A rank that raises an error, or
-does not call, leaves the others waiting. Lanes are `torch.vmap`s outside and share one collective.
+does not call, leaves the others waiting. Lanes, `torch.vmap` around the call, share one collective.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ __all__ = ["PopArtHead"]
 class PopArtHead(nn.Linear):
     """A linear layer whose outputs are normalized, and which follows its targets with Pop-Art.
 
-    In a training loop, call `update` with the targets before the loss, compare `forward` with `normalize`d targets, and
-    read values through `unnormalize`. The statistics are buffers: they are saved, loaded and moved with the module. A
-    cast to a narrower dtype leaves them in float32.
+    In a training loop, call `update` with the targets before the loss, compare `forward` with `normalize` of the
+    targets, and read values through `unnormalize`. The statistics are buffers: they are saved, loaded and moved with
+    the module. A cast to a narrower dtype leaves them in float32.
 
     Args:
         in_features: the number of inputs.

@@ -107,8 +107,9 @@ class PopArt:
     ) -> tuple[Any, PyTree, PopArtState]:
         """ART and POP of a whole network: statistics, heads, target networks and the optimizer's moments, *together*.
 
-        A training loop with a loss of its own calls this, takes the gradient of the loss of `normalize`d targets, and
-        calls the optimizer. For statistics that stand still during some epochs, call it once before them.
+        A training loop with a loss of its own calls this, takes the gradient of the loss of normalized targets
+        (`normalize`), and calls the optimizer. For statistics that stand still during some epochs, call it once before
+        them.
 
         Args:
             params: the flat parameters of a network; or several of them, the network and then its target networks

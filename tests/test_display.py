@@ -60,3 +60,13 @@ def test_a_rate_in_millions(capsys, monkeypatch):
         for done in (0, 10**6, 5 * 10**6, 10**7):
             progress.show("sweep", done, 10**7)
     assert " M lane-steps/s" in capsys.readouterr().err
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    now = iter([0.0, 10.0, 31.0, 40.0, 70.0])
+    monkeypatch.setattr("popart_func.display.progress.time.monotonic", lambda: next(now))
+    with show_progress("samples") as progress:
+        for done in (10, 20, 30, 40):
+            progress.show("sweep", done, 40)
+    assert capsys.readouterr().err == "sweep: 50% after 31 s\nsweep: 100% after 70 s\n"

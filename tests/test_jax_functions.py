@@ -1,4 +1,4 @@
-"""Functions across the bridges: every row of the README's matrix of transforms, and what is refused."""
+"""Functions across the bridges: every row of the matrix of transforms in `docs/how_to/jax.md`, and what is refused."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from popart_func.sweeps.statistics import (
     probability_of_improvement,
 )
 
-# What rliable 1.2.0 gives on `scores()` with 50,000 resamples (5,000 for the probability): estimate, low, high. It is
-# not installed here: it needs arch 7, which does not run with pandas 3.
+# What rliable 1.2.0 gives on `scores()` with 50,000 resamples (5,000 for the probability): estimate, low, high. Its
+# bootstrap is not run here: it needs arch 7, which does not run with pandas 3. Its estimates are, where it is there.
 RLIABLE = {
     "aggregate_iqm": (2.24137931, 1.57931034, 3.20344828),
     "aggregate_median": (3.0, 1.9, 4.34545454),
@@ -236,6 +236,19 @@ def test_the_probability_of_improvement_and_its_interval_are_rliables() -> None:
     x, y = scores()
     interval = probability_of_improvement(x, y, stratify="task", better="larger", resamples=20000)
     assert_near(interval, RLIABLE["probability_of_improvement"])
+
+
+def test_estimates_are_those_of_rliables_own_functions() -> None:
+    """``pip install --no-deps rliable`` is enough for it."""
+    rliable = pytest.importorskip("rliable.metrics", reason="needs rliable")
+    for runs in range(4, 30):
+        random = np.random.default_rng(runs)
+        x, y = (xarray.DataArray(random.lognormal(size=(runs + i, 3)), dims=("seed", "task")) for i in (0, 2))
+        found = interquartile_mean(x, over=("seed", "task"))
+        np.testing.assert_allclose(found, rliable.aggregate_iqm(x.values), rtol=1e-13)
+        np.testing.assert_allclose(median(x.mean("seed"), over="task"), rliable.aggregate_median(x.values), rtol=1e-13)
+        better = probability_of_improvement(x, y, stratify="task", better="larger", resamples=2)["estimate"]
+        np.testing.assert_allclose(better, rliable.probability_of_improvement(x.values, y.values), rtol=1e-13)
 
 
 def test_a_diverged_run_is_the_worst_for_errors_and_for_scores() -> None:

@@ -238,7 +238,7 @@ class TestDamage:
             os.truncate(path, 100 if place == "cut" else 0)
         assert same_bits(load(store), uninterrupted[0])
         assert load(store).attrs == load(uninterrupted[1]).attrs
-        other = small_sweep.arguments(store=store, seeds=range(4), engine="auto")
+        other = small_sweep.arguments(store=store, seeds=range(2), engine="auto")
         with pytest.raises(StoreError, match="holds another sweep"):
             sweeps.run(**other)
         mended = sweeps.run(**small_sweep.arguments(store=store, quiet=False, engine="auto"))
@@ -779,3 +779,26 @@ class TestCrafted:
         files.write_sealed(store / "configuration.json", content)
         with pytest.raises(StoreError):
             load(store)
+
+
+def test_a_file_that_can_not_be_read_is_an_error_of_the_store(store, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    expected = "can't be read: Input/output error"
+    for place, name, said in (
+        (lanes_zarr.zarr, "open_array", expected),
+        (Path, "read_bytes", expected),
+        (lanes_zarr, "read_sealed", "the labels are not there or damaged"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fails)
+            with pytest.raises(StoreError, match=said):
+                load(store)
+
+
+def test_what_can_not_be_read_back_is_no_result(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("popart_func.sweeps.sweep.load", lambda path: load(path).assign_attrs(complete=0))
+        with pytest.raises(StoreError, match="can't be read back as it was written: the same call runs again"):
+            sweeps.run(**small_sweep.arguments(store=tmp_path / "store"))

@@ -1,4 +1,4 @@
-"""The package's modules: no import circle, and imports that run in the order of layers that the README gives."""
+"""The package's modules: no import circle, and imports that run in the order of `docs/architecture.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import popart_func
 
 SOURCES = Path(popart_func.__file__).parent
-README = Path(__file__).parent.parent / "README.md"
+ARCHITECTURE = Path(__file__).parent.parent / "docs" / "architecture.md"
 
 
 def name_of(path: Path) -> str:
@@ -43,13 +43,14 @@ GRAPH = {name: set(imports(name)) for name in MODULES}
 
 
 def unit(name: str) -> str:
-    """What the README's order of layers is made of: a module or a folder of the package."""
+    """What the page's order of layers is made of: a module or a folder of the package."""
     return name.split(".")[1] if "." in name else ""
 
 
 def layers() -> list[set[str]]:
-    """The README's order, the lowest layer first."""
-    (order,) = re.findall(r"^```\n(_typing.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    """The page's order, the lowest layer first."""
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    (order,) = re.findall(r"^```\n(_typing.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     return [set(layer.replace(",", " ").split()) for layer in order.split("<-")]
 
 

@@ -318,7 +318,11 @@ class TestRun:
         [
             ({"chunk_size": 0}, ValueError, "`chunk_size` must be at least 1, got 0"),
             ({"workers": 0}, ValueError, "`workers` must be at least 1, got 0"),
-            ({"workers": "horses"}, ValueError, "`workers` must be None, a number, 'ray' or .*, got 'horses'"),
+            (
+                {"workers": "horses"},
+                ValueError,
+                "`workers` must be None, a number, an executor, 'ray' or .*, got 'horses'",
+            ),
             ({"workers": True}, TypeError, "`workers` must be an integer, got bool"),
             ({"workers": "ray://"}, ValueError, "'ray' or 'ray://host:port', got 'ray://'"),
             ({"workers": "ray://somewhere"}, ValueError, "'ray' or 'ray://host:port', got 'ray://somewhere'"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import multiprocessing
 import os
+import pickle
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +229,92 @@ class TestRay:
         monkeypatch.setattr(Job, "environment", lambda job: {"processor": "another"})
         with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
             sweeps.run(**small_sweep.arguments(workers="ray"))
+
+
+class Deferred:
+    """An executor by protocol alone: its jobs are no `concurrent.futures.Future`, and run when they are asked for."""
+
+    class Job:
+        def __init__(self, function: Any, arguments: Any) -> None:
+            self.call = functools.partial(function, *arguments)
+            self.asked = 0
+
+        def done(self) -> bool:
+            self.asked += 1
+            return self.asked > 1
+
+        def result(self) -> Any:
+            return self.call()
+
+    def submit(self, function: Any, /, *arguments: Any) -> Any:
+        return self.Job(pickle.loads(pickle.dumps(function)), arguments)
+
+
+def submitit_executor(kind: str, folder: Path) -> Any:
+    submitit = pytest.importorskip("submitit", reason="needs submitit")
+    executor = submitit.AutoExecutor(folder, cluster=kind)
+    executor.update_parameters(timeout_min=5)
+    return executor
+
+
+EXECUTORS = {
+    "by protocol": lambda folder: Deferred(),
+    "threads": lambda folder: ThreadPoolExecutor(2),
+    "submitit debug": lambda folder: submitit_executor("debug", folder),
+    "processes": lambda folder: ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")),
+    "submitit local": lambda folder: submitit_executor("local", folder),
+    "dask": lambda folder: pytest.importorskip("distributed").Client(processes=False).get_executor(),
+    "executorlib": lambda folder: pytest.importorskip("executorlib").SingleNodeExecutor(max_workers=2),
+    "mpi4py": lambda folder: pytest.importorskip("mpi4py.futures").MPIPoolExecutor(2),
+}
+SLOW = ("processes", "submitit local", "dask", "executorlib", "mpi4py")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+@pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, make in EXECUTORS.items()]
+)
+def test_any_executor(make, alone, tmp_path):
+    assert sweeps.run(**small_sweep.arguments(workers=make(tmp_path))).equals(alone)
+
+
+def test_an_executor_hands_errors_on_and_gives_up_the_rest():
+    def broken(seed: int) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError("broken")
+        return init(seed)
+
+    init = small_sweep.arguments()["init"]
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ArithmeticError, match="broken"):
+        sweeps.run(**small_sweep.arguments(init=broken, workers=executor))
+
+
+def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
+    class Breaks(Deferred):
+        def submit(self, function: Any, /, *arguments: Any) -> Any:
+            if arguments[0].number == 1:
+                function = fail
+            return self.Job(function, arguments)
+
+    def fail(chunk: Any) -> Any:
+        raise BrokenExecutor("its process died")
+
+    arguments = small_sweep.arguments(store=tmp_path / "store")
+    with pytest.raises(ChildProcessError, match=r"its process died\. With `store`, the same call and a new executor"):
+        sweeps.run(**arguments, workers=Breaks())
+    assert load(tmp_path / "store").done.any()
+    assert sweeps.run(**arguments, workers=Deferred()).equals(alone)
+
+
+def test_a_preempted_job_is_the_same_chunk_once_more():
+    pytest.importorskip("submitit", reason="needs submitit")
+    sent = workers.SentJob(b"", {})
+    again = sent.checkpoint("chunk")
+    assert (again.function, again.args) == (sent, ("chunk",))
+
+
+def test_what_is_no_executor_is_refused():
+    with pytest.raises(
+        ValueError, match="must be None, a number, an executor, 'ray' or 'ray://host:port', got 'slurm'"
+    ):
+        sweeps.run(**small_sweep.arguments(workers="slurm"))

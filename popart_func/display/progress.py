@@ -1,11 +1,11 @@
-"""Progress on a terminal: bars, one for each task, and messages, on stderr.
+"""Progress on stderr: bars on a terminal, one for each task; elsewhere, as in a job's log, a line now and then.
 
-The bars are drawn only where stderr is a terminal; messages appear everywhere. rich is imported when a display starts,
-so that importing this module costs nothing.
+Messages appear everywhere. rich is imported when a display starts, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "show_progress"]
 
+SECONDS = 30.0
+"""The least time between two lines where there is no terminal; what takes less than that writes none."""
+
 
 class Progress:
     """A display of bars and messages, as `show_progress` gives it."""
@@ -23,6 +26,7 @@ class Progress:
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._begun = self._told = time.monotonic()
 
     def show(self, name: str, done: int, total: int, description: str | None = None) -> None:
         """Moves a task's bar to ``done`` of ``total`` units; the first call makes the bar.
@@ -36,6 +40,10 @@ class Progress:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=total)
         self._bars.update(self._tasks[name], completed=done, description=description or name)
+        now = time.monotonic()
+        if self._bars.disable and now - self._told >= SECONDS:
+            self._told = now
+            self.say(f"{description or name}: {done / total:.0%} after {now - self._begun:.0f} s")
 
     def say(self, message: str) -> None:
         """Prints a message of one line."""

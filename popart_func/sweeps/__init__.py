@@ -2,7 +2,7 @@
 
 Needs ``pip install 'popart-func[experiments]'``. `lanes` builds a grid, `run` runs it for any learner and any network,
 `load` reads what a run has written. `records` chooses what is kept of each lane, `statistics` summarises many seeds,
-`plot` draws.
+`plot` draws, `export` makes runs of the lanes for other programs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from popart_func._extras import require
 require(
     "popart_func.sweeps",
     "experiments",
-    ("filelock", "loky", "matplotlib", "numpy", "rich", "scipy", "xarray", "zarr"),
+    ("cloudpickle", "filelock", "loky", "matplotlib", "numpy", "rich", "scipy", "xarray", "zarr"),
 )
 
 from popart_func.sweeps.configuration import StoreError  # noqa: E402

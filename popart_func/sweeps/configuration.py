@@ -39,7 +39,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: it is missing, of another format, or damaged, and so are the attributes.
     """
-    content = read_sealed(path / CONFIGURATION) or _copied_configuration(path)
+    try:
+        content = read_sealed(path / CONFIGURATION) or _copied_configuration(path)
+    except OSError as error:
+        raise StoreError(f"{path / CONFIGURATION} can't be read: {error.strerror or error}.") from error
     if content is None:
         if not path.is_dir():
             raise StoreError(f"{path} is {'a file' if path.exists() else 'not there'}: no sweep.")

@@ -27,7 +27,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from popart_func.sweeps.files import PARTIAL, digest, flush, read_sealed, write_sealed
-from popart_func.sweeps.schema import DIVERGED, Arrays, Chunk, Schema, Variable, dimensions, fill_value
+from popart_func.sweeps.schema import DIVERGED, NOT_RUN, Arrays, Chunk, Schema, Variable, dimensions, fill_value
 
 __all__ = ["LABELS", "LANES", "LanesZarr", "consolidating"]
 
@@ -74,12 +74,27 @@ class LanesZarr:
         except (OSError, ValueError):  # the file can't be read, or its checksum does not match
             return None
 
+    def remove(self, chunks: Iterable[Chunk]) -> None:
+        """Removes what there is of chunks; when this returns, nothing of them comes back with a crash."""
+        for chunk in chunks:
+            removed = [file for file in self.files(chunk).values() if file.exists()]
+            for file in removed:
+                file.unlink()
+            for folder in {file.parent for file in removed}:
+                flush(folder)
+
     def state(self, chunk: Chunk) -> Literal["done", "damaged", "begun", "missing"]:
-        """How much of a chunk is there; ``"begun"``: some files, but not the one that is written last."""
+        """How much of a chunk is there.
+
+        ``"begun"``: some files, but not the one that is written last; or only the lanes that a smaller sweep had.
+        """
         files = self.files(chunk)
         if not files[DIVERGED].exists():
             return "begun" if any(file.exists() for file in files.values()) else "missing"
-        return "damaged" if self.read(chunk) is None else "done"
+        found = self.read(chunk)
+        if found is None:
+            return "damaged"
+        return "begun" if (found[DIVERGED] == NOT_RUN).any() else "done"
 
     def write_labels(self, attributes: Mapping[str, Any]) -> None:
         """Writes all but the results: makes it aside, moves it file by file, then records it in ``labels.json``.
@@ -114,8 +129,8 @@ class LanesZarr:
         A checksum shows damage, not intent: whoever changes a file can change its checksum, too. So what decides how
         zarr reads an array is compared with what this module writes, before zarr sees it.
         """
-        content = read_sealed(self._directory / LABELS)
         try:
+            content = read_sealed(self._directory / LABELS)
             return (
                 content is not None
                 and all(digest((self._directory / name).read_bytes()) == sha for name, sha in content["files"].items())

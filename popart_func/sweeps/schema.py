@@ -1,7 +1,8 @@
 """Schema of a sweep's results: which lanes each learner has, in which chunks they run, and what is kept of each lane.
 
 A learner's lanes are the product of the hyper-parameters it takes and the seeds, the last axis changing fastest. A
-learner does not run again for the values of a hyper-parameter that it does not take.
+learner does not run again for the values of a hyper-parameter that it does not take. The lanes of a sweep that has
+grown come in the order in which they were asked for: those of its first grid, then those that each later grid added.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = [
     "RESERVED",
     "Arrays",
     "Chunk",
+    "EarlierGrid",
     "LaneAxes",
     "Schema",
     "Variable",
@@ -77,6 +79,13 @@ class Variable(NamedTuple):
         return cls(tuple(plain["shape"]), np.dtype(plain["dtype"]), samples, plain["description"])
 
 
+class EarlierGrid(NamedTuple):
+    """A grid that a sweep had before it grew: a part of the one that it has now."""
+
+    axes: dict[str, tuple[float, ...]]
+    seeds: tuple[int, ...]
+
+
 class LaneAxes(NamedTuple):
     """Each learner's lanes.
 
@@ -85,11 +94,13 @@ class LaneAxes(NamedTuple):
         seeds: the innermost axis.
         takes: for each learner the names of the hyper-parameters that it takes. A sweep of one learner without a name
             has it under the empty name.
+        earlier: the grids from which the sweep has grown, the first one first.
     """
 
     axes: dict[str, tuple[float, ...]]
     seeds: tuple[int, ...]
     takes: dict[str, tuple[str, ...]]
+    earlier: tuple[EarlierGrid, ...] = ()
 
     def shape(self, learner: str) -> tuple[int, ...]:
         """The number of values of each hyper-parameter that a learner takes, and the number of seeds."""
@@ -103,7 +114,26 @@ class LaneAxes(NamedTuple):
         """The hyper-parameters and the seed of each of a learner's lanes, ``[lanes]``."""
         values: list[np.ndarray] = [np.array(self.axes[name], dtype=np.float64) for name in self.takes[learner]]
         grids = np.meshgrid(*values, np.array(self.seeds, dtype=np.int64), indexing="ij")
-        return {name: grid.reshape(-1) for name, grid in zip((*self.takes[learner], "seed"), grids, strict=True)}
+        places = self.places(learner)
+        return {
+            name: grid.reshape(-1)[places] for name, grid in zip((*self.takes[learner], "seed"), grids, strict=True)
+        }
+
+    def places(self, learner: str) -> np.ndarray:
+        """The place of each of a learner's lanes in the grid, which counts the last axis fastest, ``[lanes]``."""
+        grid = np.arange(self.count(learner)).reshape(self.shape(learner))
+        now = [*(self.axes[name] for name in self.takes[learner]), self.seeds]
+        positions = [{value: place for place, value in enumerate(values)} for values in now]
+        parts = []
+        for earlier in self.earlier:
+            then = [*(earlier.axes[name] for name in self.takes[learner]), earlier.seeds]
+            places = [[found[value] for value in values] for found, values in zip(positions, then, strict=True)]
+            parts.append(grid[np.ix_(*places)].reshape(-1))
+        if not parts:
+            return grid.reshape(-1)
+        together = np.concatenate([*parts, grid.reshape(-1)])
+        first_seen = np.sort(np.unique(together, return_index=True)[1])
+        return together[first_seen]
 
 
 class Schema(NamedTuple):
@@ -165,14 +195,18 @@ class Schema(NamedTuple):
         axes, own, rest = (*self.lanes.axes, "seed"), (*self.lanes.takes[learner], "seed"), values.shape[1:]
         lengths = [len(given) for given in (*self.lanes.axes.values(), self.lanes.seeds)]
         thin = [length if axis in own else 1 for axis, length in zip(axes, lengths, strict=True)]
-        values = values.reshape(*thin, *rest)
+        in_grid = np.empty_like(values)
+        in_grid[self.lanes.places(learner)] = values
+        values = in_grid.reshape(*thin, *rest)
         # A broadcast array can't be written to; `dataset` makes a copy of it where it stacks learners.
         return values if thin == lengths else np.broadcast_to(values, (*lengths, *rest))
 
     def as_json(self) -> dict[str, Any]:
         """The schema as plain data."""
+        earlier = [{"hyper_parameters": _listed(grid.axes), "seeds": list(grid.seeds)} for grid in self.lanes.earlier]
         return {
-            "hyper_parameters": {name: list(values) for name, values in self.lanes.axes.items()},
+            **({"earlier": earlier} if earlier else {}),
+            "hyper_parameters": _listed(self.lanes.axes),
             "order": [list(self.lanes.axes), list(self.lanes.takes), list(self.variables)],
             "seeds": list(self.lanes.seeds),
             "learners": {name: list(takes) for name, takes in self.lanes.takes.items()},
@@ -185,9 +219,17 @@ class Schema(NamedTuple):
         """The schema that `as_json` made plain."""
         hyper_parameters, learners, record = plain["order"]
         axes = {name: tuple(plain["hyper_parameters"][name]) for name in hyper_parameters}
+        earlier = tuple(
+            EarlierGrid({name: tuple(grid["hyper_parameters"][name]) for name in axes}, tuple(grid["seeds"]))
+            for grid in plain.get("earlier", ())
+        )
         takes = {name: tuple(plain["learners"][name]) for name in learners}
         variables = {name: Variable.from_json(plain["record"][name]) for name in record}
-        return cls(LaneAxes(axes, tuple(plain["seeds"]), takes), plain["chunk_size"], variables)
+        return cls(LaneAxes(axes, tuple(plain["seeds"]), takes, earlier), plain["chunk_size"], variables)
+
+
+def _listed(axes: Mapping[str, tuple[float, ...]]) -> dict[str, list[float]]:
+    return {name: list(values) for name, values in axes.items()}
 
 
 def fill_value(name: str, variable: Variable) -> int | float:

@@ -31,7 +31,7 @@ import xarray
 from popart_func.sweeps.configuration import CONFIGURATION, FORMAT, StoreError, attributes, read_configuration
 from popart_func.sweeps.files import PARTIAL, as_directory, differences, flush, read_sealed, write_sealed
 from popart_func.sweeps.lanes_zarr import LABELS, LanesZarr
-from popart_func.sweeps.schema import Arrays, Chunk, Schema
+from popart_func.sweeps.schema import DIVERGED, NOT_RUN, Arrays, Chunk, Schema
 
 __all__ = ["Store", "load"]
 
@@ -46,6 +46,8 @@ class Store:
         schema: what the results look like.
         configuration: what else was asked, plain data. A directory with another configuration is refused.
         provenance: who ran it, plain data; written down, not compared.
+        grows_from: the schema and configuration of a smaller sweep, plain data; where the directory holds that one, it
+            grows.
 
     Attributes:
         done: the chunks that need not run.
@@ -53,15 +55,22 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, schema: Schema, configuration: Mapping[str, Any], provenance: Mapping[str, Any]
+        self,
+        path: Path,
+        schema: Schema,
+        configuration: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        *,
+        grows_from: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.done: set[Chunk] = set()
         self.messages: list[str] = []
-        self._lanes = LanesZarr(path, schema)
+        self._schema, self._lanes = schema, LanesZarr(path, schema)
         self._chunks = schema.chunks()
         self._configuration = {"format": FORMAT, **schema.as_json(), **configuration}
         self._provenance = dict(provenance)
+        self._grows_from = None if grows_from is None else {"format": FORMAT, **grows_from}
         # On a file system without locks this fails, rather than fall back on a lock that outlives a killed process.
         self._lock = filelock.FileLock(self.path / LOCK, fallback_to_soft=False)
 
@@ -88,14 +97,16 @@ class Store:
         try:
             self._open()
         except BaseException as error:
-            self._lock.release()
+            self.__exit__()
             if isinstance(error, OSError) and not isinstance(error, StoreError):
                 raise self._broken("opened", error) from error
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        # All is on the disk: where unlocking fails, the operating system does it once this process ends.
+        with contextlib.suppress(OSError):
+            self._lock.release()
 
     def write(self, chunk: Chunk, results: Arrays) -> None:
         """Writes a chunk's results; when this returns they are on the disk.
@@ -131,6 +142,8 @@ class Store:
             write_sealed(self.path / CONFIGURATION, content)
             flush(self.path.parent)
         there = read_configuration(self.path)
+        if self._grows_from is not None and not differences(there["configuration"], self._grows_from):
+            there = self._grow(there)
         lines = differences(there["configuration"], self._configuration)
         # Another grid also computes other things: the hashes are worth telling only where nothing else differs.
         lines = [line for line in lines if not line.startswith("fingerprint.")] or lines
@@ -151,6 +164,25 @@ class Store:
             self._lanes.write_labels(attributes(self._configuration, there["provenance"]))
         self._verify()
 
+    def _grow(self, there: dict[str, Any]) -> dict[str, Any]:
+        """Makes the larger sweep of the smaller one that is there, and returns what `read_configuration` now would.
+
+        Whatever ends this halfway leaves the smaller sweep or, from the moment that the configuration is replaced, the
+        larger one. Either lacks its labels then, which `_open` writes.
+        """
+        before = Schema.from_json(there["configuration"])
+        lanes, steps = (sum(map(axes.count, axes.takes)) for axes in (before.lanes, self._schema.lanes)), None
+        if there["configuration"]["steps"] != self._configuration["steps"]:
+            steps = f"{there['configuration']['steps']} to {self._configuration['steps']} steps: all lanes run again"
+            # What was kept of fewer steps must never pass for what is kept of more.
+            LanesZarr(self.path, before).remove(before.chunks())
+        (self.path / LABELS).unlink(missing_ok=True)
+        flush(self.path)
+        now = {"configuration": self._configuration, "provenance": there["provenance"]}
+        write_sealed(self.path / CONFIGURATION, now)
+        self.messages.append(f"The sweep grows from {steps or '{} to {} lanes'.format(*lanes)}.")
+        return now
+
     def _verify(self) -> None:
         """Finds out which chunks are done, and removes what there is of the others."""
         damaged, begun = [], 0
@@ -162,8 +194,7 @@ class Store:
             if state == "damaged":
                 damaged.append(f"{chunk.learner}-{chunk.number:05}" if chunk.learner else f"{chunk.number:05}")
             begun += state == "begun"
-            for file in self._lanes.files(chunk).values():
-                file.unlink(missing_ok=True)
+            self._lanes.remove([chunk])
         if self.done or damaged or begun:
             self.messages.append(f"{len(self.done)} of {len(self._chunks)} chunks are done and whole.")
         if damaged:
@@ -186,7 +217,8 @@ def load(path: str | Path) -> xarray.Dataset:
 
     Raises:
         TypeError: the path is none.
-        StoreError: there is no sweep, or its labels are damaged, or its configuration and the copy of it.
+        StoreError: there is no sweep, or its labels are damaged, or its configuration and the copy of it, or a file
+            can't be read.
     """
     path = as_directory("load", "path", path)
     content = read_configuration(path)
@@ -196,8 +228,11 @@ def load(path: str | Path) -> xarray.Dataset:
         raise StoreError(f"{path}: the labels are not there or damaged: run the same sweep again, which mends them.")
     results = {learner: schema.empty(learner) for learner in schema.lanes.takes}
     for chunk in schema.chunks():
-        found = lanes.read(chunk)
-        complete = complete and found is not None
+        try:
+            found = lanes.read(chunk)
+        except OSError as error:
+            raise StoreError(f"{path} can't be read: {error.strerror or error}.") from error
+        complete = complete and found is not None and not (found[DIVERGED] == NOT_RUN).any()
         for name, values in (found or {}).items():
             results[chunk.learner][name][chunk.start : chunk.stop] = values
     dataset = schema.dataset(results)

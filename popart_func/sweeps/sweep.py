@@ -23,10 +23,11 @@ from popart_func.engines import ENGINES, EngineLike, Native, UnsupportedError, l
 from popart_func.engines.engine import name_and_options
 from popart_func.engines.tracing.source_lines import TraceError
 from popart_func.sweeps._checks import as_count, as_device, check_function
-from popart_func.sweeps.configuration import CONFIGURATION, attributes, provenance, read_configuration
+from popart_func.sweeps.configuration import CONFIGURATION, StoreError, attributes, provenance, read_configuration
 from popart_func.sweeps.files import as_directory
 from popart_func.sweeps.fingerprint import fingerprint
 from popart_func.sweeps.grid import Grid
+from popart_func.sweeps.growth import in_order_of, part_of, stored_chunk_size
 from popart_func.sweeps.inputs import Inputs
 from popart_func.sweeps.job import Job
 from popart_func.sweeps.lanes_zarr import LABELS
@@ -84,15 +85,17 @@ def run(
             ``"auto"`` chose, and the schedule that ``"native"`` chose for the lanes of the whole grid.
         device: where the lanes run.
         dtype: of parameters that are floats, and of hyper-parameters.
-        store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. Sweeps are
-            the same if their arguments are and, since functions can't be compared, if these compute the same: each
-            seed's data and parameters, each learner's first three steps in up to 64 lanes of the grid, what a record
-            keeps of one series. A change that shows in none of them, such as in a learner's fourth step, is not
-            noticed: name another directory.
-        workers: None for this process, a number of processes beside it, or ``"ray"``: the cluster that this process is
-            connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it); ``"ray://host:port"`` connects
-            as Ray's client.
-        quiet: show neither a progress bar (drawn on a terminal only) nor messages on what a store held.
+        store: a directory. If it holds a part of this sweep, the rest runs; if it holds all, nothing runs. If the sweep
+            there has fewer seeds, values or steps, it grows, see `growth`. Sweeps are the same if their arguments are
+            and, since functions can't be compared, if these compute the same: each seed's data and parameters, each
+            learner's first three steps in up to 64 lanes of the grid, what a record keeps of one series. A change that
+            shows in none of them, such as in a learner's fourth step, is not noticed: name another directory.
+        workers: None for this process; a number of processes beside it; a `concurrent.futures.Executor`, or anything
+            with its ``submit``, such as submitit's for Slurm, of which each chunk is a job; or ``"ray"``: the cluster
+            that this process is connected to, else the one that `ray.init` finds (``RAY_ADDRESS`` names it);
+            ``"ray://host:port"`` connects as Ray's client.
+        quiet: show neither progress (a bar on a terminal, elsewhere a line now and then) nor messages on what a store
+            held.
 
     Returns:
         A dataset with the dimensions of ``lanes`` (and ``sample``, for curves). Its variables are those of ``record``;
@@ -104,9 +107,9 @@ def run(
         TypeError, ValueError: arguments that do not fit each other.
         EngineUnavailableError, UnsupportedError: the engine can't run here, or not this learner.
         ConnectionError: there is no such Ray cluster.
-        ChildProcessError: worker processes keep dying.
+        ChildProcessError: worker processes keep dying, or an executor has broken.
         StoreError: another process writes to the store, or it holds another sweep (the message lists the differences),
-            or the disk is full.
+            or the disk is full, or can't be read back.
     """
     started = time.perf_counter()
     device = as_device("run", device)
@@ -118,20 +121,13 @@ def run(
     path = None if store is None else as_directory("run", "store", store)
     learners, lane_axes = as_learners_and_lanes(make_learner, lanes, dtype)
     records = as_records(record, lane_axes)
-    chunk_size = min(chunk_size, max(lane_axes.count(name) for name in learners))
+    there = None if path is None else _stored(path)
+    chunk_size = stored_chunk_size(chunk_size, lane_axes, there)
     job = Job(learners, Inputs(init, data, device, dtype), lane_axes, records, chunk_size, str(engine))
     variables = job.variables()
     check_dimensions(variables, lane_axes)
-    job = _with_engine(job, path)
-    schema = Schema(lane_axes, chunk_size, variables)
-    configuration: dict[str, Any] = {
-        "steps": job.steps(),
-        "engine": job.engine,
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": job.environment(),
-        "fingerprint": fingerprint(job),
-    }
+    job = in_order_of(_with_engine(job, there), there)
+    schema, configuration = Schema(job.lanes, chunk_size, variables), _configuration(job)
     started_by = provenance()
     if path is None:
         memory = _Memory(schema)
@@ -139,12 +135,43 @@ def run(
         described = attributes({**schema.as_json(), **configuration}, started_by)
         dataset = schema.dataset(memory.results).assign_attrs(described, complete=1)
     else:
-        with Store(path, schema, configuration, started_by) as on_disk:
+        part = part_of(job, there)
+        before = None if part is None else {**_schema(part).as_json(), **_configuration(part)}
+        with Store(path, schema, configuration, started_by, grows_from=before) as on_disk:
             lane_steps = _run_missing(job, on_disk, schema, workers, quiet)
         dataset = load(path)
+        if not dataset.attrs["complete"]:
+            raise StoreError(f"{path} can't be read back as it was written: the same call runs again what is damaged.")
     all_lane_steps = job.steps() * sum(map(lane_axes.count, learners))
     seconds = time.perf_counter() - started
     return dataset.assign_attrs(lane_steps=lane_steps, all_lane_steps=all_lane_steps, seconds=seconds)
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """The configuration of the sweep that a directory holds; None where it holds none."""
+    try:
+        if not any((path / name).exists() for name in (CONFIGURATION, LABELS)):
+            return None
+    except OSError:  # a path that can be no directory, as `Store` then says
+        return None
+    found: dict[str, Any] = read_configuration(path)["configuration"]
+    return found
+
+
+def _schema(job: Job) -> Schema:
+    return Schema(job.lanes, job.chunk_size, job.variables())
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    """What is compared of a sweep besides its schema."""
+    return {
+        "steps": job.steps(),
+        "engine": job.engine,
+        "device": job.device.type,
+        "dtype": str(job.inputs.dtype).removeprefix("torch."),
+        "versions": job.environment(),
+        "fingerprint": fingerprint(job),
+    }
 
 
 class _Memory:
@@ -176,22 +203,25 @@ def _run_missing(job: Job, kept: _Memory | Store, schema: Schema, workers: Worke
     return lane_steps
 
 
-def _with_engine(job: Job, store: Path | None) -> Job:
+def _with_engine(job: Job, there: Mapping[str, Any] | None) -> Job:
     """Replaces an engine that leaves a choice by what the store was begun with, else by what suits the whole grid.
 
     ``"auto"`` becomes the first engine that can run the job, and ``"native"`` the schedule for all lanes of the grid:
     a lane's bits must not depend on the chunks.
+
+    Args:
+        job: the sweep.
+        there: the store's configuration; None for a new sweep.
     """
     steps = job.steps()
 
     def resolved(engine: EngineLike) -> Job:
         return replace(job, engine=resolve_engine(engine, job.device, steps, caller="run"))
 
-    asked = store if job.engine in ("auto", "native") else None
-    if asked is not None and any((asked / name).exists() for name in (CONFIGURATION, LABELS)):
-        there = read_configuration(asked)["configuration"]["engine"]
-        if job.engine == "auto" or name_and_options(there)[0] == "native":
-            return resolved(there)
+    if there is not None and job.engine in ("auto", "native"):
+        begun = there["engine"]
+        if job.engine == "auto" or name_and_options(begun)[0] == "native":
+            return resolved(begun)
     chosen = resolved(job.engine)
     while chosen.engine != "eager":
         try:

@@ -17,7 +17,7 @@ from popart_func.sweeps._checks import as_count, as_identifiers, as_names
 from popart_func.sweeps.grid import Grid
 from popart_func.sweeps.records import Record, as_record, every
 from popart_func.sweeps.schema import RESERVED, LaneAxes, Variable, dimensions
-from popart_func.sweeps.workers import Workers
+from popart_func.sweeps.workers import Executor, Workers
 
 __all__ = [
     "MakeLearner",
@@ -72,10 +72,14 @@ def as_records(record: Mapping[str, Record | Callable[[Tensor], Tensor]] | None,
 
 def as_workers(workers: Workers) -> Workers:
     """Workers, a number of them as Python's own integer."""
+    if isinstance(workers, Executor):
+        return workers
     if isinstance(workers, str):
         host, _, port = workers.removeprefix("ray://").rpartition(":")
         if workers != "ray" and not (workers.startswith("ray://") and host and port.isdigit()):
-            raise ValueError(f"run: `workers` must be None, a number, 'ray' or 'ray://host:port', got {workers!r}.")
+            raise ValueError(
+                f"run: `workers` must be None, a number, an executor, 'ray' or 'ray://host:port', got {workers!r}."
+            )
         return workers
     return None if workers is None else as_count("run", "workers", workers)
 

@@ -1,7 +1,8 @@
-"""Workers: chunks run in this process, in processes beside it, or on a Ray cluster; results come as they are done.
+"""Workers: chunks run in this process, in processes beside it, by an executor, or on a Ray cluster.
 
-Functions travel to workers by cloudpickle, results come back as arrays; only the caller writes files. However the
-caller ends, its workers end too: processes beside it check every second that it lives, and Ray ends its own.
+Results come as they are done. Functions travel to workers by cloudpickle, results come back as arrays; only the caller
+writes files. However the caller ends, its workers end too: processes beside it check every second that it lives, and
+Ray ends its own. The jobs of an executor are the executor's.
 """
 
 from __future__ import annotations
@@ -11,21 +12,32 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import cloudpickle
 import torch
 
 from popart_func.sweeps.job import Job
 from popart_func.sweeps.schema import Arrays, Chunk
 
-__all__ = ["Workers", "run_chunks"]
+__all__ = ["Executor", "Workers", "run_chunks"]
 
-Workers = int | str | None
-"""None: this process. A number: so many processes beside it. ``"ray"``, or a Ray client's address ``"ray://..."``."""
+
+@runtime_checkable
+class Executor(Protocol):
+    """What runs functions elsewhere: any `concurrent.futures.Executor`, and whatever has its ``submit``."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Begins ``function(*arguments)``, and returns what has ``done()``, ``result()`` and, perhaps, ``cancel()``."""
+
+
+Workers = int | str | Executor | None
+"""None: this process. A number: so many processes beside it. An executor: each chunk is a job of it. ``"ray"``, or a
+Ray client's address ``"ray://..."``."""
 
 RETRIES = 3
 """How often a chunk whose worker died is given to another worker, and how often a connection to Ray is tried."""
@@ -54,6 +66,8 @@ def run_chunks(job: Job, chunks: list[Chunk], workers: Workers) -> Iterator[tupl
         return ((chunk, job.run(chunk)) for chunk in chunks)
     if isinstance(workers, int):
         return _local(job, chunks, workers)
+    if not isinstance(workers, str):
+        return _executed(job, chunks, workers)
     return _ray(job, chunks, None if workers == "ray" else workers)
 
 
@@ -116,6 +130,65 @@ def _run_here(chunk: Chunk) -> Arrays:
     return _job.run(chunk)
 
 
+def _executed(job: Job, chunks: list[Chunk], executor: Executor) -> Iterator[tuple[Chunk, Arrays]]:
+    """Gives an executor each chunk as a job, all at once: how many run at a time is the executor's affair."""
+    sent = SentJob(cloudpickle.dumps(job), job.environment())
+    # Within `batch`, submitit makes one array of Slurm's of all jobs.
+    with getattr(executor, "batch", nullcontext)():
+        running = {executor.submit(sent, chunk): chunk for chunk in chunks}
+    try:
+        while running:
+            for future in _first_done(running):
+                yield running[future], future.result()
+                del running[future]
+    except BrokenExecutor as error:
+        raise ChildProcessError(
+            f"run: the executor broke: {error}. With `store`, the same call and a new executor go on from here."
+        ) from error
+    finally:
+        for unfinished in running:
+            with suppress(Exception):
+                unfinished.cancel()
+
+
+def _first_done(futures: Iterable[Any]) -> list[Any]:
+    """Waits until some are done, and returns them."""
+    listed = list(futures)
+    if all(isinstance(future, Future) for future in listed):
+        return list(wait(listed, return_when=FIRST_COMPLETED).done)
+    while not (found := [future for future in listed if future.done()]):
+        time.sleep(_SECONDS / 10)
+    return found
+
+
+class SentJob:
+    """A function of a chunk that can be sent anywhere. A thread of a worker keeps the job that it has unpacked last.
+
+    Args:
+        packed: the job, by cloudpickle: an executor's own pickle can't send functions that were defined in a notebook.
+        environment: the caller's.
+    """
+
+    _unpacked = threading.local()
+
+    def __init__(self, packed: bytes, environment: dict[str, str]) -> None:
+        self._packed, self._environment = packed, environment
+
+    def __call__(self, chunk: Chunk) -> Arrays:
+        """Runs a chunk."""
+        if getattr(self._unpacked, "packed", None) != self._packed:
+            self._unpacked.job, self._unpacked.packed = cloudpickle.loads(self._packed), self._packed
+        job: Job = self._unpacked.job
+        _check_environment(job, self._environment)
+        return job.run(chunk)
+
+    def checkpoint(self, chunk: Chunk) -> Any:
+        """What submitit asks for when Slurm preempts a job, or its time is up: the same chunk once more."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, chunk)
+
+
 def _ray(job: Job, chunks: list[Chunk], address: str | None) -> Iterator[tuple[Chunk, Arrays]]:
     """Runs chunks on a Ray cluster. Each is a task, which Ray gives to another worker if its own dies."""
     try:
@@ -160,13 +233,18 @@ def _run_there(reference: list[Any], chunk: Chunk, expected: dict[str, str]) -> 
         _fetched.clear()
         _fetched[reference[0]] = ray.get(reference[0])
     job = _fetched[reference[0]]
+    _check_environment(job, expected)
+    return job.run(chunk)
+
+
+def _check_environment(job: Job, expected: dict[str, str]) -> None:
+    """Raises if this process would compute other bits than the one that started the sweep."""
     here = job.environment()
     if here != expected:
         raise RuntimeError(
             f"run: a worker must be like the machine that the sweep was started on, or its numbers differ in the last "
             f"bits: expected {expected}, got {here}."
         )
-    return job.run(chunk)
 
 
 @contextmanager
