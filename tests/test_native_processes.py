@@ -116,6 +116,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 LONG = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
 total()
 torch.set_num_threads(1)
 long = scan_lanes(lambda c, x: ((c * 0.5).sin(), ()), torch.zeros(1000), length=10**8, engine="native")
