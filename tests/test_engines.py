@@ -38,6 +38,13 @@ from popart_func.engines.tracing.tracer import trace_step
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
 TABLE = torch.zeros(3)
 COMPILED = [name for name in RUNNABLE if name != "eager"]
+
+
+def inductor_slow(names):
+    """Engines for a test of the trace that they share: inductor, which compiles for seconds, only with ``-m slow``."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name for name in names]
+
+
 LANES, STEPS = 7, 60
 """The same in all tests of the learner's step, so that an engine compiles it once: inductor takes 10 s."""
 
@@ -158,7 +165,7 @@ def test_engines_agree_with_eager(engine, dtype):
     assert pf.tree.max_difference(got, expected) < scale * torch.finfo(dtype).eps * 10
 
 
-@pytest.mark.parametrize("engine", RUNNABLE)
+@pytest.mark.parametrize("engine", inductor_slow(RUNNABLE))
 def test_a_step_is_traced_once(engine):
     calls = []
 
@@ -232,7 +239,7 @@ def test_many_steps_can_be_compiled(engine):
             assert carry.tolist() == [3.0 * number] * 2
 
 
-@pytest.mark.parametrize("engine", RUNNABLE)
+@pytest.mark.parametrize("engine", inductor_slow(RUNNABLE))
 def test_any_callable_is_a_step(engine):
     class Slotted:
         __slots__ = ("rate",)
@@ -295,9 +302,7 @@ def test_hyper_parameters_keep_their_kind(engine):
     assert rate.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name for name in RUNNABLE]
-)
+@pytest.mark.parametrize("engine", inductor_slow(RUNNABLE))
 def test_whole_numbers_as_rates(engine):
     start, xs, _ = learner_problem(torch.float32)
     whole = scan_lanes(learner_step, start, xs, hparams={"learning_rate": 0, "step_size": 1}, engine=engine)
@@ -518,7 +523,7 @@ def test_what_is_changed_in_place_after_being_closed_over(engine):
     assert table.tolist() == [0, 0, 10]
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", inductor_slow(COMPILED))
 def test_what_is_bound_anew_after_being_closed_over_is_not_seen(engine):
     """As under `jax.jit`; `eager` sees it. A function that is made anew is another step."""
     held = {"tensor": torch.tensor(2.0), "number": 3.0}
@@ -534,7 +539,7 @@ def test_what_is_bound_anew_after_being_closed_over_is_not_seen(engine):
     assert scan(make(), zero, length=1, engine=engine)[0] == 600
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", inductor_slow(COMPILED))
 def test_the_default_dtype_and_identity_are_part_of_a_trace(engine):
     def step(carry, x):
         return carry, torch.ones(()) * 3
