@@ -74,8 +74,8 @@ CONSTANTS = Constants(0.308, 0.294, 2.88, 0.208, 0.204, 0.0679, 47.8, 0.72, 0.34
 
 In 80 points (Pop-Art on networks 4 to 256 wide, batches of 1 to 128, 1 to 256 lanes, SGD and Adam, and Q-learning with
 its environment inside) the chosen schedule took 1.016 times as long as the better one on average, and at most 1.84
-times; on another such machine 1.014 and 2.09 times. `inductor`, measured in four of the points, was slower in each: it may win where few lanes have large products
-and many threads share them.
+times; on another such machine 1.014 and 2.09 times. `inductor`, measured in four of the points, was slower in each: it
+may win where few lanes have large products and many threads share them.
 """
 
 COMPILE = 10.0
