@@ -175,6 +175,10 @@ def test_without_jax(monkeypatch, capsys):
         (lambda: bench.compare([1], engines=["warp"]), r"compare: `engines` must be among \[.*\], got 'warp'"),
         (lambda: workload_bench.compare_workloads(["chess"]), r"`workloads` must be among \[.*\], got 'chess'"),
         (lambda: workload_bench.compare_workloads(engines=["warp"]), r"`engines` must be among \[.*\], got 'warp'"),
+        (
+            lambda: workload_bench.compare_workloads(["gru"], lanes=[7]),
+            r"`lanes` must be among \[16\], which gru have, got",
+        ),
         (lambda: bench_plot.costs([], "x.png"), "costs: `results` must hold at least one cost"),
     ],
 )

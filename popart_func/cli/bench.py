@@ -95,7 +95,7 @@ def bench(
                 on_result=lambda result: progress.say(_result_line(result)),
                 on_refusal=progress.say,
             )
-            for workload in workloads:
+            for workload in dict.fromkeys(workloads):
                 print_table(_workload_table(workload, [row for row in results if row.workload == workload]))
         else:
             results = benchmark.compare(

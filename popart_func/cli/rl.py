@@ -60,8 +60,9 @@ def rl(
     reward_scales
         What rewards are multiplied by.
     steps
-        How many actions, at least those of the longest episode, rounded up to a multiple of four; by default bsuite's
-        10,000 episodes of the bandit and of Catch, and 100,000 actions of the others.
+        How many actions, at least those of the longest episode, rounded up to a multiple of four and of the actions in
+        a step of each agent; by default bsuite's 10,000 episodes of the bandit and of Catch, and 100,000 actions of
+        the others.
     chunk
         How many lanes run together, and are written together.
     out

@@ -99,7 +99,7 @@ def compare_workloads(
 
     Args:
         workloads: their names.
-        lanes: only the sizes with these numbers of lanes; by default all.
+        lanes: only the sizes with these numbers of lanes, each of which some size must have; by default all.
         engines: the names of engines and competitors; by default `native`, `inductor` and JAX where they run here.
         repeats: the number of timed runs, after a first one that compiles.
         on_result: called with each result as it comes.
@@ -109,7 +109,7 @@ def compare_workloads(
         The results, engine by engine for each size of each workload.
 
     Raises:
-        ValueError: a workload or an engine is unknown.
+        ValueError: a workload or an engine is unknown, or no size has a number of lanes.
         ModuleNotFoundError: a competitor needs jax and optax, which are not installed.
         RuntimeError: two sides compute something else.
     """
@@ -126,17 +126,23 @@ def compare_workloads(
         if name in WORKLOAD_COMPETITORS and not has_jax:
             advice = "pip install 'popart-func[jax]' optax"
             raise ModuleNotFoundError(f"compare_workloads: {name!r} needs jax and optax: {advice}", name="jax")
-    chosen = list(workloads)
+    chosen = list(dict.fromkeys(workloads))
     for workload in chosen:
         if workload not in WORKLOADS:
             raise ValueError(f"compare_workloads: `workloads` must be among {list(WORKLOADS)}, got {workload!r}.")
+    found = {size["lanes"] for workload in chosen for size in WORKLOADS[workload].sizes}
+    wanted = found if lanes is None else set(lanes)
+    if not wanted <= found:
+        raise ValueError(
+            f"compare_workloads: `lanes` must be among {sorted(found)}, which {', '.join(chosen)} have, got "
+            f"{sorted(wanted - found)}."
+        )
     _ask_for_devices(names)
-    wanted = None if lanes is None else set(lanes)
     results = []
     for workload in chosen:
         make, sizes = WORKLOADS[workload]
         for size in sizes:
-            if wanted is None or size["lanes"] in wanted:
+            if size["lanes"] in wanted:
                 for result in _measure(workload, make(**size), names, repeats, on_refusal):
                     results.append(result)
                     if on_result is not None:

@@ -70,7 +70,7 @@ def ppo(
     *,
     discount: Scalar = 0.99,
     trace: Scalar = 0.95,
-    clip: float = 0.2,
+    clip: Scalar = 0.2,
     entropy: Scalar = 0.01,
     length: int = 128,
     epochs: int = 4,
@@ -100,7 +100,9 @@ def ppo(
     def loss(actor: dict[str, Tensor], rollout: Rollout, advantage: Tensor) -> Tensor:
         log_prob, bonus = _log_prob_and_entropy(actor, rollout)
         ratio = (log_prob - rollout.log_prob).exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        one = torch.ones_like(ratio)
+        near = torch.maximum(torch.minimum(ratio, one + clip), one - clip)
+        gain = torch.minimum(ratio * advantage, near * advantage)
         return -(gain + entropy * bonus).mean()
 
     def learn(state: ActorCriticState, rollout: Rollout, key: Tensor) -> ActorCriticState:

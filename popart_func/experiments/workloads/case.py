@@ -5,13 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor, nn
+from torch.func import grad_and_value
 
 from popart_func.models import init_lanes
+from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.tree import PyTree
 
-__all__ = ["Case", "JaxForm", "blank", "jax_linear", "jax_popart", "jax_rescaled", "lanes_of", "steps_for"]
+__all__ = [
+    "Case",
+    "JaxForm",
+    "as_numpy",
+    "blank",
+    "jax_linear",
+    "jax_popart",
+    "jax_rescaled",
+    "jax_training",
+    "lanes_of",
+    "steps_for",
+    "training_step",
+]
 
 DISTINCT = 32
 """So many lanes have first parameters of their own; further lanes begin as one of these."""
@@ -72,6 +87,37 @@ def lanes_of(make: Callable[[], nn.Module], lanes: int) -> dict[str, Tensor]:
 def steps_for(flops: int, lanes: int, *, most: int = 2000) -> int:
     """The number of steps of a run that takes some tenths of a second."""
     return max(2, min(most, int(4e8 / (flops * lanes))))
+
+
+def as_numpy(tree: PyTree) -> PyTree:
+    """A tree of tensors as numpy arrays."""
+    return optree.tree_map(Tensor.numpy, tree)
+
+
+def training_step(loss: Callable[[Any, Any], Tensor], optimizer: GradientTransformation) -> Callable[[Any, Any], Any]:
+    """A step that descends ``loss(params, x)``; its carry is the parameters and the optimizer's state."""
+
+    def step(carry: Any, x: Any) -> Any:
+        params, state = carry
+        grads, value = grad_and_value(loss)(params, x)
+        updates, state = optimizer.update(grads, state, params)
+        return (apply_updates(params, updates), state), value
+
+    return step
+
+
+def jax_training(loss: Callable[[Any, Any], Any], optimizer: Any) -> Callable[[Any, Any], Any]:
+    """`training_step` of one lane in JAX, scanned over ``xs``, with an optimizer of optax."""
+    import jax
+    import optax
+
+    def step(carry: Any, x: Any) -> Any:
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params, x)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    return lambda params, xs: jax.lax.scan(step, (params, optimizer.init(params)), xs)[1]
 
 
 def jax_linear(params: Mapping[str, Any], name: str, x: Any) -> Any:

@@ -11,6 +11,7 @@ from popart_func import optim, random
 from popart_func.experiments.workloads.case import (
     Case,
     JaxForm,
+    as_numpy,
     blank,
     jax_linear,
     jax_popart,
@@ -73,9 +74,7 @@ def case(lanes: int) -> Case:
     )
 
     def in_jax() -> JaxForm:
-        one_lane = _jax_lane(steps)
-        numpy = {name: leaf.numpy() for name, leaf in params.items()}
-        return JaxForm(one_lane, (numpy, seeds.numpy(), (seeds % COLUMNS).numpy()), None)
+        return JaxForm(_jax_lane(steps), as_numpy((params, seeds, seeds % COLUMNS)), None)
 
     # Two values to act and to bootstrap, and a training step of one of three outputs.
     weights, head = ROWS * COLUMNS * HIDDEN, HIDDEN * ACTIONS

@@ -6,10 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
 from popart_func import optim
-from popart_func.experiments.workloads.case import Case, JaxForm, blank, jax_linear, lanes_of
+from popart_func.experiments.workloads.case import (
+    Case,
+    JaxForm,
+    as_numpy,
+    blank,
+    jax_linear,
+    jax_training,
+    lanes_of,
+    training_step,
+)
 from popart_func.models import stateless
 
 __all__ = ["SIZES", "case"]
@@ -35,17 +43,10 @@ def case(lanes: int) -> Case:
     """Images of 10x10x4, 16 filters of 3x3, a layer of 128, batch 32, Adam."""
     network, optimizer = stateless(blank(make)), optim.adam(RATE)
 
-    def step(carry: Any, batch: Any) -> Any:
-        params, state = carry
+    def loss(params: dict[str, Tensor], batch: Any) -> Tensor:
         image, action, y = batch
-
-        def loss(params: dict[str, Tensor]) -> Tensor:
-            values = network(params, image.float()).gather(1, action[:, None].long())[:, 0]
-            return (values - y).square().mean()
-
-        grads, value = grad_and_value(loss)(params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optim.apply_updates(params, updates), state), value
+        values = network(params, image.float()).gather(1, action[:, None].long())[:, 0]
+        return (values - y).square().mean()
 
     places = (SIZE - 2) ** 2
     first = places * FILTERS * CHANNELS * 9
@@ -64,8 +65,6 @@ def case(lanes: int) -> Case:
         import jax.numpy as jnp
         import optax
 
-        tx = optax.adam(RATE)
-
         def network(params: Any, x: Any) -> Any:
             # Patches and a product: under vmap several times as fast on CPUs as `conv_general_dilated`.
             n = SIZE - 2
@@ -75,23 +74,13 @@ def case(lanes: int) -> Case:
             h = jax.nn.relu(h.reshape(x.shape[0], n * n, FILTERS).transpose(0, 2, 1)).reshape(x.shape[0], -1)
             return jax_linear(params, "5", jax.nn.relu(jax_linear(params, "3", h)))
 
-        def step(carry: Any, batch: Any) -> Any:
-            params, state = carry
+        def loss(params: Any, batch: Any) -> Any:
             image, action, y = batch
+            values = network(params, image.astype(jnp.float32))
+            return jnp.mean((jnp.take_along_axis(values, action[:, None], 1)[:, 0] - y) ** 2)
 
-            def loss(params: Any) -> Any:
-                values = network(params, image.astype(jnp.float32))
-                return jnp.mean((jnp.take_along_axis(values, action[:, None], 1)[:, 0] - y) ** 2)
-
-            value, grads = jax.value_and_grad(loss)(params)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), value
-
-        def one_lane(params: Any, xs: Any) -> Any:
-            return jax.lax.scan(step, (params, tx.init(params)), xs)[1]
-
-        return JaxForm(one_lane, {name: leaf.numpy() for name, leaf in params.items()}, tuple(x.numpy() for x in xs))
+        return JaxForm(jax_training(loss, optax.adam(RATE)), as_numpy(params), as_numpy(xs))
 
     start = params, torch.vmap(optimizer.init)(params)
     size = f"{FILTERS} filters, {HIDDEN}, batch {BATCH}, adam"
-    return Case(size, lanes, STEPS, step, start, xs, flops, in_jax)
+    return Case(size, lanes, STEPS, training_step(loss, optimizer), start, xs, flops, in_jax)

@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
-from torch.func import grad_and_value
+from torch import Tensor, nn
 
 from popart_func import optim
-from popart_func.experiments.workloads.case import Case, JaxForm, blank, jax_linear, lanes_of, steps_for
+from popart_func.experiments.workloads.case import (
+    Case,
+    JaxForm,
+    as_numpy,
+    blank,
+    jax_linear,
+    jax_training,
+    lanes_of,
+    steps_for,
+    training_step,
+)
 from popart_func.models import stateless
 
 __all__ = ["SIZES", "case"]
@@ -31,12 +40,8 @@ def case(lanes: int) -> Case:
     inputs = torch.randn(SAMPLES, INPUTS, generator=generator)
     targets = inputs.sum(1, keepdim=True).sin()
 
-    def step(carry: Any, picks: Any) -> Any:
-        params, state = carry
-        x, y = inputs[picks], targets[picks]
-        grads, value = grad_and_value(lambda params: (network(params, x) - y).square().mean())(params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optim.apply_updates(params, updates), state), value
+    def loss(params: dict[str, Tensor], picks: Tensor) -> Tensor:
+        return (network(params, inputs[picks]) - targets[picks]).square().mean()
 
     weights = INPUTS * WIDTH + WIDTH * WIDTH + WIDTH
     flops = (6 * weights - 2 * INPUTS * WIDTH) * BATCH
@@ -45,11 +50,9 @@ def case(lanes: int) -> Case:
     picks = torch.randint(0, SAMPLES, (steps, lanes, BATCH), generator=generator)
 
     def in_jax() -> JaxForm:
-        import jax
         import jax.numpy as jnp
         import optax
 
-        tx = optax.adam(RATE)
         all_inputs, all_targets = jnp.asarray(inputs.numpy()), jnp.asarray(targets.numpy())
 
         def network(params: Any, x: Any) -> Any:
@@ -57,17 +60,12 @@ def case(lanes: int) -> Case:
             x = jnp.tanh(jax_linear(params, "2", x))
             return jax_linear(params, "4", x)
 
-        def step(carry: Any, picks: Any) -> Any:
-            params, state = carry
-            x, y = all_inputs[picks], all_targets[picks]
-            value, grads = jax.value_and_grad(lambda params: jnp.mean((network(params, x) - y) ** 2))(params)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), value
+        def loss(params: Any, picks: Any) -> Any:
+            return jnp.mean((network(params, all_inputs[picks]) - all_targets[picks]) ** 2)
 
-        def one_lane(params: Any, picks: Any) -> Any:
-            return jax.lax.scan(step, (params, tx.init(params)), picks)[1]
-
-        return JaxForm(one_lane, {name: leaf.numpy() for name, leaf in params.items()}, picks.int().numpy())
+        return JaxForm(jax_training(loss, optax.adam(RATE)), as_numpy(params), as_numpy(picks.int()))
 
     start = params, torch.vmap(optimizer.init)(params)
-    return Case(f"2x{WIDTH}, batch {BATCH}, adam", lanes, steps, step, start, picks, flops, in_jax)
+    return Case(
+        f"2x{WIDTH}, batch {BATCH}, adam", lanes, steps, training_step(loss, optimizer), start, picks, flops, in_jax
+    )

@@ -6,12 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value
 from torch.nn.functional import linear
 
 from popart_func import optim
 from popart_func.engines import scan
-from popart_func.experiments.workloads.case import Case, JaxForm, jax_linear, lanes_of, steps_for
+from popart_func.experiments.workloads.case import (
+    Case,
+    JaxForm,
+    as_numpy,
+    jax_linear,
+    jax_training,
+    lanes_of,
+    steps_for,
+    training_step,
+)
 
 __all__ = ["SIZES", "case"]
 
@@ -44,12 +52,9 @@ def case(batch: int, lanes: int) -> Case:
     """64 units over sequences of 20, Adam: `popart_func.scan` here, `jax.lax.scan` there."""
     optimizer = optim.adam(RATE)
 
-    def step(carry: Any, sample: Any) -> Any:
-        params, state = carry
+    def loss(params: dict[str, Tensor], sample: Any) -> Tensor:
         x, y = sample
-        grads, value = grad_and_value(lambda params: (_network(params, x) - y).square().mean())(params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optim.apply_updates(params, updates), state), value
+        return (_network(params, x) - y).square().mean()
 
     weights = 3 * WIDTH * (INPUTS + WIDTH) + WIDTH
     flops = (6 * weights - 2 * 3 * WIDTH * INPUTS) * LENGTH * batch
@@ -63,8 +68,6 @@ def case(batch: int, lanes: int) -> Case:
         import jax.numpy as jnp
         import optax
 
-        tx = optax.adam(RATE)
-
         def network(params: Any, x: Any) -> Any:
             def cell(h: Any, x: Any) -> Any:
                 of_x = x @ params["cell.weight_ih"].T + params["cell.bias_ih"]
@@ -76,18 +79,12 @@ def case(batch: int, lanes: int) -> Case:
 
             return jax.lax.scan(cell, jnp.zeros((x.shape[1], WIDTH)), x)[1]
 
-        def step(carry: Any, sample: Any) -> Any:
-            params, state = carry
+        def loss(params: Any, sample: Any) -> Any:
             x, y = sample
-            value, grads = jax.value_and_grad(lambda params: jnp.mean((network(params, x) - y) ** 2))(params)
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), value
+            return jnp.mean((network(params, x) - y) ** 2)
 
-        def one_lane(params: Any, xs: Any) -> Any:
-            return jax.lax.scan(step, (params, tx.init(params)), xs)[1]
-
-        return JaxForm(one_lane, {name: leaf.numpy() for name, leaf in params.items()}, tuple(v.numpy() for v in xs))
+        return JaxForm(jax_training(loss, optax.adam(RATE)), as_numpy(params), as_numpy(xs))
 
     start = params, torch.vmap(optimizer.init)(params)
     size = f"{WIDTH} units, {LENGTH} steps, batch {batch}, adam"
-    return Case(size, lanes, steps, step, start, xs, flops, in_jax)
+    return Case(size, lanes, steps, training_step(loss, optimizer), start, xs, flops, in_jax)

@@ -13,6 +13,7 @@ from popart_func import optim
 from popart_func.experiments.workloads.case import (
     Case,
     JaxForm,
+    as_numpy,
     blank,
     jax_linear,
     jax_popart,
@@ -97,7 +98,7 @@ def case(hidden: Sequence[int], batch: int, lanes: int, optimizer: str = "sgd") 
             start = jnp.float32(0), jnp.float32(1), jnp.float32(1)
             return jax.lax.scan(step, (params, start, tx.init(params)), xs)[1]
 
-        return JaxForm(one_lane, {name: leaf.numpy() for name, leaf in params.items()}, tuple(v.numpy() for v in xs))
+        return JaxForm(one_lane, as_numpy(params), as_numpy(xs))
 
     shape = f"{len(hidden)}x{hidden[0]}, batch {batch}, {optimizer}"
     return Case(shape, lanes, steps, step, torch.vmap(learner.init)(params), xs, flops, in_jax)

@@ -7,10 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value
 
 from popart_func import optim
-from popart_func.experiments.workloads.case import Case, JaxForm, blank, jax_linear, lanes_of, steps_for
+from popart_func.experiments.workloads.case import (
+    Case,
+    JaxForm,
+    as_numpy,
+    blank,
+    jax_linear,
+    jax_training,
+    lanes_of,
+    steps_for,
+    training_step,
+)
 from popart_func.models import stateless
 
 __all__ = ["SIZES", "case"]
@@ -49,12 +58,6 @@ def case(batch: int, lanes: int) -> Case:
         value = 0.5 * (critic(_part(params, "critic"), x)[:, 0] - returns).square().mean()
         return policy + 0.5 * value - 0.01 * entropy
 
-    def step(carry: Any, sample: Any) -> Any:
-        params, state = carry
-        grads, value = grad_and_value(loss)(params, sample)
-        updates, state = optimizer.update(grads, state, params)
-        return (optim.apply_updates(params, updates), state), value
-
     first = 2 * INPUTS * WIDTH
     weights = first + 2 * WIDTH * WIDTH + WIDTH * (ACTIONS + 1)
     flops = (6 * weights - 2 * first) * batch
@@ -71,20 +74,17 @@ def case(batch: int, lanes: int) -> Case:
     )
 
     def in_jax() -> JaxForm:
-        numpy = {name: leaf.numpy() for name, leaf in params.items()}
-        return JaxForm(_jax_lane(), numpy, tuple(x.numpy() for x in xs))
+        return JaxForm(_jax_lane(), as_numpy(params), as_numpy(xs))
 
     start = params, torch.vmap(optimizer.init)(params)
     size = f"2x{WIDTH} twice, minibatch {batch}, adam"
-    return Case(size, lanes, steps, step, start, xs, flops, in_jax)
+    return Case(size, lanes, steps, training_step(loss, optimizer), start, xs, flops, in_jax)
 
 
 def _jax_lane() -> Any:
     import jax
     import jax.numpy as jnp
     import optax
-
-    tx = optax.chain(optax.clip_by_global_norm(NORM), optax.adam(RATE, eps=1e-5))
 
     def network(params: Any, x: Any) -> Any:
         x = jnp.tanh(jax_linear(params, "0", x))
@@ -101,13 +101,4 @@ def _jax_lane() -> Any:
         value = 0.5 * ((network(_part(params, "critic"), x)[:, 0] - returns) ** 2).mean()
         return policy + 0.5 * value - 0.01 * entropy
 
-    def step(carry: Any, sample: Any) -> Any:
-        params, state = carry
-        value, grads = jax.value_and_grad(loss)(params, sample)
-        updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), value
-
-    def one_lane(params: Any, xs: Any) -> Any:
-        return jax.lax.scan(step, (params, tx.init(params)), xs)[1]
-
-    return one_lane
+    return jax_training(loss, optax.chain(optax.clip_by_global_norm(NORM), optax.adam(RATE, eps=1e-5)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value
 
 from popart_func import optim, random
-from popart_func.experiments.workloads.case import Case, JaxForm, blank, jax_linear, lanes_of, steps_for
+from popart_func.experiments.workloads.case import Case, JaxForm, as_numpy, blank, jax_linear, lanes_of, steps_for
 from popart_func.models import stateless
 
 __all__ = ["SIZES", "case"]
@@ -75,15 +75,10 @@ def case(order: str, capacity: int, lanes: int) -> Case:
     )
 
     def in_jax() -> JaxForm:
-        numpy = {name: leaf.numpy() for name, leaf in params.items()}, seeds.int().numpy(), _numpy(buffers)
-        return JaxForm(_jax_lane(capacity, samples_first), numpy, _numpy(xs))
+        return JaxForm(_jax_lane(capacity, samples_first), as_numpy((params, seeds.int(), buffers)), as_numpy(xs))
 
     size = f"1x{HIDDEN}, batch {BATCH}, {order}, capacity {capacity:,}"
     return Case(size, lanes, steps, step, start, xs, flops, in_jax)
-
-
-def _numpy(leaves: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    return tuple(leaf.numpy() for leaf in leaves)
 
 
 def _jax_lane(capacity: int, samples_first: bool) -> Any:
