@@ -416,6 +416,14 @@ ROOTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "closed over": rooted(torch.sqrt),
     "custom function": rooted(Root.apply),
     "transform": rooted(lambda y: torch.func.jvp(lambda z: 2 / 3 * z**1.5, (y,), (torch.ones_like(y),))[1]),
+    "pullback": rooted(lambda y: torch.func.vjp(lambda z: 2 / 3 * z**1.5, y)[1](torch.ones_like(y))[0]),
+    "pullback of a closure": lambda w, x: pf.cond(
+        x > 0, lambda: torch.func.vjp(lambda z: z * torch.sqrt(w + x), x)[1](torch.ones_like(x))[0], lambda: 2 * w
+    ),
+    "cotangent": lambda w, x: pf.cond(
+        x > 0, lambda: torch.func.vjp(lambda z: z.sqrt(), w + x)[1](2 * (w + x))[0], lambda: 2 * w
+    ),
+    "second derivative": rooted(lambda y: 4 / 15 * torch.func.hessian(lambda z: z**2.5)(y)),
     "in a choice": lambda w, x: pf.cond(
         x > -1, lambda: pf.cond(x > 0, lambda: torch.sqrt(w + x), lambda: 2 * w), lambda: w
     ),
