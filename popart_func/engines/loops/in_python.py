@@ -69,7 +69,7 @@ def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
 
 
 # `torch.func.vjp` calls these. They look up a tensor in autograd's graph, so they must get the tensor itself.
-_IN_GRAPH = (torch.autograd.grad, Tensor.requires_grad_, Tensor.requires_grad.__get__)
+_IN_GRAPH = (torch.autograd.grad, Tensor.requires_grad_, Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
 
 
 class _GradientsWhere(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""Start-up: keeps the garbage collector out of tracing, and has ops looked up. `_torch` keeps out TorchDynamo."""
+"""Keeps the garbage collector out of tracing, and looks ops up before a fork. `_torch` keeps TorchDynamo's import out."""
 
 from __future__ import annotations
 
