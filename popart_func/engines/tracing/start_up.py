@@ -1,4 +1,4 @@
-"""Keeps the garbage collector out of tracing, and looks ops up before a fork. `_torch` keeps TorchDynamo's import out."""
+"""Start-up: keeps the garbage collector out of tracing, and looks ops up before a fork can come in between."""
 
 from __future__ import annotations
 
