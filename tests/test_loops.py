@@ -215,6 +215,25 @@ def test_a_lane_that_is_done_raises_no_error():
         assert pf.scan_lanes(step, start, length=1, engine=engine)[0][2].tolist() == [13.0, 28.0]
 
 
+def test_a_lane_without_rounds_raises_no_error():
+    """Not even for what is the same in each round, which `native` computes once."""
+    table = torch.arange(8.0).reshape(4, 2)
+
+    def step(limit: Tensor, place: Tensor) -> Any:
+        body = lambda s: (s[0] + 1, s[1] + torch.exp(table[place]).sum())  # noqa: E731
+        return limit, pf.while_loop(lambda s: s[0] < limit, body, (torch.zeros_like(limit), torch.zeros(())))[1]
+
+    def run(limits: list[int], places: list[int], engine: str) -> Tensor:
+        return pf.scan_lanes(step, torch.tensor(limits), torch.tensor([places]), shared=False, engine=engine)[1][0]
+
+    for engine in ("eager", *SCHEDULES):
+        assert run([0, 0], [9, 9], engine).tolist() == [0, 0]
+        with pytest.raises(IndexError):
+            run([0, 2], [1, 9], engine)
+    for engine in SCHEDULES:
+        close(run([0, 2], [9, 1], engine), torch.tensor([0, 2 * table[1].exp().sum()]), 1e-4)
+
+
 def test_reverse_mode_of_a_while_loop_says_what_to_use():
     def loss(x: Tensor) -> Tensor:
         return grown(x, torch.tensor(9.0, dtype=torch.float64)).sum()
@@ -397,6 +416,14 @@ ROOTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "closed over": rooted(torch.sqrt),
     "custom function": rooted(Root.apply),
     "transform": rooted(lambda y: torch.func.jvp(lambda z: 2 / 3 * z**1.5, (y,), (torch.ones_like(y),))[1]),
+    "pullback": rooted(lambda y: torch.func.vjp(lambda z: 2 / 3 * z**1.5, y)[1](torch.ones_like(y))[0]),
+    "pullback of a closure": lambda w, x: pf.cond(
+        x > 0, lambda: torch.func.vjp(lambda z: z * torch.sqrt(w + x), x)[1](torch.ones_like(x))[0], lambda: 2 * w
+    ),
+    "cotangent": lambda w, x: pf.cond(
+        x > 0, lambda: torch.func.vjp(lambda z: z.sqrt(), w + x)[1](2 * (w + x))[0], lambda: 2 * w
+    ),
+    "second derivative": rooted(lambda y: 4 / 15 * torch.func.hessian(lambda z: z**2.5)(y)),
     "in a choice": lambda w, x: pf.cond(
         x > -1, lambda: pf.cond(x > 0, lambda: torch.sqrt(w + x), lambda: 2 * w), lambda: w
     ),

@@ -228,7 +228,8 @@ def test_writes_to_several_computed_places() -> None:
         c, i, j = c.clone(), x.long(), x.long() - 2
         c[i, j] = x + 1
         c[:, i, j] = c[0, :, 0] + x
-        c[i, :, j] += x.double()
+        c[i, :, j] += x
+        c[j, :, i] = c[i, :, j].double() / 3
         c[i, j, i] = 7
         return c, c.sum()
 

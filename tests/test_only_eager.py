@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from popart_func._torch import FakeTensor, FakeTensorMode
 from popart_func.engines import ENGINES, EngineUnavailableError, UnsupportedError, available_engines, scan, scan_lanes
+from popart_func.engines.only_eager import FREED, why_tensor_needs_eager
 from popart_func.engines.selection import _say_once
 from popart_func.interop.jax import to_jax_function
 
@@ -189,6 +190,15 @@ def test_masked_tensors_and_freed_memory() -> None:
     for engine in ("auto", *COMPILED):
         with pytest.raises(ValueError, match="scan: the step closes over a tensor whose memory has been freed"):
             total(torch.ones(600), engine, factor=freed)
+
+
+def test_views_are_read_by_every_engine() -> None:
+    """An expanded tensor has more elements than its storage, a tensor with gaps fewer."""
+    for view in (torch.ones(1).expand(9), torch.ones(9, 4)[:, 2], torch.ones(18)[::2], torch.ones(3, 3).T[1]):
+        assert why_tensor_needs_eager(view) is None
+    gaps = torch.ones(18)[::2]
+    gaps.untyped_storage().resize_(16 * gaps.itemsize)
+    assert why_tensor_needs_eager(gaps) == FREED
 
 
 def multiplies_sparse(carry: Tensor, x: Tensor) -> Any:

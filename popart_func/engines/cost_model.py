@@ -11,7 +11,7 @@ row of numbers cut into whole registers. In nanoseconds for a step of all lanes,
 ``products`` are the multiplications in matrix products, ``others`` the numbers that all other nodes compute, ``loops``
 the nodes that compute at least `FEW` numbers, and ``scalars`` what the others compute. With one schedule a lane's bits
 depend on nothing but the lane, so the schedule may not depend on the number of threads: it is the faster one on one
-thread. ``"auto"`` takes `inductor` where it saves more than the 10 s that it may take to compile.
+thread. ``"auto"`` takes `inductor` where it saves more than `COMPILE`, the time that it may take to compile.
 
 `tests/benchmarks/fit_cost_model.py` measures steps on the machine that it runs on, fits the constants to them and
 prints what the rule chooses and how far it is from the best.
@@ -72,14 +72,14 @@ class Constants(NamedTuple):
 CONSTANTS = Constants(0.308, 0.294, 2.88, 0.208, 0.204, 0.0679, 47.8, 0.72, 0.343)
 """Found by `tests/benchmarks/fit_cost_model.py` on one thread of an AVX-512 machine (AMD EPYC), torch 2.13, float32.
 
-In 80 points (Pop-Art on networks 4 to 256 wide, batches of 1 to 128, 1 to 256 lanes, SGD and Adam, and Q-learning with
-its environment inside) the chosen schedule took 1.016 times as long as the better one on average, and at most 1.84
-times; on another such machine 1.014 and 2.09 times. `inductor`, measured in four of the points, was slower in each: it
-may win where few lanes have large products and many threads share them.
+In 78 points (Pop-Art on networks 4 to 256 wide, batches of 1 to 128, 1 to 256 lanes, SGD and Adam, and Q-learning with
+its environment inside) the chosen schedule takes 1.015 times as long as the better one on average, and 2.16 times at
+most, on another such machine than the one that the constants come from. `inductor`, measured in four of the points, was
+slower in each: it may win where few lanes have large products and many threads share them.
 """
 
 COMPILE = 10.0
-"""Seconds that `inductor` may take to compile: 3 to 10."""
+"""Seconds that `inductor` may take to compile: 7 for the paper's step, 15 in a new process."""
 
 FEW = 4
 """Fewer numbers than this are computed one by one, without a loop."""

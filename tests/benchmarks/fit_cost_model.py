@@ -1,6 +1,6 @@
 """Fits the constants of `popart_func.engines.cost_model` to this machine, and shows what the rule then chooses.
 
-    taskset -c 0 python tests/benchmarks/fit_cost_model.py              # the schedules of the native engine: 3 minutes
+    taskset -c 0 python tests/benchmarks/fit_cost_model.py              # the schedules of the native engine: 2 minutes
     taskset -c 0 python tests/benchmarks/fit_cost_model.py --inductor   # inductor as well: it compiles for 10 minutes
 
 It runs steps on one thread and takes CPU time, so that other work on the machine changes it little. Copy the line that

@@ -36,7 +36,7 @@ from ppo import (  # noqa: E402
     LONGEST,
     MINIBATCHES,
     STEPS,
-    TRACE,
+    advantage,
     ppo,
 )
 
@@ -98,12 +98,6 @@ def jax_update(updates: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
         environment, (xs, actions, chosen, values, rewards, done) = jax.lax.scan(
             act, carry["environment"], jax.random.split(rollout_key, STEPS)
         )
-
-        def advantage(later: Any, x: Any) -> Any:
-            (advantage, value_after), (value, reward, done) = later, x
-            error = reward + DISCOUNT * value_after * (1 - done) - value
-            advantage = error + DISCOUNT * TRACE * (1 - done) * advantage
-            return (advantage, value), advantage
 
         start = jnp.zeros(ENVIRONMENTS), value(environment[0])
         _, advantages = jax.lax.scan(advantage, start, (values, rewards, done), reverse=True)

@@ -41,6 +41,14 @@ def log_probability(actor: dict[str, Tensor], x: Tensor, action: Tensor) -> tupl
     return torch.where(action == 1, both[:, 1], both[:, 0]), both
 
 
+def advantage(later: Any, x: Any) -> Any:
+    """A step backwards in time of generalized advantage estimation, on arrays of PyTorch or of JAX."""
+    (following, value_after), (value, reward, done) = later, x
+    error = reward + DISCOUNT * value_after * (1 - done) - value
+    found = error + DISCOUNT * TRACE * (1 - done) * following
+    return (found, value), found
+
+
 def ppo(reward_scale: float, *, with_popart: bool, updates: int) -> tuple[Callable[[int], Any], Callable[..., Any]]:
     """``init(seed) -> carry`` and ``update(carry, number) -> (carry, (mean return, loss))``."""
     optimizer = pf.adam(1.0, eps=1e-5)
@@ -97,12 +105,6 @@ def ppo(reward_scale: float, *, with_popart: bool, updates: int) -> tuple[Callab
         environment, (xs, actions, chosen, values, rewards, done) = pf.scan(
             act, carry["environment"], pf.random.split(rollout_key, STEPS)
         )
-
-        def advantage(later: Any, x: Any) -> Any:
-            (advantage, value_after), (value, reward, done) = later, x
-            error = reward + DISCOUNT * value_after * (1 - done) - value
-            advantage = error + DISCOUNT * TRACE * (1 - done) * advantage
-            return (advantage, value), advantage
 
         start = torch.zeros(ENVIRONMENTS), value(environment[0])
         _, advantages = pf.scan(advantage, start, (values, rewards, done), reverse=True)

@@ -162,7 +162,8 @@ def while_loop(cond: Callable[..., Any], body: Callable[..., PyTree], carry: PyT
     """Runs ``carry = body(carry)`` as long as ``cond(carry)`` is true, as `jax.lax.while_loop` does.
 
     In the lanes of `torch.vmap` and of `scan_lanes` it runs until the last lane is done. A lane that is done keeps its
-    carry. It has derivatives in forward mode (`jvp`, `jacfwd`), and none in reverse mode.
+    carry. A lane without any round raises the errors of the body on the engine `eager`, while other lanes have rounds.
+    There are derivatives in forward mode (`jvp`, `jacfwd`), and none in reverse mode.
 
     Args:
         cond: pure, ``cond(carry)`` -> a bool tensor of shape ().

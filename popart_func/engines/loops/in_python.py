@@ -68,6 +68,10 @@ def _selected(predicate: Tensor, true: PyTree, false: PyTree) -> PyTree:
     return optree.tree_map(lambda one, other: torch.where(predicate, one, other), true, false)
 
 
+# `torch.func.vjp` calls these. They look up a tensor in autograd's graph, so they must get the tensor itself.
+_IN_GRAPH = (torch.autograd.grad, Tensor.requires_grad_, Tensor.requires_grad.__get__)  # type: ignore[attr-defined]
+
+
 class _GradientsWhere(TorchFunctionMode):
     """Within it, tensors from outside of it have no gradient in the lanes that don't take the branch, not even NaN."""
 
@@ -78,7 +82,9 @@ class _GradientsWhere(TorchFunctionMode):
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = map_tensors(self._guarded, (tuple(args), kwargs or {}))
+        kwargs = map_tensors(self._guarded, kwargs or {})
+        if func not in _IN_GRAPH:
+            args = map_tensors(self._guarded, tuple(args))
         result = func(*args, **kwargs)
         map_tensors(self._note_own, result)
         return result

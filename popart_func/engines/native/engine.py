@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient
 from popart_func.engines.native import validation
@@ -152,8 +153,11 @@ def _raise_errors(graph: StepGraph, bad: int) -> None:
         raise MemoryError("native: there is no memory for a block of lanes, which holds all that its lanes compute.")
     nodes = [node for node in all_nodes(graph.graph) if node.op == "call_function"] if bad else []
     if bad & BAD_INDEX:
-        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in INDEXED)
-        raise IndexError(f"native: an index was out of range in some lane, in {', or in '.join(lines) or 'the step'}.")
+        raise IndexError(f"native: an index was out of range in some lane, in {_lines(nodes, INDEXED)}.")
     if bad & BAD_DIVISOR:
-        lines = dict.fromkeys(describe(node) for node in nodes if op_name(node) in DIVISIONS)
-        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {', or in '.join(lines)}.")
+        raise ZeroDivisionError(f"native: an integer was divided by zero in some lane, in {_lines(nodes, DIVISIONS)}.")
+
+
+def _lines(nodes: Iterable[fx.Node], ops: Collection[str]) -> str:
+    """The user's lines that call one of these ops."""
+    return ", or in ".join(dict.fromkeys(describe(node) for node in nodes if op_name(node) in ops)) or "the step"

@@ -98,14 +98,17 @@ def _while(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -
     condition, body = plans
     going = f"{writer.memory_of(condition.program.ys[0])}[0][l]"
     around = writer.mask
-    write_nests(writer, [*condition.once, *body.once])
-    with writer.block("for (;;)"):
+    write_nests(writer, condition.once)
+    with writer.block("for (bool first = true;; first = false)"):
         write_nests(writer, condition.always)
         writer.line("bool any = false;")
         counts = going if around is None else f"({going} && {around})"
         writer.line(f"for (int l = 0; l < L; ++l) any |= {counts} != 0;")
         writer.line("if (!any) break;")
         with _masked(writer, going):
+            if body.once:
+                with writer.block("if (first)"):
+                    write_nests(writer, body.once)
             write_nests(writer, body.always)
         for load, new in zip(statement.loads_of_results, body.program.ys, strict=True):
             _select(writer, load.buffer, going, writer.memory_of(new), writer.memory_of(load.buffer))

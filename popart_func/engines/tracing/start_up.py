@@ -1,4 +1,4 @@
-"""Start-up: keeps the garbage collector out of tracing, and has ops looked up. `_torch` keeps out TorchDynamo."""
+"""Start-up: keeps the garbage collector out of tracing, and looks ops up before a fork can come in between."""
 
 from __future__ import annotations
 

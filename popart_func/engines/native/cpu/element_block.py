@@ -117,10 +117,13 @@ class ElementBlockWriter(CodeWriter):
             self._choice(statement, *plans)
 
     def _while(self, statement: Nested, condition: KernelPlan, body: KernelPlan) -> None:
-        write_nests(self, [*condition.once, *body.once])
-        with self.block("for (;;)"):
+        write_nests(self, condition.once)
+        with self.block("for (bool first = true;; first = false)"):
             write_nests(self, condition.always)
             self.line(f"if (!{self.memory_of(condition.program.ys[0])}[0]) break;")
+            if body.once:
+                with self.block("if (first)"):
+                    write_nests(self, body.once)
             write_nests(self, body.always)
             for load, new in zip(statement.loads_of_results, body.program.ys, strict=True):
                 self.copy(load.buffer, new)

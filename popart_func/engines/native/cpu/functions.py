@@ -1,6 +1,6 @@
 """Loop nests as C++ functions of the pointers that they read and write, so that equal nests are compiled once.
 
-A network of 64 layers has 260 loop nests, 11 of which differ. The compiler inlines what is called only once.
+A network of 64 layers of 10 has 260 loop nests, 12 of which differ. The compiler inlines what is called only once.
 """
 
 from __future__ import annotations

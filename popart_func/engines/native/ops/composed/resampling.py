@@ -1,4 +1,4 @@
-"""Sampling an image at the places of a grid: PyTorch's decomposition, and its kernel's values at places without end."""
+"""Sampling an image at the places of a grid: PyTorch's decomposition, corrected where a place is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LINEAR, _ZEROS, _BORDER = 0, 0, 1
 
 
 def _grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align: bool) -> Tensor:
-    """`grid_sampler_2d`; its decomposition reads an element, or 0, where the kernel has NaN or reads another one.
+    """`grid_sampler_2d`, with the values of PyTorch's kernel where a place is NaN or infinite.
 
-    Where a place is NaN or infinite, the kernel's linear result is NaN with zeros around the image. With a border the
-    kernel takes NaN for 0, and with reflection infinity, too; -1 in the grid is that place for either alignment.
+    There PyTorch's decomposition differs from its kernel. With zeros around the image, the kernel's linear result is
+    NaN. With a border, the kernel reads at NaN what it reads at -1; with reflection, also at infinity.
     """
     sizes = x.shape[3], x.shape[2]
     places = [grid[..., axis] * (0.5 * (size - align)) for axis, size in enumerate(sizes)]
