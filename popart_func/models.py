@@ -189,7 +189,7 @@ def _call(
 ) -> tuple[Any, dict[str, Tensor]]:
     """A module's results with parameters and buffers in the place of its own, and its buffers afterwards.
 
-    `torch.func.functional_call` takes half as long again, and does not tell what a module puts in the place of a buffer.
+    `torch.func.functional_call` takes half as long again, and does not tell what a module puts in place of a buffer.
     """
     with nullcontext() if torch.compiler.is_compiling() else _locks.setdefault(module, threading.RLock()):
         # A module may register a buffer in its first call, such as a table: that one stays its own.
@@ -288,8 +288,8 @@ def init_lanes(make_module: Callable[[], nn.Module], seeds: Iterable[SupportsInd
     """`init_params` for each seed or key, stacked on a leading lane axis.
 
     Under integers a module is built for each lane, which takes 0.2 ms for a small one. Under keys one is built, under
-    `torch.vmap`, and all lanes draw at once, the numbers that each key gives alone: 25 µs a lane for 3000 lanes of
-    the paper's network, and under 1 µs in a step of ``scan_lanes(..., engine="native")``.
+    `torch.vmap`, and all lanes draw at once, the numbers that each key gives alone: 25 µs a lane for 3000 lanes of the
+    paper's network, and under 1 µs in a step of ``scan_lanes(..., engine="native")``.
 
     Args:
         make_module: see `init_params`.
