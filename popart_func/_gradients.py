@@ -1,7 +1,7 @@
 """The gradient of a learner's objective: `torch.func.grad`, or autograd itself where no transform needs the former.
 
-`torch.func.grad` wraps every tensor that the objective touches, which takes three times as long as the gradient of a
-small network. Outside of every transform, trace and mode it has nothing to do, and autograd gives the same numbers.
+`torch.func.grad` wraps every tensor that the objective touches, which takes twice as long as the gradient of a small
+network. Outside of every transform, trace and mode it has nothing to do, and autograd gives the same numbers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def gradient(
         closed: whether it closes over nothing else that may require a gradient.
 
     Returns:
-        The gradients by name, and the other results. They have a graph where `torch.func.grad` would give them one:
-        where something else than ``params`` requires a gradient, such as a tensor that the objective closes over.
+        The gradients by name, and the other results. They have a graph if the objective depends on anything but
+        ``params`` that requires a gradient, such as a tensor that it closes over.
     """
     if _needs_transform((*params.values(), *optree.tree_leaves(x))):
         result: tuple[dict[str, Tensor], Any] = grad(objective, has_aux=True)(dict(params))

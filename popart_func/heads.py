@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from popart_func._checks import check_head_name, check_in_range
+from popart_func._torch import is_plain
 from popart_func.target_statistics import PopArtState
 
 __all__ = ["Head", "HeadLike", "Layer", "as_heads", "find_layers", "locate_layers", "one_layer"]
@@ -166,13 +167,13 @@ def one_layer(
 
 
 _layers: dict[Any, Layer] = {}
-"""The layers that have been found, by what tells of them."""
+"""The layers that have been found, by the arguments of `_layer_of`."""
 
 
 def _located(caller: str, own: Mapping[str, Tensor], head: Head) -> Layer:
     """The layer of a head whose own parameters are known, without statistics."""
     told = tuple(own), tuple([leaf.shape for leaf in own.values()]), head.axis, head.weight, head.bias
-    if torch.compiler.is_dynamo_compiling():
+    if not is_plain():  # a shape of a trace may have no hash
         return _layer_of(caller, *told)
     if told not in _layers:
         if len(_layers) > 1000:

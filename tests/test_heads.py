@@ -10,6 +10,7 @@ import torch
 from head_table import GROUPS, HEADS, apply_of, linear, params_of, unnormalized
 from random_heads import FLOAT64, random_state
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import popart_func as pf
 from popart_func import optim
@@ -352,3 +353,13 @@ class TestErrors:
             learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))
         learner = pf.popart_learner(apply_of(row), unknown, pf.popart(2, 0.1), head="head", rescale_moments=False)
         learner.update(state, (torch.ones(3, dtype=FLOAT64), torch.ones(2, dtype=FLOAT64)))
+
+
+def test_a_trace_with_symbolic_shapes_finds_the_head():
+    popart = pf.popart(1, 0.1)
+
+    def weight_after(weight, targets):
+        return popart.update({"weight": weight, "bias": weight[:, 0]}, popart.init(), targets)[0]["weight"]
+
+    inputs = torch.ones(1, 3), torch.arange(5.0)[:, None]
+    torch.testing.assert_close(make_fx(weight_after, tracing_mode="symbolic")(*inputs)(*inputs), weight_after(*inputs))

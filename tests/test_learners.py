@@ -359,6 +359,8 @@ def test_losses_refuse_shapes_that_only_broadcast():
         ValueError, match=r"^clipped_value: 'old_value' of the batch must have the shape of the targets"
     ):
         pf.losses.clipped_value(0.1)(torch.zeros(3, 3), torch.zeros(3, 3), pf.init_state(1), None, old_value=three)
+    with pytest.raises(ValueError, match=r"^clipped_value: 'old_value' of the batch must .*, got None"):
+        pf.losses.clipped_value(0.1)(three, three, pf.init_state(1))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -263,6 +265,12 @@ def test_errors():
         pf.stateless(make_unified())({**params, "w": torch.ones(1)}, torch.ones(16))
     with pytest.raises(TypeError, match="seed"):
         pf.init_params(make_unified, "0")
+    for keys in (torch.tensor(0), torch.zeros(3, 2), torch.zeros(3, 3, dtype=torch.int32)):
+        with pytest.raises(TypeError, match=r"init_lanes: `seeds` must be integers, or int32 keys \[lanes, 2\]"):
+            pf.init_lanes(make_unified, keys)
+    for none in ([], torch.zeros(0, 2, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="init_lanes: `seeds` must hold at least one"):
+            pf.init_lanes(make_unified, none)
 
 
 def test_a_lazy_module_is_refused_by_name():
@@ -280,3 +288,32 @@ def test_lanes_write_to_buffers_that_they_share():
     alone = [apply.with_buffers(params, one) for one in x]
     torch.testing.assert_close(outputs, torch.stack([one for one, _ in alone]))
     torch.testing.assert_close(buffers["running_var"], torch.stack([after["running_var"] for _, after in alone]))
+
+
+def test_threads_that_share_a_module_keep_their_parameters():
+    class Slow(nn.Linear):
+        def forward(self, x):
+            for _ in range(200):
+                x = super().forward(x)
+            return x
+
+    module = Slow(1, 1, bias=False)
+    apply, own = pf.stateless(module), module.weight
+
+    def call(weight):
+        return [apply({"weight": torch.full((1, 1), weight)}, torch.ones(1)).item() for _ in range(30)]
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(call, (1.0, 0.0))) == [[1.0] * 30, [0.0] * 30]
+    assert module.weight is own
+
+
+def test_a_buffer_that_a_module_registers_in_a_call_stays_its_own():
+    class Table(nn.Linear):
+        def forward(self, x):
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.arange(2.0))
+            return super().forward(x) + self.table
+
+    apply, params = pf.stateless(Table(1, 2)), pf.init_params(lambda: nn.Linear(1, 2), 0)
+    assert torch.equal(apply(params, torch.ones(1)), apply(params, torch.ones(1)))

@@ -42,6 +42,14 @@ def test_statistics_in_floats_are_those_in_tensors(kind, reduction):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("tasks", [1, 20])
+def test_a_step_of_1_forgets_a_variance_that_was_far_larger(tasks):
+    """In floats and in tensors."""
+    state = pf.init_state(tasks)._replace(variance=torch.full((tasks,), 1e30))
+    y = torch.tensor([[-1.0], [1.0]]).expand(2, tasks)
+    assert torch.equal(pf.art(state, y, step_size=1.0).variance, torch.ones(tasks))
+
+
 class TestGradient:
     PARAMS: ClassVar = {"w": torch.randn(3), "unused": torch.randn(2)}
 

@@ -78,3 +78,19 @@ def test_what_is_not_known_is_refused(transformation):
         learner.update(learner.init(PARAMS), (torch.randn(5, 3), torch.randn(5, 2)))
     plain = pf.sgd_learner(APPLY, from_optax(transformation))
     plain.update(plain.init(PARAMS), (torch.randn(5, 3), torch.randn(5, 2)))
+
+
+def test_what_cannot_be_measured_is_refused():
+    for transformation in (optax.masked(optax.adam(0.1), lambda params: dict.fromkeys(params, False)), optax.lbfgs()):
+        with pytest.raises(ValueError, match="from_optax: `transformation` must take any flat dict"):
+            from_optax(transformation)
+
+
+def test_a_state_of_another_optimizer_or_network_is_refused():
+    optimizer, sgd = from_optax(KNOWN["adam"][0]), from_optax(optax.sgd(0.1))
+    other = {f"other.{name}": leaf for name, leaf in PARAMS.items()}
+    for state in (optimizer.init(other), sgd.init(PARAMS), from_optax(KNOWN["momentum"][0]).init(PARAMS)):
+        with pytest.raises(ValueError, match="from_optax: `state` must be one that this optimizer made"):
+            optimizer.update(PARAMS, state, PARAMS)
+    with pytest.raises(ValueError, match="from_optax: `state` must be one that this optimizer made"):
+        sgd.update(PARAMS, optimizer.init(PARAMS), PARAMS)

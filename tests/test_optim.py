@@ -439,6 +439,14 @@ class TestComposing:
             with pytest.raises(ValueError, match=f"^{name} must be > [05], got [05]"):
                 make()
 
+    def test_a_peak_has_a_gradient_without_a_warmup(self):
+        for steps in (0, torch.tensor(0)):
+
+            def rate(peak, steps=steps):
+                return optim.warmup_cosine_decay_schedule(0.0, peak, steps, 10)(torch.tensor(0))
+
+            assert torch.func.grad(rate)(torch.tensor(3.0)) == 1
+
     def test_target_networks_are_copied_or_averaged(self):
         old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
         half = optim.incremental_update(PARAMS, old, torch.tensor(0.5))

@@ -53,7 +53,11 @@ def from_optax(transformation: optax.GradientTransformation) -> GradientTransfor
     """An optimizer of optax as a gradient transformation over a flat dict of parameters.
 
     Args:
-        transformation: such as ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))``.
+        transformation: such as ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))``. It takes any flat
+            dict of parameters, and no more arguments: `optax.masked` and `optax.lbfgs` are refused.
+
+    Raises:
+        ValueError: an optimizer that can't be measured so; a state that another optimizer has made.
 
     >>> import torch
     >>> init, update = from_optax(optax.adam(0.1))
@@ -62,7 +66,14 @@ def from_optax(transformation: optax.GradientTransformation) -> GradientTransfor
     >>> updates, sorted(state.moments)
     ({'w': tensor([-0.1000])}, ['1^1', '2^2'])
     """
-    powers = _measured_powers(transformation)
+    try:
+        powers = _measured_powers(transformation)
+    except Exception as error:
+        raise ValueError(
+            f"from_optax: `transformation` must take any flat dict of parameters, since it is measured on two named "
+            f"'a' and 'b', and nothing but gradients, state and parameters; it raised {type(error).__name__}: {error}"
+        ) from error
+    moment_names = [f"{place}^{power}" for place, power in enumerate(powers) if power in (1, 2)]
     init_in_torch, update_in_torch = from_jax(transformation.init), from_jax(transformation.update)
     structures: dict[tuple[str, ...], optree.PyTreeSpec] = {}
 
@@ -83,6 +94,12 @@ def from_optax(transformation: optax.GradientTransformation) -> GradientTransfor
         names = tuple(grads)
         if names not in structures:  # a state that was loaded
             init(grads)
+        made = {name: set(moments) for name, moments in state.moments.items()}, len(state.others), len(state.unknown)
+        if made != ({name: set(names) for name in moment_names}, powers.count(0), powers.count(None)):
+            raise ValueError(
+                f"from_optax: `state` must be one that this optimizer made for parameters {sorted(names)}, got moments "
+                f"{ {name: sorted(moments) for name, moments in state.moments.items()} }."
+            )
         others, unknown = iter(state.others), iter(state.unknown)
         entries = [
             next(others) if power == 0 else next(unknown) if power is None else state.moments[f"{place}^{power}"]

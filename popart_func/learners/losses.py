@@ -137,6 +137,9 @@ def clipped_value(epsilon: Scalar, name: str = "old_value") -> Loss:
     o is an earlier prediction, unnormalized, which the batch holds under ``name``, in the shape of the targets. It is
     normalized by the present statistics, so that ε is in their units.
 
+    Raises:
+        ValueError: a batch without ``name``, or with another shape.
+
     Source: Schulman et al., *Proximal policy optimization* (2017), as in OpenAI's baselines.
     """
     check_scalar("clipped_value", "epsilon", epsilon, above=0)
@@ -144,12 +147,13 @@ def clipped_value(epsilon: Scalar, name: str = "old_value") -> Loss:
     def loss(
         prediction: Tensor, target: Tensor, statistics: PopArtState, indices: Tensor | None = None, **others: Any
     ) -> Tensor:
-        if others[name].shape != prediction.shape:
+        held = others.get(name)
+        if not isinstance(held, Tensor) or held.shape != prediction.shape:
             raise ValueError(
                 f"clipped_value: {name!r} of the batch must have the shape of the targets, {tuple(prediction.shape)}, "
-                f"got {tuple(others[name].shape)}."
+                f"got {tuple(held.shape) if isinstance(held, Tensor) else held}."
             )
-        old = normalize(statistics, others[name], indices).detach()
+        old = normalize(statistics, held, indices).detach()
         clipped = old + torch.maximum(torch.minimum(prediction - old, 0 * old + epsilon), 0 * old - epsilon)
         return 0.5 * torch.maximum((prediction - target).square(), (clipped - target).square())
 

@@ -69,7 +69,8 @@ def warmup_cosine_decay_schedule(
     check_scalar("warmup_cosine_decay_schedule", "decay_steps", decay_steps, above=shortest)
 
     def schedule(count: Tensor) -> Tensor:
-        warmup = init_value + _progress(count, warmup_steps) * (peak_value - init_value)
+        # 0 of 0 steps would be NaN, and with it every gradient, although the decay is chosen.
+        warmup = init_value + _progress(count, warmup_steps + (warmup_steps == 0)) * (peak_value - init_value)
         cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count - warmup_steps, decay_steps - warmup_steps)))
         decay = end_value + (peak_value - end_value) * cosine
         return torch.where(count < warmup_steps, warmup, decay)
