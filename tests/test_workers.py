@@ -289,11 +289,12 @@ def test_an_executor_hands_errors_on_and_gives_up_the_rest():
         sweeps.run(**small_sweep.arguments(init=broken, workers=executor))
 
 
-def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_broken_executor_says_how_to_go_on(alone, tmp_path, at_once):
     class Breaks(Deferred):
         def submit(self, function: Any, /, *arguments: Any) -> Any:
             if arguments[0].number == 1:
-                function = fail
+                function = fail(arguments) if at_once else fail
             return self.Job(function, arguments)
 
     def fail(chunk: Any) -> Any:
@@ -302,7 +303,7 @@ def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
     arguments = small_sweep.arguments(store=tmp_path / "store")
     with pytest.raises(ChildProcessError, match=r"its process died\. With `store`, the same call and a new executor"):
         sweeps.run(**arguments, workers=Breaks())
-    assert load(tmp_path / "store").done.any()
+    assert load(tmp_path / "store").done.any() == (not at_once)
     assert sweeps.run(**arguments, workers=Deferred()).equals(alone)
 
 
