@@ -53,7 +53,9 @@ def test_step_by_step_equals_at_once(at_once, tmp_path, ran, capsys):
         assert load(tmp_path / "store").equals(found)
     # In chunks of 2, as the first grid has: 1 + 1, then 3 + 3, 5 + 10 and 8 + 15, of which the full ones stay.
     assert len(ran) == 23
-    assert "The sweep grows from 4 to 12 lanes." in capsys.readouterr().err
+    messages = capsys.readouterr().err
+    assert "The sweep grows from 4 to 12 lanes." in messages
+    assert "damaged" not in messages
     ran.clear()
     assert sweeps.run(**small_sweep.arguments(store=tmp_path / "store", **LARGER)).equals(at_once)
     assert ran == []
@@ -82,7 +84,8 @@ def test_with_more_steps_all_lanes_run_again(tmp_path, ran, capsys, shared):
         def longer(seed: int) -> Any:
             return optree.tree_map(lambda *parts: torch.cat(parts)[:steps], *(data(seed + 9 * k) for k in range(3)))
 
-        record = {"final": last(5), "curve": every(3)}
+        # The files of `final` have the same shape for any number of steps.
+        record = {"final": last(5)} if shared else {"final": last(5), "curve": every(3)}
         given = longer(0) if shared else longer
         return small_sweep.arguments(range(2), (0.01,), data=given, record=record, quiet=False, **changes)
 
