@@ -35,6 +35,7 @@ def test_a_table_of_a_given_width_wraps_one_column(capsys):
 def test_bars_are_drawn_on_a_terminal_and_messages_everywhere(capsys, monkeypatch, terminal, drawn):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "01"[terminal])
+    monkeypatch.setattr("popart_func.display.progress.SECONDS", 0.0)
     with show_progress("samples") as progress:
         progress.show("one", 0, 4000)
         progress.say("half of it is done")
@@ -44,6 +45,7 @@ def test_bars_are_drawn_on_a_terminal_and_messages_everywhere(capsys, monkeypatc
     assert out == ""
     assert "half of it is done" in err
     assert ("one, halfway" in err and "2,000 of 4,000 samples" in err and "5 of 10 samples" in err) == drawn
+    assert ("one, halfway: 50% after" in err) != drawn
 
 
 def test_a_quiet_display_shows_nothing(capsys, monkeypatch):

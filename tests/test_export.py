@@ -21,20 +21,22 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 @pytest.fixture(scope="module")
 def found() -> xarray.Dataset:
     record = {"final": last(5), "curve": every(4), "scale": every(5, of=lambda state, info: state.params["0.weight"])}
-    grid = {"seeds": [3, 5], "learning_rate": (0.01, 0.3), "step_size": (0.1,)}
+    grid = {"seeds": [3, 5], "learning_rate": (0.01, 0.3), "step_size": (0.1, 0.5)}
     dataset = sweeps.run(**small_sweep.arguments(record=record, **grid))
     done = dataset["done"].copy()
     done.loc[{"learner": "popart", "seed": 5, "learning_rate": 0.3}] = False
     return dataset.assign(done=done)
 
 
-def test_each_lane_that_has_run_is_a_run(found):
+def test_each_lane_that_has_run_is_one_run(found):
+    """SGD takes no step size, along which the dataset repeats its lanes."""
     runs = list(export.as_runs(found))
-    assert len(runs) == 7
+    assert len(runs) == len({run.name for run in runs}) == 4 + 6
+    assert runs[4].settings == {"learner": "popart", "learning_rate": 0.01, "step_size": 0.1, "seed": 3}
     one = runs[1]
-    assert one.name == "sgd learning_rate=0.01 step_size=0.1 seed=5"
-    assert one.settings == {"learner": "sgd", "learning_rate": 0.01, "step_size": 0.1, "seed": 5}
-    lane = found.sel(one.settings)
+    assert one.name == "sgd learning_rate=0.01 seed=5"
+    assert one.settings == {"learner": "sgd", "learning_rate": 0.01, "seed": 5}
+    lane = found.sel(one.settings).isel(step_size=0)
     samples, values = one.curves["curve"]
     assert samples.tolist() == [0, 4, 8]
     np.testing.assert_array_equal(values, lane["curve"])
@@ -44,8 +46,18 @@ def test_each_lane_that_has_run_is_a_run(found):
 
 
 def test_other_datasets_are_refused(found):
-    with pytest.raises(ValueError, match="as_runs: `dataset` must be a sweep's, with 'done' and 'diverged_at', got"):
-        list(export.as_runs(found[["final"]]))
+    for other in (found[["final"]], found.drop_attrs()):
+        with pytest.raises(ValueError, match="as_runs: `dataset` must be a sweep's, with 'done', 'diverged_at'"):
+            list(export.as_runs(other))
+    with pytest.raises(TypeError, match=r"as_runs: `dataset` must be an xarray\.Dataset, got str"):
+        list(export.as_runs("sweep"))
+
+
+def test_of_one_learner_no_name_is_needed(found):
+    runs = list(export.as_runs(found.sel(learner="popart", step_size=0.5)))
+    assert [run.name for run in runs] == [
+        "learning_rate=0.01 seed=3", "learning_rate=0.01 seed=5", "learning_rate=0.3 seed=3",
+    ]  # fmt: skip
 
 
 def test_a_tracker_gets_every_run_and_every_sample(found):
@@ -65,19 +77,21 @@ def test_a_tracker_gets_every_run_and_every_sample(found):
     assert [call[0] for call in calls[1:6]] == [0, 4, 5, 8, None]
     assert calls[2][1] == {"curve": lane["curve"].item(1)}
     assert calls[5][1] == {"final": lane["final"].item(), "diverged_at": -1}
-    assert calls.count("finished") == 7
+    assert calls.count("finished") == 10
 
 
 def test_marl_eval(found, tmp_path):
     export.to_marl_eval(found, tmp_path / "all.json", environment="numbers", task="bits")
     algorithms = json.loads((tmp_path / "all.json").read_text())["numbers"]["bits"]
     assert {name: list(runs) for name, runs in algorithms.items()} == {
-        "sgd learning_rate=0.01 step_size=0.1": ["seed_3", "seed_5"],
-        "sgd learning_rate=0.3 step_size=0.1": ["seed_3", "seed_5"],
+        "sgd learning_rate=0.01": ["seed_3", "seed_5"],
+        "sgd learning_rate=0.3": ["seed_3", "seed_5"],
         "popart learning_rate=0.01 step_size=0.1": ["seed_3", "seed_5"],
+        "popart learning_rate=0.01 step_size=0.5": ["seed_3", "seed_5"],
         "popart learning_rate=0.3 step_size=0.1": ["seed_3"],
+        "popart learning_rate=0.3 step_size=0.5": ["seed_3"],
     }
-    run = algorithms["sgd learning_rate=0.01 step_size=0.1"]["seed_5"]
+    run = algorithms["sgd learning_rate=0.01"]["seed_5"]
     curve = found["curve"].isel(learner=0, learning_rate=0, step_size=0, seed=1)
     assert run["step_1"] == {"step_count": 4, "curve": [curve.item(1)]}
     assert run["absolute_metrics"]["curve"] == [curve.item(2)]
@@ -99,9 +113,9 @@ def test_tensorboard(found, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_trackers(found, tmp_path, monkeypatch, name):
-    tracker = pytest.importorskip(name, reason=f"needs {name}")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # which trackio reads when it is imported
+    tracker = pytest.importorskip(name, reason=f"needs {name}")
     export.to_tracker(found.isel(learner=[0], learning_rate=[0]), tracker, "mine")
     assert any(path.stat().st_size > 1000 for path in tmp_path.rglob("*") if path.is_file())

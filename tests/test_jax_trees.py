@@ -194,4 +194,7 @@ except ModuleNotFoundError as error:
 
 def test_without_jax_the_extra_is_named() -> None:
     result = subprocess.run([sys.executable, "-c", WITHOUT_JAX], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "popart_func.interop needs jax: pip install 'popart-func[jax]'"
+    assert (
+        result.stdout.strip()
+        == "popart_func.interop.jax needs 'jax', which is not installed: pip install 'popart-func[jax]'"
+    )

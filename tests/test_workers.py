@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ import xarray
 
 from popart_func import sweeps
 from popart_func.sweeps import load, workers
+from popart_func.sweeps.job import Job
 from popart_func.sweeps.store import Store
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -224,7 +224,6 @@ class TestRay:
         assert found.equals(alone)
 
     def test_a_worker_unlike_this_machine_is_refused(self, cluster, monkeypatch):
-        from popart_func.sweeps.job import Job
 
         monkeypatch.setattr(Job, "environment", lambda job: {"processor": "another"})
         with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
@@ -279,21 +278,37 @@ def test_any_executor(make, alone, tmp_path):
 
 
 def test_an_executor_hands_errors_on_and_gives_up_the_rest():
-    def broken(seed: int) -> Any:
-        if threading.current_thread() is not threading.main_thread():
-            raise ArithmeticError("broken")
-        return init(seed)
+    given_up = []
 
-    init = small_sweep.arguments()["init"]
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ArithmeticError, match="broken"):
-        sweeps.run(**small_sweep.arguments(init=broken, workers=executor))
+    class Fails(Deferred):
+        class Job(Deferred.Job):
+            def result(self) -> Any:
+                raise ArithmeticError("broken")
+
+            def cancel(self) -> None:
+                given_up.append(self)
+
+    with pytest.raises(ArithmeticError, match="broken"):
+        sweeps.run(**small_sweep.arguments(workers=Fails()))
+    assert len(given_up) == 3 + 5
 
 
-def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
+def test_another_machine_is_refused(monkeypatch):
+    class Elsewhere(Deferred):
+        def submit(self, function: Any, /, *arguments: Any) -> Any:
+            monkeypatch.setattr(Job, "environment", lambda job: {"processor": "another"})
+            return super().submit(function, *arguments)
+
+    with pytest.raises(RuntimeError, match="a worker must be like the machine that the sweep was started on"):
+        sweeps.run(**small_sweep.arguments(workers=Elsewhere()))
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_broken_executor_says_how_to_go_on(alone, tmp_path, at_once):
     class Breaks(Deferred):
         def submit(self, function: Any, /, *arguments: Any) -> Any:
             if arguments[0].number == 1:
-                function = fail
+                function = fail(arguments) if at_once else fail
             return self.Job(function, arguments)
 
     def fail(chunk: Any) -> Any:
@@ -302,7 +317,7 @@ def test_a_broken_executor_says_how_to_go_on(alone, tmp_path):
     arguments = small_sweep.arguments(store=tmp_path / "store")
     with pytest.raises(ChildProcessError, match=r"its process died\. With `store`, the same call and a new executor"):
         sweeps.run(**arguments, workers=Breaks())
-    assert load(tmp_path / "store").done.any()
+    assert load(tmp_path / "store").done.any() == (not at_once)
     assert sweeps.run(**arguments, workers=Deferred()).equals(alone)
 
 

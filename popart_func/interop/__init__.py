@@ -1,12 +1,8 @@
-"""Interoperability with JAX and its libraries; it needs the extra ``jax``.
+"""Interoperability with JAX and its libraries (extra ``jax``), and with TorchRL (extra ``torchrl``).
 
 `jax` has what users call: trees and functions, both ways. `layouts` converts parameters to the layouts of other
-libraries. `functions` makes a JAX function of a step graph, which `evaluate` computes by the `lowerings`.
+libraries. `functions` makes a JAX function of a step graph, which `evaluate` computes by the `lowerings`. Without JAX,
+`jax`, `layouts` and `optax` raise a `ModuleNotFoundError` that names the extra.
 """
-
-try:
-    import jax as _jax  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("popart_func.interop needs jax: pip install 'popart-func[jax]'", name="jax") from error
 
 __all__: list[str] = []

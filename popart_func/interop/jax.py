@@ -9,11 +9,15 @@ Array([3., 3.], dtype=float32)
 
 from __future__ import annotations
 
-from popart_func.interop.callbacks import to_jax_callback
-from popart_func.interop.from_jax import from_jax
-from popart_func.interop.functions import to_jax_function
-from popart_func.interop.lowerings.table import register_lowering
-from popart_func.interop.trees import register_dataclass, to_jax, to_torch
+from popart_func._extras import require
+
+require("popart_func.interop.jax", "jax", ["jax"])
+
+from popart_func.interop.callbacks import to_jax_callback  # noqa: E402
+from popart_func.interop.from_jax import from_jax  # noqa: E402
+from popart_func.interop.functions import to_jax_function  # noqa: E402
+from popart_func.interop.lowerings.table import register_lowering  # noqa: E402
+from popart_func.interop.trees import register_dataclass, to_jax, to_torch  # noqa: E402
 
 __all__ = [
     "from_jax",

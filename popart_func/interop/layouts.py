@@ -11,13 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import torch
 from torch import Tensor
 
-from popart_func.interop.trees import to_jax, to_torch
+from popart_func._extras import require
 from popart_func.pop_art import PopArtState
+
+require("popart_func.interop.layouts", "jax", ["jax"])
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from popart_func.interop.trees import to_jax, to_torch  # noqa: E402
 
 __all__ = ["RlaxState", "from_layout", "from_rlax_state", "to_layout", "to_rlax_state"]
 

@@ -12,16 +12,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import optree
 from torch import Tensor
 
-from popart_func.interop.jax import from_jax
+from popart_func._extras import require
 from popart_func.optim import GradientTransformation
 from popart_func.optim.rescaling import register_entries
+
+require("popart_func.interop.optax", "jax", ["jax"])
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
+
+from popart_func.interop.jax import from_jax  # noqa: E402
 
 __all__ = ["OptaxState", "from_optax"]
 

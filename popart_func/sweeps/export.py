@@ -16,7 +16,7 @@ import numpy as np
 import xarray
 
 from popart_func.sweeps.files import as_directory, write_atomically
-from popart_func.sweeps.schema import DIVERGED, DONE
+from popart_func.sweeps.schema import DIVERGED, DONE, Schema
 
 __all__ = ["Run", "as_runs", "to_marl_eval", "to_tensorboard", "to_tracker"]
 
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     Attributes:
         name: such as ``"popart learning_rate=0.01 seed=3"``.
-        settings: its learner, hyper-parameters and seed.
+        settings: its learner, the hyper-parameters that this takes, and the seed.
         curves: by name the samples, integers ``[samples]``, and the values there, ``[samples]``. A quantity of several
             entries has a curve for each, ``"name_0"``, ``"name_1"``.
         results: numbers that are no curves, such as ``diverged_at``.
@@ -39,22 +39,31 @@ class Run(NamedTuple):
 
 
 def as_runs(dataset: xarray.Dataset) -> Iterator[Run]:
-    """Gives the lanes that have run, one after the other.
+    """Gives the lanes that have run, one after the other, each once.
 
     Args:
         dataset: as `sweeps.run` or `sweeps.load` returns it.
 
     Raises:
+        TypeError: the argument is no dataset.
         ValueError: the dataset is not a sweep's.
     """
-    if DONE not in dataset or DIVERGED not in dataset:
-        raise ValueError(f"as_runs: `dataset` must be a sweep's, with {DONE!r} and {DIVERGED!r}, got {list(dataset)}.")
+    if not isinstance(dataset, xarray.Dataset):
+        raise TypeError(f"as_runs: `dataset` must be an xarray.Dataset, got {type(dataset).__name__}.")
+    if not {DONE, DIVERGED} <= set(dataset) or "configuration" not in dataset.attrs:
+        raise ValueError(
+            f"as_runs: `dataset` must be a sweep's, with {DONE!r}, {DIVERGED!r} and the attribute 'configuration', got "
+            f"{list(dataset)} and the attributes {list(dataset.attrs)}."
+        )
+    takes = Schema.from_json(json.loads(dataset.attrs["configuration"])).lanes.takes
     axes = dataset[DONE].dims
     for place in np.ndindex(*dataset[DONE].shape):
         lane = dataset.isel(dict(zip(axes, place, strict=True)))
-        if not lane[DONE]:
+        own = {"learner", "seed", *takes[lane["learner"].item() if "learner" in lane.coords else ""]}
+        # Along a hyper-parameter that a learner does not take, the dataset repeats its lanes.
+        if not lane[DONE] or any(position and axis not in own for axis, position in zip(axes, place, strict=True)):
             continue
-        settings = {str(axis): lane[axis].item() for axis in axes}
+        settings = {str(axis): lane[axis].item() for axis in axes if axis in own}
         learner = [settings["learner"]] if "learner" in settings else []
         name = " ".join(learner + [f"{key}={value}" for key, value in settings.items() if key != "learner"])
         run = Run(name, settings, {}, {})

@@ -34,7 +34,7 @@ def stored_chunk_size(asked: int, lanes: LaneAxes, there: Mapping[str, Any] | No
     if there is None:
         return fitting
     before = Schema.from_json(there).lanes
-    first = before if not before.earlier else _at(before, before.earlier[0], before.earlier[:0])
+    first = before if not before.earlier else _at(before, before.earlier[0], ())
     began_with_one_chunk = there["chunk_size"] == max(map(first.count, first.takes))
     return int(there["chunk_size"]) if began_with_one_chunk and there["chunk_size"] <= asked else fitting
 

@@ -171,16 +171,19 @@ class Store:
         larger one. Either lacks its labels then, which `_open` writes.
         """
         before = Schema.from_json(there["configuration"])
-        lanes, steps = (sum(map(axes.count, axes.takes)) for axes in (before.lanes, self._schema.lanes)), None
-        if there["configuration"]["steps"] != self._configuration["steps"]:
-            steps = f"{there['configuration']['steps']} to {self._configuration['steps']} steps: all lanes run again"
+        fewer, steps = there["configuration"]["steps"], self._configuration["steps"]
+        if fewer != steps:
+            growth = f"{fewer} to {steps} steps: all lanes run again"
             # What was kept of fewer steps must never pass for what is kept of more.
             LanesZarr(self.path, before).remove(before.chunks())
+        else:
+            lanes = [sum(map(axes.count, axes.takes)) for axes in (before.lanes, self._schema.lanes)]
+            growth = f"{lanes[0]} to {lanes[1]} lanes"
         (self.path / LABELS).unlink(missing_ok=True)
         flush(self.path)
         now = {"configuration": self._configuration, "provenance": there["provenance"]}
         write_sealed(self.path / CONFIGURATION, now)
-        self.messages.append(f"The sweep grows from {steps or '{} to {} lanes'.format(*lanes)}.")
+        self.messages.append(f"The sweep grows from {growth}.")
         return now
 
     def _verify(self) -> None:

@@ -133,10 +133,12 @@ def _run_here(chunk: Chunk) -> Arrays:
 def _executed(job: Job, chunks: list[Chunk], executor: Executor) -> Iterator[tuple[Chunk, Arrays]]:
     """Gives an executor each chunk as a job, all at once: how many run at a time is the executor's affair."""
     sent = SentJob(cloudpickle.dumps(job), job.environment())
-    # Within `batch`, submitit makes one array of Slurm's of all jobs.
-    with getattr(executor, "batch", nullcontext)():
-        running = {executor.submit(sent, chunk): chunk for chunk in chunks}
+    running: dict[Any, Chunk] = {}
     try:
+        # Within `batch`, submitit makes one array of Slurm's of all jobs.
+        with getattr(executor, "batch", nullcontext)():
+            for chunk in chunks:
+                running[executor.submit(sent, chunk)] = chunk
         while running:
             for future in _first_done(running):
                 yield running[future], future.result()
