@@ -8,11 +8,9 @@ on parameters that are passed in.
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple, SupportsIndex
-from weakref import WeakKeyDictionary
 
 import optree
 import torch
@@ -22,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from popart_func import tree
 from popart_func._checks import check_head_name, is_known
+from popart_func._module_calls import aliases_of, call_module, copied
 from popart_func._torch import is_batched
 from popart_func.random.keyed import keyed
 
@@ -109,7 +108,7 @@ class Stateless:
         self.buffers = frozenset(name for name, _ in module.named_buffers())
         self._names = self.trainable | self.frozen | self.buffers
         # The other names of tied parameters and buffers, which a state_dict has too.
-        self._aliases = _aliases(module)
+        self._aliases = aliases_of(module)
 
     def __call__(self, params: Params, *args: Any, rngs: Tensor | None = None, **kwargs: Any) -> Any:
         """What the module returns. What it changes in its buffers is dropped: `with_buffers` returns it."""
@@ -135,10 +134,10 @@ class Stateless:
             others: Any = (args, kwargs)
             wrapped = [leaf for leaf in (*given.values(), *optree.tree_leaves(others)) if is_batched(leaf)]
             true = wrapped[0].new_ones((), dtype=torch.bool) if wrapped else None
-            given |= {name: _copied(given[name], true) for name in self.buffers}
+            given |= {name: copied(given[name], true) for name in self.buffers}
         given |= {name: given[first] for name, first in self._aliases.items()}
         with nullcontext() if rngs is None else keyed(rngs):
-            return _call(self._module, given, self.buffers, args, kwargs)
+            return call_module(self._module, given, self.buffers, args, kwargs)
 
     def _canonical(self, params: Params) -> dict[str, Tensor]:
         given = {name: leaf for name, leaf in params.items() if name not in self._aliases}
@@ -157,64 +156,6 @@ class Stateless:
                     f"{type(self._module).__name__}, and must have the same values: leave {name!r} out."
                 )
         return given
-
-
-def _copied(buffer: Tensor, true: Tensor | None) -> Tensor:
-    """A copy; for each lane of ``true``, since `torch.vmap` writes nothing of a lane to what all lanes share.
-
-    Integers stay shared: a module may read its counters.
-    """
-    if true is None or is_batched(buffer) or not buffer.is_floating_point():
-        return buffer.clone()
-    return torch.where(true, buffer, buffer)
-
-
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-"""One for each module, since two threads that call a module at once would mix their parameters."""
-
-
-def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a module and those in it keep each parameter and buffer: a dict, the key in it, and the full name."""
-    places: list[tuple[dict[str, Any], str, str]] = []
-    modules: list[tuple[nn.Module, str]] = [(module, "")]
-    for owner, below in modules:  # which grows
-        for held in (owner._parameters, owner._buffers):
-            places += [(held, key, below + key) for key, leaf in held.items() if leaf is not None]
-        modules += [(child, f"{below}{key}.") for key, child in owner._modules.items() if child is not None]
-    return places
-
-
-def _call(
-    module: nn.Module, given: Mapping[str, Tensor], buffers: frozenset[str], args: Any, kwargs: Any
-) -> tuple[Any, dict[str, Tensor]]:
-    """A module's results with parameters and buffers in the place of its own, and its buffers afterwards.
-
-    `torch.func.functional_call` takes half as long again, and does not tell what a module puts in place of a buffer.
-    """
-    with nullcontext() if torch.compiler.is_compiling() else _locks.setdefault(module, threading.RLock()):
-        # A module may register a buffer in its first call, such as a table: that one stays its own.
-        places = [place for place in _places(module) if place[-1] in given]
-        own = [held[key] for held, key, _ in places]
-        try:
-            for held, key, name in places:
-                held[key] = given[name]
-            result = module(*args, **kwargs)
-            after = {name: held[key].detach() for held, key, name in places if name in buffers} if buffers else {}
-        finally:
-            for (held, key, _), leaf in zip(places, own, strict=True):
-                held[key] = leaf
-        return result, after
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """Every further name of a tied parameter or buffer, and the first one."""
-    found: dict[str, str] = {}
-    for named in (module.named_parameters, module.named_buffers):
-        first: dict[int, str] = {}
-        for name, one in named(remove_duplicate=False):
-            if first.setdefault(id(one), name) != name:
-                found[name] = first[id(one)]
-    return found
 
 
 def stateless(module: nn.Module) -> Stateless:

@@ -154,6 +154,10 @@ def test_a_workload_that_computes_something_else_is_refused(monkeypatch):
         (["--lanes", "0"], "Must be >= 1"),
         (["--device", "nowhere"], "device"),
         (["--workloads", "chess"], "Choose from: regression, mlp, .*gru"),
+        (["--workloads", "gru", "--plot", "costs.png"], "leave out --device and --plot"),
+        (["--workloads", "gru", "--lanes", "7"], "--lanes: gru run in 16 lanes"),
+        (["--workloads", "gru", "--engines", "reference"], "--engines with --workloads: choose from .*jax_sharded"),
+        (["--engines", "jax_sharded"], "--engines without --workloads: choose from .*reference"),
     ],
 )
 def test_bad_usage(words, message, capsys):

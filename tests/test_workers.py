@@ -333,3 +333,5 @@ def test_what_is_no_executor_is_refused():
         ValueError, match="must be None, a number, an executor, 'ray' or 'ray://host:port', got 'slurm'"
     ):
         sweeps.run(**small_sweep.arguments(workers="slurm"))
+    with pytest.raises(TypeError, match=r"`workers` must be an executor, got its class: write ThreadPoolExecutor\("):
+        sweeps.run(**small_sweep.arguments(workers=ThreadPoolExecutor))

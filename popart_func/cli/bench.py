@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import CycloptsError
+
 from popart_func.cli._parameters import Device, File, Picture, check_among, whole_number, words
 from popart_func.display.table import make_table, print_table
 from popart_func.engines import ENGINES
@@ -81,12 +83,19 @@ def bench(
     from popart_func.experiments import bench as benchmark
 
     if workloads is not None and (device != "cpu" or plot is not None):
-        raise ValueError("--workloads is measured on CPUs and has no picture: leave out --device and --plot.")
+        raise CycloptsError(msg="--workloads is measured on CPUs and has no picture: leave out --device and --plot.")
+    here = (*ENGINES, *(COMPETITORS if workloads is None else WORKLOAD_COMPETITORS))
+    if not set(engines or ()) <= set(here):
+        beside = "without" if workloads is None else "with"
+        raise CycloptsError(msg=f"--engines {beside} --workloads: choose from {', '.join(here)}.")
     results: Sequence[Result | WorkloadResult]
     with show_progress("results") as progress:
         if workloads is not None:
             from popart_func.experiments import workload_bench
 
+            there = sorted({size["lanes"] for name in workloads for size in workload_bench.WORKLOADS[name].sizes})
+            if not set(lanes or ()) <= set(there):
+                raise CycloptsError(msg=f"--lanes: {', '.join(workloads)} run in {', '.join(map(str, there))} lanes.")
             results = workload_bench.compare_workloads(
                 workloads,
                 lanes=lanes,

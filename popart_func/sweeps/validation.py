@@ -72,6 +72,8 @@ def as_records(record: Mapping[str, Record | Callable[[Tensor], Tensor]] | None,
 
 def as_workers(workers: Workers) -> Workers:
     """Workers, a number of them as Python's own integer."""
+    if isinstance(workers, type):
+        raise TypeError(f"run: `workers` must be an executor, got its class: write {workers.__name__}(...).")
     if isinstance(workers, Executor):
         return workers
     if isinstance(workers, str):
