@@ -13,7 +13,7 @@ import pytest
 import torch
 from mutation import Mutant, mutate, replace
 
-from popart_func import _art_step, models, moments, optim, pop_art, target_statistics, verify
+from popart_func import _art_step, _module_calls, models, moments, optim, pop_art, target_statistics, verify
 from popart_func.interop import from_jax, trees
 from popart_func.learners import algorithms, batches
 from popart_func.optim import transformations
@@ -36,13 +36,13 @@ RUNNING = {*SCALED, "offsets"}
 
 MUTANTS = {
     "a module keeps its own head bias": Mutant(
-        models._call,
+        _module_calls.call_module,
         "held[key] = given[name]",
         "held[key] = 0 * given[name] if name == 'output_linear.bias' else given[name]",
         {*SPLIT, "grad_is_backward", "vjp_is_grad_tensors", *POPPED, *TRAINED, "sgd_alone"},
     ),
     "a module transposes what enters tanh": Mutant(
-        models._call,
+        _module_calls.call_module,
         "held[key] = given[name]",
         "held[key] = given[name].flip(-1) if 'hidden0.w' in name else given[name]",
         {*SPLIT, *FUNCTIONAL, *POPPED, *TRAINED, "sgd_alone"} - EQUIVALENCE,  # both of its sides are transposed
