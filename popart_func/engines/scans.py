@@ -81,11 +81,11 @@ def scan(
     check_tensors("scan", "`carry`", carry)
     if reverse:
         xs = optree.tree_map(lambda leaf: leaf.flip(0), xs)
-    one = optree.tree_map(lambda leaf: leaf[None], carry)
+    one = optree.tree_map(lambda leaf: leaf.unsqueeze(0), carry)
     lanes = make_lane_scan("scan", step, one, xs, shared=True, length=length)
     carry, ys = run_scan(engine, lanes)
-    ys = optree.tree_map(lambda leaf: leaf[:, 0].flip(0) if reverse else leaf[:, 0], ys)
-    return optree.tree_map(lambda leaf: leaf[0], carry), ys
+    ys = optree.tree_map(lambda leaf: leaf.squeeze(1).flip(0) if reverse else leaf.squeeze(1), ys)
+    return optree.tree_map(lambda leaf: leaf.squeeze(0), carry), ys
 
 
 def scan_lanes(

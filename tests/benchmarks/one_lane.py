@@ -3,6 +3,7 @@
 Both sides alternate in one process; a number is a median of 21 times. By hand there are no checks, no residue of the
 mean, no bounds of inputs, and nothing but the loss, the prediction and its error for an info. For `learner.update`
 there are two forms: pure functions (`torch.func`), and a module that `torch.optim.Adam` and Pop-Art change in place.
+`scan of one step` is `learner.update` on the engine `native`, which is compiled beforehand.
 
     python tests/benchmarks/one_lane.py
 """
@@ -130,8 +131,19 @@ def main() -> None:
     def update() -> None:
         held[0], _ = learner.update(held[0], (x, y))
 
+    scanned, one_step = [held[0]], (x[None], y[None])
+
+    def scan() -> None:
+        scanned[0], _ = pf.scan(learner.update, scanned[0], one_step, engine="native")
+
+    scan()
     in_place, pure = InPlace(), Pure()
-    steps = {"in place": lambda: in_place.update(x, y), "pure": lambda: pure.update(x, y), "learner.update": update}
+    steps = {
+        "in place": lambda: in_place.update(x, y),
+        "pure": lambda: pure.update(x, y),
+        "learner.update": update,
+        "scan of one step": scan,
+    }
     for title, times in (("art", found), ("a step with Adam", medians(steps, 20))):
         print(title)
         first = next(iter(times.values()))
