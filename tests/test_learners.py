@@ -7,6 +7,7 @@ import optree
 import pytest
 import torch
 from torch.func import vmap
+from torch.nn.functional import huber_loss
 
 import popart_func as pf
 from popart_func import optim
@@ -569,6 +570,15 @@ def test_errors_of_what_a_learner_is_made_of():
     for make in (pf.art_learner, pf.popart_learner):
         with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must be a function, .* got float"):
             make(apply, pf.sgd(0.1), statistics, loss=0.1)
+        for loss, got in (
+            (lambda p, t: (p - t).abs(), r"<lambda>\(p, t\)"),
+            (huber_loss, r"huber_loss\(input, target, reduction"),
+            (torch.nn.HuberLoss(reduction="none"), r"HuberLoss\(input, target\)"),
+            (pf.losses.huber, r"huber\(delta\)"),
+        ):
+            with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must take \(prediction, .* got {got}"):
+                make(apply, pf.sgd(0.1), statistics, loss=loss)
+        make(apply, pf.sgd(0.1), statistics, loss=lambda p, t, *_, **others: huber_loss(p, t, reduction="none"))
         learner = make(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
         state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
         with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):

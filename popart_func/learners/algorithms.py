@@ -30,7 +30,7 @@ from popart_func._networks import Apply, Network, as_network
 from popart_func._preservation import check_not_tied, check_preservation
 from popart_func.heads import HeadLike, locate_layers
 from popart_func.learners.batches import Batch, Example, Info, Learner, LearnerState, unpack
-from popart_func.learners.losses import ByOutput, Loss, half_square
+from popart_func.learners.losses import ByOutput, Loss, check_loss, half_square
 from popart_func.models import Params, Stateless
 from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.pop_art import PopArt, PopArtState, normalize, popart, unnormalize
@@ -225,8 +225,8 @@ def _check_parts(caller: str, optimizer: Any, loss: Any, popart: Any = None) -> 
             f"{caller}: `optimizer` must be a popart_func.GradientTransformation, such as popart_func.adam(1e-3), got "
             f"{kind.__module__}.{kind.__name__}."
         )
-    if loss is not None and not callable(loss):
-        raise TypeError(f"{caller}: `loss` must be a function, as in popart_func.losses, got {type(loss).__name__}.")
+    if loss is not None:
+        check_loss(caller, loss)
     if popart is not None and not isinstance(popart, PopArt):
         raise TypeError(
             f"{caller}: `popart` must be the statistics, such as popart_func.popart(1, step_size=0.01), got "

@@ -8,6 +8,7 @@ function. A loss with a parameter for each output is a `ByOutput`, which the lea
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +20,39 @@ from popart_func._checks import check_scalar, is_known
 from popart_func._typing import Scalar
 from popart_func.pop_art import PopArtState, normalize
 
-__all__ = ["ByOutput", "Loss", "clipped_value", "half_square", "huber", "quantile"]
+__all__ = ["ByOutput", "Loss", "check_loss", "clipped_value", "half_square", "huber", "quantile"]
 
 Loss = Callable[..., Tensor]
 """``loss(prediction, target, statistics, indices, **others)`` -> the loss of each target."""
+
+
+def check_loss(caller: str, loss: Any) -> None:
+    """Raises TypeError unless a learner can call a loss.
+
+    A loss of PyTorch takes other arguments in the places of ``statistics`` and ``indices``, and averages.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if not callable(loss):
+        raise TypeError(f"{caller}: `loss` must be a function, as in popart_func.losses, got {type(loss).__name__}.")
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, torch.nn.Module) else loss)
+    except ValueError:  # a builtin
+        return
+    try:
+        signature.bind(*("prediction", "target", "statistics", "indices"))
+    except TypeError:
+        fits = False
+    else:
+        fits = "reduction" not in signature.parameters
+    if not fits:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise TypeError(
+            f"{caller}: `loss` must take (prediction, target, statistics, indices, **others), got "
+            f"{name}({', '.join(signature.parameters)}). If it makes a loss, call it: losses.huber(). "
+            f"Of a loss of two arguments make one: lambda prediction, target, *_, **others: "
+            f"torch.nn.functional.huber_loss(prediction, target, reduction='none')."
+        )
 
 
 def half_square(prediction: Tensor, target: Tensor, *_: Any, **others: Any) -> Tensor:
