@@ -1,15 +1,12 @@
 """The native engine's CUDA half: that its source compiles, and what it computes.
 
-Where there is no device, the very same source is compiled for the host, with a few lines that stand for CUDA; so it is
-checked lane by lane, but nothing is said of the launch, of the device's own functions, or of speed.
+Where there is no device, the very same source is compiled for the host; see `cuda_emulation`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
-import hashlib
 import re
 import shutil
 import subprocess
@@ -20,6 +17,7 @@ from typing import Any
 import native_scenarios as scenarios
 import pytest
 import torch
+from cuda_emulation import OnHost, emulated
 from native_scenarios import LANES, assert_bit_equal, difference, make_scan
 from torch import vmap
 from torch.utils._pytree import tree_leaves, tree_map
@@ -28,102 +26,16 @@ from popart_func import optim
 from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.compiler import compiler
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
-from popart_func.engines.native.cuda.launch import block_size, pack
 from popart_func.engines.native.cuda.nvrtc import OPTIONS, compile_cubin, why_no_nvrtc
-from popart_func.engines.native.cuda.source import CudaSource, cuda_source
+from popart_func.engines.native.cuda.source import CudaSource
 from popart_func.engines.native.cuda.target import CudaTarget
 from popart_func.engines.native.engine import TARGETS
-from popart_func.engines.native.plan import KernelPlan
-from popart_func.engines.native.target import KernelArguments, Launch
+from popart_func.engines.native.target import Launch
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-SHARED = 227 * 1024
-"""Bytes of shared memory that a block of an H100 may have."""
-
-SHIM = """
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#define __device__
-#define __global__
-#define __shared__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __align__(bytes) __attribute__((aligned(bytes)))
-#define __syncwarp()
-#define __syncthreads()
-#define __grid_constant__
-struct Index { unsigned x; } threadIdx, blockIdx, blockDim;
-alignas(16) char shared_memory[1 << 19];
-static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, sizeof x); return x; }
-static void atomicOr(int32_t* to, int32_t bits) { *to |= bits; }
-%s
-// One thread after the other; returns how often one wrote where another of its block had, or beyond `size` bytes.
-extern "C" int emulate(const KernelArguments* run, unsigned blocks, unsigned threads, unsigned size) {
-  static unsigned owner[sizeof shared_memory];
-  const auto* bytes = (const unsigned char*)shared_memory;
-  int collisions = 0;
-  blockDim.x = threads;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    std::memset(owner, 0, sizeof owner);
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
-      std::memset(shared_memory, 0xA5, sizeof shared_memory);
-      run_lanes(*run);
-      for (unsigned i = 0; i < sizeof shared_memory; ++i) {
-        if (bytes[i] == 0xA5) continue;
-        collisions += owner[i] != 0 || i >= size;
-        owner[i] = 1;
-      }
-    }
-  }
-  return collisions;
-}
-"""
-
-
-class OnHost(CudaTarget):
-    """The CUDA target in the CPU's place; what is built of a source is the test's business."""
-
-    def __init__(self, build: Callable[[CudaSource], Launch], team: bool) -> None:
-        self._build, self._team = build, team
-
-    def why_not(self, device: torch.device) -> str | None:
-        return None
-
-    def variant(self, scan: LaneScan, schedule: str) -> str:
-        return f"on the host, {'team' if self._team else 'thread'}"
-
-    def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CudaSource:
-        return cuda_source(plan, SHARED, team=self._team)
-
-    def build(self, source: CudaSource, device: torch.device) -> Launch:
-        return self._build(source)
-
-
-def emulated(source: CudaSource, directory: Path) -> Launch:
-    if source.team:  # of one: threads run one after the other here
-        source = source._replace(text=source.text.replace(f"#define THREADS {source.threads}\n", "#define THREADS 1\n"))
-    stem = directory / hashlib.sha256(source.text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(SHIM % source.text)
-    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
-    command = [*(compiler() or ()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(stem.with_suffix(".so")))
-
-    def launch(arguments: KernelArguments) -> int:
-        bad = torch.zeros(1, dtype=torch.int32)
-        packed = pack(arguments, bad)
-        threads = 1 if source.team else block_size(arguments.lanes, source.threads, multiprocessors=2)
-        blocks = -(-arguments.lanes // threads)
-        assert library.emulate(ctypes.byref(packed), blocks, threads, source.shared) == 0
-        assert source.checked or not bad
-        return int(bad)
-
-    return launch
 
 
 def on_device(run: Callable[[LaneScan], Any], scan: LaneScan) -> Any:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native.c_code import header, memory_type, special_header
+from popart_func.engines.native.cuda.writer import CudaWriter
 from popart_func.engines.native.expressions import Buffer
-from popart_func.engines.native.loops import LoopWriter
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
 
@@ -83,16 +83,14 @@ def cuda_source(plan: KernelPlan, shared: int, *, team: bool) -> CudaSource:
         team: whether a team runs each lane. A team does so anyway where shared memory can't hold a warp of lanes.
 
     Raises:
-        UnsupportedError: a lane needs too much memory, or the step has loops inside.
+        UnsupportedError: a lane needs too much memory.
     """
-    if plan.nested:
-        raise UnsupportedError("native: on CUDA devices it has no loops inside a step yet (scan, while_loop, cond).")
     columns = _columns(plan)
     warp = WARP * _starts(columns)[-1]
     if team or warp > shared:
         return _team_source(plan, shared)
     threads = WARP if columns else THREADS
-    writer = LoopWriter(plan, memory="", unrolled=UNROLLED, between="FENCE;")
+    writer = CudaWriter(plan, UNROLLED)
     with _kernel(writer):
         writer.line("const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;")
         writer.line("if (first >= run.lanes) return;")
@@ -111,7 +109,7 @@ def _team_source(plan: KernelPlan, shared: int) -> CudaSource:
         raise UnsupportedError(
             f"native: a lane must fit into {shared} bytes of shared memory on this device; this step needs {needed}."
         )
-    writer = LoopWriter(plan, memory="", unrolled=UNROLLED_TEAM, team=True, between="MEET;")
+    writer = CudaWriter(plan, UNROLLED_TEAM, team=True)
     with _kernel(writer):
         writer.line("const int64_t first = blockIdx.x;")
         for buffer, start in zip(plan.buffers, starts, strict=False):
@@ -136,25 +134,25 @@ def _team_size(largest: int) -> int:
     return size
 
 
-def _kernel(writer: LoopWriter) -> AbstractContextManager[None]:
+def _kernel(writer: CudaWriter) -> AbstractContextManager[None]:
     arguments = "const __grid_constant__ KernelArguments run"
     return writer.block(f'extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes({arguments})')
 
 
-def _place(writer: LoopWriter, buffer: Buffer, kind: str, offset: str) -> None:
+def _place(writer: CudaWriter, buffer: Buffer, kind: str, offset: str) -> None:
     """Declares a buffer in shared memory, at an offset in bytes."""
     ctype = memory_type(buffer)
     writer.line(f"const {kind}<{ctype}> {buffer.name} = {{({ctype}*)(shared_memory + {offset})}};")
 
 
-def _run(writer: LoopWriter, plan: KernelPlan) -> None:
+def _run(writer: CudaWriter, plan: KernelPlan) -> None:
     writer.line("constexpr int valid = 1;")
     writer.line("int32_t bad[L] = {0};")
     write_time_loop(writer, plan, prefetch=True)
     writer.line("if (bad[0]) atomicOr(run.bad, bad[0]);")
 
 
-def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, team: bool) -> CudaSource:
+def _finish(writer: CudaWriter, plan: KernelPlan, threads: int, shared: int, *, team: bool) -> CudaSource:
     program = plan.program
     inputs, outputs = len(program.inputs), len(program.carry) + len(program.ys)
     head = [
