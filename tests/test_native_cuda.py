@@ -229,7 +229,7 @@ def test_lists_the_source_of_a_device() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TARGETS, "cpu", OnHost(lambda source: pytest.fail("nothing is built"), team=True))
         shown = native.listing(paper_scan())
-    assert (shown.language, shown.variant) == ("CUDA C++", "on the host, team")
+    assert (shown.language, shown.variant) == ("CUDA C++", "team on the host, 232448 bytes")
     assert "run_lanes(const __grid_constant__ KernelArguments run)" in shown.source
     state = paper_scan().carry
     assert shown.state_bytes == 4 * sum(leaf[0].numel() for leaf in state) == 4 * 517

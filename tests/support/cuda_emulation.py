@@ -31,6 +31,9 @@ SHARED = 227 * 1024
 TEAM = 3
 """Threads of a team here: few, since each computes what is not shared out, and no divisor of most sizes."""
 
+GUARD = 4096
+"""Bytes behind a kernel's memory that it must leave alone."""
+
 SHIM = """
 #include <cmath>
 #include <csetjmp>
@@ -47,8 +50,8 @@ SHIM = """
 #define __grid_constant__
 #define __syncwarp()
 #define __syncthreads()
-struct Index { unsigned x; } threadIdx, blockIdx, blockDim;
-alignas(16) char shared_memory[1 << 19];
+struct Index { unsigned x; } threadIdx, blockIdx, blockDim, gridDim;
+alignas(16) char shared_memory[1 << 22];
 static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, sizeof x); return x; }
 static void atomicOr(int32_t* to, int32_t bits) { *to |= bits; }
 static void meet_at(int line);
@@ -102,22 +105,25 @@ static int run_team(unsigned threads) {
 }
 
 // `size`: bytes of a block's shared memory. Returns the faults.
+enum { GUARD = %d };
 extern "C" int emulate(const KernelArguments* run, unsigned blocks, unsigned threads, unsigned size, int is_team) {
-  static unsigned owner[sizeof shared_memory];
+  static char owner[sizeof shared_memory];
   const auto* bytes = (const unsigned char*)shared_memory;
+  const unsigned watched = size + GUARD;
   int faults = 0;
   arguments = run;
   blockDim.x = threads;
+  gridDim.x = blocks;
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    std::memset(owner, 0, sizeof owner);
+    std::memset(owner, 0, watched);
     for (unsigned number = 0; number < (is_team ? 1 : threads); ++number) {
-      std::memset(shared_memory, 0xA5, sizeof shared_memory);
+      std::memset(shared_memory, 0xA5, watched);
       if (is_team) faults |= run_team(threads);
       else {
         threadIdx.x = number;
         run_lanes(*run);
       }
-      for (unsigned i = 0; i < sizeof shared_memory; ++i) {
+      for (unsigned i = 0; i < watched; ++i) {
         if (bytes[i] == 0xA5) continue;
         faults |= (owner[i] ? OVERLAP : 0) | (i >= size ? BEYOND : 0);
         owner[i] = 1;
@@ -130,19 +136,25 @@ extern "C" int emulate(const KernelArguments* run, unsigned blocks, unsigned thr
 
 
 class OnHost(CudaTarget):
-    """The CUDA target in the CPU's place; what is built of a source is the test's business."""
+    """The CUDA target in the CPU's place.
 
-    def __init__(self, build: Callable[[CudaSource], Launch], team: bool) -> None:
-        self._build, self._team = build, team
+    Args:
+        build: what is built of a source.
+        team: whether a team runs a lane.
+        shared: bytes of shared memory that a block may have.
+    """
+
+    def __init__(self, build: Callable[[CudaSource], Launch], team: bool, shared: int = SHARED) -> None:
+        self._build, self._team, self._shared = build, team, shared
 
     def why_not(self, device: torch.device) -> str | None:
         return None
 
     def variant(self, scan: LaneScan, schedule: str) -> str:
-        return f"on the host, {'team' if self._team else 'thread'}"
+        return f"{'team' if self._team else 'thread'} on the host, {self._shared} bytes"
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CudaSource:
-        return cuda_source(plan, SHARED, team=self._team)
+        return cuda_source(plan, self._shared, team=self._team)
 
     def build(self, source: CudaSource, device: torch.device) -> Launch:
         return self._build(source)
@@ -153,7 +165,7 @@ def emulated(source: CudaSource, directory: Path) -> Launch:
     text = source.text.replace(f"#define THREADS {source.threads}\n", f"#define THREADS {TEAM}\n", source.team)
     text = text.replace("#define MEET meet()", "#define MEET meet_at(__LINE__)")
     stem = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(SHIM % text)
+    stem.with_suffix(".cpp").write_text(SHIM % (text, GUARD))
     flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
     command = [*(compiler() or ()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
     subprocess.run(command, check=True)
@@ -161,10 +173,13 @@ def emulated(source: CudaSource, directory: Path) -> Launch:
 
     def launch(arguments: KernelArguments) -> int:
         bad = torch.zeros(1, dtype=torch.int32)
-        packed = pack(arguments, bad)
         threads = TEAM if source.team else block_size(arguments.lanes, source.threads, multiprocessors=2)
         blocks = arguments.lanes if source.team else -(-arguments.lanes // threads)
+        blocks = min(blocks, 2) if source.scratch else blocks
+        scratch = torch.full((blocks * source.scratch + GUARD,), 0xA5, dtype=torch.uint8)
+        packed = pack(arguments, bad, scratch)
         assert library.emulate(ctypes.byref(packed), blocks, threads, source.shared, source.team) == 0
+        assert (scratch[-GUARD:] == 0xA5).all()
         assert source.checked or not bad
         return int(bad)
 

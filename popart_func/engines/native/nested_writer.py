@@ -128,13 +128,14 @@ def _copy(writer: NestWriter, pairs: Sequence[tuple[Buffer, Buffer]]) -> None:
 
 
 def _while_of_one(writer: OneLaneWriter, statement: Nested, condition: KernelPlan, body: KernelPlan) -> None:
+    first = f"first{statement.target.buffer.name[1:]}"
     write_nests(writer, condition.once)
-    with writer.block("for (bool first = true;; first = false)"):
+    with writer.block(f"for (bool {first} = true;; {first} = false)" if body.once else "while (true)"):
         write_nests(writer, condition.always)
         (going,) = condition.program.ys
         writer.line(f"if (!{writer.flag(Load(going, contiguous(())))}) break;")
         if body.once:
-            with writer.block("if (first)"):
+            with writer.block(f"if ({first})"):
                 write_nests(writer, body.once)
         write_nests(writer, body.always)
         carry = (load.buffer for load in statement.loads_of_results)
