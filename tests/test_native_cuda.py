@@ -63,7 +63,7 @@ def ways(*names: str) -> list[Any]:
 
 
 ROOM = {"thread": 1 << 21, "team": SHARED, "small team": 1000}
-"""Bytes of shared memory that an emulated block has: enough for threads with any step, next to none for a small team."""
+"""Bytes of shared memory that an emulated block has: enough for threads in all tests, next to none for a small team."""
 
 
 def take(way: str, patch: pytest.MonkeyPatch, directory: Path) -> None:

@@ -3,8 +3,9 @@
 *A thread for each lane*: small buffers in registers, the large ones in shared memory. No thread is idle, so many lanes
 have the highest throughput. *A team of threads for each lane*: all buffers in shared memory, each thread takes its
 share of their elements, and the team synchronizes after each loop nest. A step takes a fraction of the time, so this is
-faster while processors are left over; and it serves lanes so large that shared memory does not hold a warp of them. Of
-a lane that shared memory does not hold at all, some buffers lie in global memory. Both compute the same operations in the same order, so their results are equal to the bit.
+faster while processors are left over; and it serves lanes so large that shared memory does not hold a warp of them. If
+a lane alone is too large, some of its buffers lie in global memory. Both compute the same operations in the same order,
+so their results are equal to the bit.
 """
 
 from __future__ import annotations
