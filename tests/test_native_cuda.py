@@ -513,4 +513,4 @@ def test_kernels_take_no_type_but_eight_bytes_each() -> None:
     source = captured(lambda: native.run(paper_scan())).text
     (members,) = re.findall(r"struct KernelArguments \{(.*?)\};", source, re.DOTALL)
     types = {line.split()[0] for line in members.strip().splitlines()}
-    assert types <= {"const", "void*", "int64_t", "int32_t*"}
+    assert types <= {"const", "void*", "int64_t", "int32_t*", "char*"}
