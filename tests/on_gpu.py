@@ -207,7 +207,8 @@ def run_part(name: str, arguments: list[str], seconds: float, rows: Path) -> Row
 
 
 def read(rows: Path) -> list[Row]:
-    return [json.loads(line) for line in rows.read_text("utf-8").splitlines()] if rows.exists() else []
+    text = rows.read_text("utf-8") if rows.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last line may be cut off
 
 
 def about_here(device: str) -> Row:

@@ -1,8 +1,9 @@
 """Kernels for CUDA devices on a host: their very source, compiled as C++ with a few lines that stand for CUDA.
 
-What is computed is checked lane by lane; nothing is said of the launch, of the device's own functions, or of speed. The
-threads of a team run one after the other between two meetings, in an order that changes: a number that one reads or
-writes before another has is wrong in some of the orders. All must meet at the same line.
+What is computed is checked lane by lane. The threads of a team run one after the other between two meetings, in an
+order that changes: a number that two of them touch without a meeting between is wrong in some orders. All must meet at
+the same line. Nothing is said of the launch, of the device's own functions, of what it keeps in registers, of when it
+shows one thread's memory to another, or of speed.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Nested:
 
     @property
     def stacks(self) -> tuple[Buffer, ...]:
-        """The buffers of a scan's ys: each round fills a part, and may read what was there before the loop."""
+        """The buffers of a scan's ys. Each round fills a part of them, while later rounds are still to come."""
         return tuple(window.whole for window in self.windows if window.is_written)
 
     def loads(self) -> Iterator[Load]:

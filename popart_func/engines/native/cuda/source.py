@@ -130,14 +130,19 @@ def _team_source(plan: KernelPlan, shared: int) -> CudaSource:
 def _fitting(plan: KernelPlan, shared: int) -> tuple[list[Buffer], list[Buffer]]:
     """The buffers that shared memory holds, and those that lie in global memory.
 
-    The stacks of scans are the first to leave, since each round reads or writes but a part of one; then the largest.
+    The stacks of scans are the first to leave, since a round needs a part of a stack only; then the largest buffers.
     """
-    storage = plan.storage()
-    stacks = {storage.place_of(window.whole) for window in storage.windows.values()}
+    stacks = _stacks(plan)
     within, outside = sorted(plan.buffers, key=lambda buffer: (buffer in stacks, buffer.nbytes)), []
     while _starts(within, skewed=True)[-1] > shared:
         outside.append(within.pop())
     return within, outside
+
+
+def _stacks(plan: KernelPlan) -> set[Buffer]:
+    """The buffers of which a round of a scan inside the step has a part, at a place that the compiler does not know."""
+    storage = plan.storage()
+    return {storage.place_of(window.whole) for window in storage.windows.values()}
 
 
 def _team_size(largest: int) -> int:
@@ -209,7 +214,8 @@ def _columns(plan: KernelPlan) -> list[Buffer]:
     Of the large buffers, those of the carry may still have registers, while the budget lasts. The largest that fits
     comes first: it frees most shared memory, which decides how many warps share a multiprocessor.
     """
-    carry = plan.program.inputs[: len(plan.program.carry)]
+    stacks = _stacks(plan)
+    carry = [buffer for buffer in plan.program.inputs[: len(plan.program.carry)] if buffer not in stacks]
     large = sorted((b for b in plan.buffers if b.numel > SMALL), key=lambda b: (-b.dtype.itemsize, -b.numel))
     free = 4 * STATE_IN_REGISTERS - sum(b.nbytes for b in carry if b.numel <= SMALL)
     columns = []
