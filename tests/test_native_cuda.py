@@ -209,7 +209,9 @@ def loops_over_stacks() -> LaneScan:
     return make_lane_scan("scan", step, (rows, before), x, torch.tensor([0.5, 1.1, 2.0]), shared=False)
 
 
-def test_loops_inside_a_step(engine: str) -> None:
+@pytest.mark.parametrize("way", [*ways("thread"), pytest.param("team", marks=pytest.mark.slow), ways("team")[1]])
+def test_loops_inside_a_step(way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    take(way, monkeypatch, tmp_path)
     scan = loops_of_programs(ON_NATIVE)
     close(native.run(scan), eager.run(scan))
 

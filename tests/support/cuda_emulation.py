@@ -40,7 +40,6 @@ SHIM = """
 #include <csetjmp>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <ucontext.h>
 #define __device__
 #define __global__
@@ -63,10 +62,10 @@ enum Fault { OVERLAP = 1, BEYOND = 2, APART = 4 };  // one thread's memory is an
 struct Thread {
   ucontext_t begin;
   std::jmp_buf go_on;
-  std::unique_ptr<char[]> stack{new char[1 << 20]};
+  char* stack = new char[1 << 20];
   int line;  // where it waits: 0 before the beginning, -1 after the end
 };
-static Thread team[64];
+static Thread team[%d];
 static std::jmp_buf scheduler;
 static ucontext_t unused;
 static const KernelArguments* arguments;
@@ -87,7 +86,7 @@ static void switch_to(unsigned number) {
   Thread& thread = team[number];
   if (thread.line) _longjmp(thread.go_on, 1);
   getcontext(&thread.begin);
-  thread.begin.uc_stack.ss_sp = thread.stack.get();
+  thread.begin.uc_stack.ss_sp = thread.stack;
   thread.begin.uc_stack.ss_size = 1 << 20;
   makecontext(&thread.begin, run_thread, 0);
   setcontext(&thread.begin);
@@ -166,7 +165,7 @@ def emulated(source: CudaSource, directory: Path) -> Launch:
     text = source.text.replace(f"#define THREADS {source.threads}\n", f"#define THREADS {TEAM}\n", source.team)
     text = text.replace("#define MEET meet()", "#define MEET meet_at(__LINE__)")
     stem = directory / hashlib.sha256(text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(SHIM % (text, GUARD))
+    stem.with_suffix(".cpp").write_text(SHIM % (text, TEAM, GUARD))
     flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
     command = [*(compiler() or ()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
     subprocess.run(command, check=True)
