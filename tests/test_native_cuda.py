@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import native_scenarios as scenarios
+import op_families
 import pytest
 import torch
 from cuda_emulation import SHARED, OnHost, emulated
@@ -23,6 +24,7 @@ from loop_programs import ON_NATIVE, PROGRAMS, close, in_one_step, random_progra
 from loop_programs import stacks_become_the_carry as stacks
 from native_scenarios import LANES, assert_bit_equal, difference, make_scan
 from ppo import ppo
+from random_steps import random_scan
 from torch import vmap
 from torch.func import functional_call, grad_and_value
 from torch.utils._pytree import tree_leaves, tree_map
@@ -239,6 +241,22 @@ def test_random_programs_with_loops(engine: str, first: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:torch.searchsorted", "ignore:index_reduce")
+@pytest.mark.parametrize("family", op_families.FAMILIES)
+def test_families(engine: str, family: str) -> None:
+    scenarios.families_agree([family], torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("way", ways("thread", "team", "small team"))
+def test_random_steps(way: str, seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    take(way, monkeypatch, tmp_path)
+    scan = random_scan(seed, torch.float64, lanes=5)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-11
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["team", "small team"])
 def test_an_update_of_ppo_and_a_gradient_through_time(
     way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -337,6 +355,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "loops": lambda: native.run(loops_of_programs(ON_NATIVE)),
 }
 SLOW: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: scenarios.families_agree([name], torch.float32) for name in op_families.FAMILIES},
     "stacks": lambda: native.run(loops_over_stacks()),
     "ppo": lambda: native.run(ppo_scan()),
     "gated": lambda: native.run(gated_scan(60)),
