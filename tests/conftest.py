@@ -1,4 +1,8 @@
-"""Every annotation is enforced; every test starts from a seed of its own, printed when it fails."""
+"""Every annotation is enforced; every test starts from a seed of its own, printed when it fails.
+
+Where the packages that check them are missing, annotations are not checked, and a test module that needs what is
+missing is skipped: so the tests run on a borrowed machine that has PyTorch and pytest alone.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import annotation_checks
-import hypothesis
-import jaxtyping
 import pytest
 import torch
 from filelock import FileLock
@@ -22,19 +23,48 @@ from filelock import FileLock
 # No collection while the test modules are imported; see `pytest_collection_finish`.
 gc.disable()
 
-# The same examples in every run; a failure prints its own.
-hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("steady")
+MISSING = [name for name in ("beartype", "hypothesis", "jaxtyping") if importlib.util.find_spec(name) is None]
 
-# Packages' own __init__ modules are left out, since a name stands for all below it; and so is what Dynamo must read.
-SOURCES = Path(importlib.util.find_spec("popart_func").origin).parent
-MODULES = [
-    ".".join(("popart_func", *path.relative_to(SOURCES).with_suffix("").parts))
-    for path in sorted(SOURCES.rglob("*.py"))
-    if path.stem not in ("__init__", "__main__", "inductor")
-]
-jaxtyping.jaxtyped = annotation_checks.jaxtyped
-jaxtyping.install_import_hook(MODULES, "annotation_checks.check")
+if not MISSING:
+    import annotation_checks
+    import hypothesis
+    import jaxtyping
+
+    # The same examples in every run; a failure prints its own.
+    hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("steady")
+
+    # Packages' own __init__ modules are left out, since a name stands for all below it; so is what Dynamo must read.
+    SOURCES = Path(importlib.util.find_spec("popart_func").origin).parent
+    MODULES = [
+        ".".join(("popart_func", *path.relative_to(SOURCES).with_suffix("").parts))
+        for path in sorted(SOURCES.rglob("*.py"))
+        if path.stem not in ("__init__", "__main__", "inductor")
+    ]
+    jaxtyping.jaxtyped = annotation_checks.jaxtyped
+    jaxtyping.install_import_hook(MODULES, "annotation_checks.check")
+
+
+def pytest_report_header() -> str:
+    return f"annotations are not checked, without {', '.join(MISSING)}" if MISSING else "annotations are checked"
+
+
+class ModuleWithWhatIsThere(pytest.Module):
+    """A test module that is skipped where a package is missing that it imports."""
+
+    def collect(self) -> Any:
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                pytest.skip(str(error.__cause__), allow_module_level=True)
+            raise
+        except SystemExit as error:  # the command line says which package it needs
+            pytest.skip(str(error), allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return ModuleWithWhatIsThere.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -86,6 +116,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without jaxtyping: for the library's own messages where a type is wrong, and for long loops."""
+    if MISSING:
+        yield
+        return
     jaxtyped = jaxtyping.jaxtyped
 
     def plain(*, typechecker: Any) -> Callable[[Any], Any]:

@@ -10,16 +10,23 @@ import optree
 import pytest
 import torch
 from loop_programs import (
+    LANES,
     MANY,
+    ON_NATIVE,
     PROGRAMS,
     XS,
     H,
     W,
+    close,
     grown,
+    in_one_step,
     numbers,
     random_program,
+    random_programs,
     recurrent,
     replayed,
+    rows_of_all_lengths,
+    stacks_become_the_carry,
     traced,
     transformed,
 )
@@ -34,43 +41,13 @@ from popart_func.engines.native.memory import share_memory
 from popart_func.engines.tracing import tracer
 from popart_func.sweeps.records import last
 
-LANES = 3
 SCHEDULES = ("native:lanes", "native:elements")
-
-
-def close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    """Equal but for the order of sums, in float64."""
-    assert optree.tree_structure(got) == optree.tree_structure(expected)
-    for one, other in zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True):
-        assert one.dtype == other.dtype
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_graph_computes_what_python_does(name: str):
     function, arguments = PROGRAMS[name]
     close(replayed(traced(function, *arguments), *arguments), function(*arguments))
-
-
-def lanes_of(arguments: Any) -> Any:
-    """The arguments in lanes that differ."""
-    return optree.tree_map(
-        lambda leaf: torch.stack([leaf * (1 + 0.1 * n) if leaf.is_floating_point() else leaf for n in range(LANES)]),
-        arguments,
-    )
-
-
-def in_one_step(programs: dict[str, tuple[Callable[..., Any], Any]]) -> tuple[Callable[..., Any], Any]:
-    """A step that runs programs side by side, and its carry: one kernel for all of them."""
-    carry = {name: lanes_of(arguments) for name, (_, arguments) in programs.items()}
-    return lambda c, _: (c, {name: function(*c[name]) for name, (function, _) in programs.items()}), carry
-
-
-# One kernel for some of them: each costs half a second to compile.
-ON_NATIVE = (
-    *("scan in reverse, grad", "closed over, vmap of grad", "checkpoint 2, reverse, grad"),
-    *("while_loop, vmap of jacfwd", "cond, vmap of grad", "cond, one predicate", "nested, grad"),
-)
 
 
 @pytest.mark.parametrize(
@@ -85,44 +62,22 @@ def test_native_computes_what_eager_does(names: tuple[str, ...]):
             close(got[name], expected[name])
 
 
-def rows_of_all_lengths(carry: Any, x: Any, hparams: Any) -> Any:
-    """Loops over rows that fill no register and more than one, of the carry, of an x, of constants and of parameters.
-
-    Rows that a body writes lie between others, which must stay as they are; those of an input have no room behind. What
-    a body computes once, or needs at the end of a round, must not lie where its products put what they need between.
-    """
-    short, long = carry
-    rows, square = torch.arange(35.0).reshape(7, 5), torch.cos(torch.arange(400.0)).reshape(20, 20) / 5
-
-    def step(c: Any, row: Any) -> Any:
-        short, long = c
-        from_x, constant = row
-        fixed = square @ carry[1]  # the same in each round
-        new = torch.tanh(short + from_x[:5] * hparams) + constant
-        long = square @ (square @ torch.tanh(long + fixed))
-        long = pf.cond(
-            new.sum() > 0, lambda a, b: (a * 0.5 + b, square @ (square @ b)), lambda a, b: (b - a, b), long, from_x
-        )
-        long, other = long
-        before = square[:5, :5] @ (square[:5, :5] @ short)
-        return (new, long), (new * 2, long * 3, other.reshape(4, 5).flip(0), before, new.sum() > 0)
-
-    (short, long), forward = pf.scan(step, (short, long), (x, rows))
-    (short, long), backward = pf.scan(step, (short, long), (x, forward[0]), reverse=True)
-    long, short = pf.while_loop(
-        lambda a: a[0].square().sum() < 900,
-        lambda a: (a[0] * 1.5 + 1, square[:5, :5] @ (square[:5, :5] @ a[1])),
-        (long, short),
-    )
-    return (short, long), (forward, backward)
-
-
 @pytest.mark.parametrize("shared", [True, False])
 def test_rows_of_all_lengths(shared: bool):
     carry, rates = (torch.randn(LANES, 5), torch.randn(LANES, 20)), torch.rand(LANES)
     x = torch.randn(2, *(() if shared else (LANES,)), 7, 20)
     results = [
         pf.scan_lanes(rows_of_all_lengths, carry, x, hparams=rates, shared=shared, engine=engine)
+        for engine in ("eager", *SCHEDULES)
+    ]
+    for result in results[1:]:
+        close(result, results[0], 1e-5)
+
+
+def test_a_stack_lies_over_the_carry_only_where_no_round_reads_that():
+    carry = tuple(torch.randn(LANES, 5) for _ in range(4))
+    results = [
+        pf.scan_lanes(stacks_become_the_carry, carry, torch.tensor([1.0, -1.0, 0.5]), engine=engine)
         for engine in ("eager", *SCHEDULES)
     ]
     for result in results[1:]:
@@ -348,10 +303,6 @@ def test_a_step_of_many_operations_names_scan(monkeypatch: pytest.MonkeyPatch):
 def test_random_programs_in_a_graph(seed: int):
     function = transformed(seed, random_program(seed))
     close(replayed(traced(function, H), H), function(H), 1e-8)
-
-
-def random_programs(seeds: range) -> dict[str, tuple[Callable[..., Any], Any]]:
-    return {str(seed): (transformed(seed, random_program(seed)), (H,)) for seed in seeds}
 
 
 def test_random_programs_on_native():

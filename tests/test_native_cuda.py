@@ -1,129 +1,49 @@
 """The native engine's CUDA half: that its source compiles, and what it computes.
 
-Where there is no device, the very same source is compiled for the host, with a few lines that stand for CUDA; so it is
-checked lane by lane, but nothing is said of the launch, of the device's own functions, or of speed.
+Where there is no device, the very same source is compiled for the host; see `cuda_emulation`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import functools
-import hashlib
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import native_scenarios as scenarios
+import op_families
 import pytest
 import torch
+from cuda_emulation import SHARED, OnHost, emulated
+from loop_programs import ON_NATIVE, PROGRAMS, close, in_one_step, random_programs, rows_of_all_lengths
+from loop_programs import stacks_become_the_carry as stacks
 from native_scenarios import LANES, assert_bit_equal, difference, make_scan
+from ppo import ppo
+from random_steps import random_scan
 from torch import vmap
+from torch.func import functional_call, grad_and_value
 from torch.utils._pytree import tree_leaves, tree_map
 
+import popart_func as pf
 from popart_func import optim
 from popart_func.engines import eager, native, scan_lanes
 from popart_func.engines.compiler import compiler
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
-from popart_func.engines.native.cuda.launch import block_size, pack
 from popart_func.engines.native.cuda.nvrtc import OPTIONS, compile_cubin, why_no_nvrtc
-from popart_func.engines.native.cuda.source import CudaSource, cuda_source
+from popart_func.engines.native.cuda.source import CudaSource
 from popart_func.engines.native.cuda.target import CudaTarget
 from popart_func.engines.native.engine import TARGETS
-from popart_func.engines.native.plan import KernelPlan
-from popart_func.engines.native.target import KernelArguments, Launch
+from popart_func.engines.native.target import Launch
 from popart_func.learners import popart_learner
 from popart_func.models import UnifiedModel, init_lanes, stateless
 from popart_func.pop_art import popart
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-
-SHARED = 227 * 1024
-"""Bytes of shared memory that a block of an H100 may have."""
-
-SHIM = """
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#define __device__
-#define __global__
-#define __shared__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __align__(bytes) __attribute__((aligned(bytes)))
-#define __syncwarp()
-#define __syncthreads()
-#define __grid_constant__
-struct Index { unsigned x; } threadIdx, blockIdx, blockDim;
-alignas(16) char shared_memory[1 << 19];
-static double __longlong_as_double(long long bits) { double x; std::memcpy(&x, &bits, sizeof x); return x; }
-static void atomicOr(int32_t* to, int32_t bits) { *to |= bits; }
-%s
-// One thread after the other; returns how often one wrote where another of its block had, or beyond `size` bytes.
-extern "C" int emulate(const KernelArguments* run, unsigned blocks, unsigned threads, unsigned size) {
-  static unsigned owner[sizeof shared_memory];
-  const auto* bytes = (const unsigned char*)shared_memory;
-  int collisions = 0;
-  blockDim.x = threads;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    std::memset(owner, 0, sizeof owner);
-    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
-      std::memset(shared_memory, 0xA5, sizeof shared_memory);
-      run_lanes(*run);
-      for (unsigned i = 0; i < sizeof shared_memory; ++i) {
-        if (bytes[i] == 0xA5) continue;
-        collisions += owner[i] != 0 || i >= size;
-        owner[i] = 1;
-      }
-    }
-  }
-  return collisions;
-}
-"""
-
-
-class OnHost(CudaTarget):
-    """The CUDA target in the CPU's place; what is built of a source is the test's business."""
-
-    def __init__(self, build: Callable[[CudaSource], Launch], team: bool) -> None:
-        self._build, self._team = build, team
-
-    def why_not(self, device: torch.device) -> str | None:
-        return None
-
-    def variant(self, scan: LaneScan, schedule: str) -> str:
-        return f"on the host, {'team' if self._team else 'thread'}"
-
-    def source(self, plan: KernelPlan, device: torch.device, variant: str) -> CudaSource:
-        return cuda_source(plan, SHARED, team=self._team)
-
-    def build(self, source: CudaSource, device: torch.device) -> Launch:
-        return self._build(source)
-
-
-def emulated(source: CudaSource, directory: Path) -> Launch:
-    if source.team:  # of one: threads run one after the other here
-        source = source._replace(text=source.text.replace(f"#define THREADS {source.threads}\n", "#define THREADS 1\n"))
-    stem = directory / hashlib.sha256(source.text.encode()).hexdigest()[:16]
-    stem.with_suffix(".cpp").write_text(SHIM % source.text)
-    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fwrapv", "-shared", "-fPIC", "-w"]
-    command = [*(compiler() or ()), *flags, "-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(stem.with_suffix(".so")))
-
-    def launch(arguments: KernelArguments) -> int:
-        bad = torch.zeros(1, dtype=torch.int32)
-        packed = pack(arguments, bad)
-        threads = 1 if source.team else block_size(arguments.lanes, source.threads, multiprocessors=2)
-        blocks = -(-arguments.lanes // threads)
-        assert library.emulate(ctypes.byref(packed), blocks, threads, source.shared) == 0
-        assert source.checked or not bad
-        return int(bad)
-
-    return launch
 
 
 def on_device(run: Callable[[LaneScan], Any], scan: LaneScan) -> Any:
@@ -139,21 +59,33 @@ def to(scan: LaneScan, device: torch.device) -> LaneScan:
     return dataclasses.replace(scan, device=device, **parts)
 
 
-WAYS = ("thread", "team")
+def ways(*names: str) -> list[Any]:
+    """The names, of which each is a way on the host, and the same on a device."""
+    return [*names, *(pytest.param(f"{name} on a device", marks=pytest.mark.gpu) for name in names)]
 
 
-@pytest.fixture(params=[*WAYS, *(pytest.param(f"{way} on a device", marks=pytest.mark.gpu) for way in WAYS)])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """`native.run` runs the CUDA kernel: on the host or on a device, a lane by a thread or by a team."""
-    way = request.param.split()[0]
-    if request.param.endswith("device"):
-        monkeypatch.setattr(CudaTarget, "variant", lambda self, scan, schedule: way)
-        monkeypatch.setattr(native, "run", functools.partial(on_device, native.run))
+ROOM = {"thread": 1 << 21, "team": SHARED, "small team": 1000}
+"""Bytes of shared memory that an emulated block has: enough for threads in all tests, next to none for a small team."""
+
+
+def take(way: str, patch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Has `native.run` run the CUDA kernel: on the host or on a device, a lane by a thread or by a team."""
+    name = way.removesuffix(" on a device")
+    if name != way:
+        patch.setattr(CudaTarget, "variant", lambda self, scan, schedule: name.split()[-1])
+        if name == "small team":
+            patch.setattr("popart_func.engines.native.cuda.target.shared_memory", lambda device: ROOM[name])
+        patch.setattr(native, "run", functools.partial(on_device, native.run))
     elif compiler() is None:
         pytest.skip("no C++ compiler to run the kernel on the host")
     else:
-        target = OnHost(functools.partial(emulated, directory=tmp_path), team=way == "team")
-        monkeypatch.setitem(TARGETS, "cpu", target)
+        build = functools.partial(emulated, directory=directory)
+        patch.setitem(TARGETS, "cpu", OnHost(build, name != "thread", ROOM[name]))
+
+
+@pytest.fixture(params=ways("thread", "team"))
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    take(request.param, monkeypatch, tmp_path)
     return request.param
 
 
@@ -249,15 +181,102 @@ def test_says_what_is_wrong_and_where(engine: str, step: Any, error: type[Except
         native.run(scan)
 
 
-def test_a_team_runs_what_is_too_large_for_threads_and_refuses_what_is_too_large_at_all() -> None:
-    def scan_of(size: int) -> LaneScan:
-        return make_lane_scan("scan_lanes", lambda c, x: (c + x, x), torch.zeros(2, size), torch.zeros(3), shared=True)
+def test_a_team_runs_what_is_too_large_for_threads_and_has_global_memory_for_the_rest() -> None:
+    def source_of(size: int) -> CudaSource:
+        step = lambda c, x: (c + x, x)  # noqa: E731
+        scan = make_lane_scan("scan_lanes", step, torch.zeros(2, size), torch.zeros(3), shared=True)
+        return captured(lambda: native.run(scan))
 
-    assert not captured(lambda: native.run(scan_of(1000))).team
-    assert captured(lambda: native.run(scan_of(2000))).team
-    message = r"must fit into 232448 bytes of shared memory on this device; this step needs 412\d\d\d\."
-    with pytest.raises(native.UnsupportedError, match=message):
-        captured(lambda: native.run(scan_of(100_000)))
+    assert not source_of(1000).team
+    assert source_of(2000).team
+    assert not source_of(2000).scratch
+    assert source_of(100_000).scratch == 400_000
+    assert source_of(100_000).shared == 16
+
+
+def loops_of_programs(names: tuple[str, ...]) -> LaneScan:
+    step, carry = in_one_step({name: PROGRAMS[name] for name in names})
+    return make_lane_scan("scan", step, carry, None, length=1)
+
+
+def loops_over_stacks() -> LaneScan:
+    """Over stacks of the carry, of xs and of constants, for two steps; a new carry that loops give."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(8))
+    x, rows, before = draw(2, 3, 7, 20), (draw(3, 5), draw(3, 20)), tuple(draw(3, 5) for _ in range(4))
+
+    def step(c: Any, x: Any, hparams: Any) -> Any:
+        rows, ys = rows_of_all_lengths(c[0], x, hparams)
+        return (rows, stacks(c[1], x[0, 0])[0]), ys
+
+    return make_lane_scan("scan", step, (rows, before), x, torch.tensor([0.5, 1.1, 2.0]), shared=False)
+
+
+@pytest.mark.parametrize("way", [*ways("thread"), pytest.param("team", marks=pytest.mark.slow), ways("team")[1]])
+def test_loops_inside_a_step(way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    take(way, monkeypatch, tmp_path)
+    scan = loops_of_programs(ON_NATIVE)
+    close(native.run(scan), eager.run(scan))
+
+
+@pytest.mark.parametrize("way", ways("thread", "team", "small team"))
+def test_loops_over_stacks(way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    take(way, monkeypatch, tmp_path)
+    scan = loops_over_stacks()
+    close(native.run(scan), eager.run(scan), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(8))
+def test_all_programs_with_loops(engine: str, first: int) -> None:
+    scan = loops_of_programs(tuple(PROGRAMS)[first::8])
+    close(native.run(scan), eager.run(scan))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(200, 300, 5))
+def test_random_programs_with_loops(engine: str, first: int) -> None:
+    step, carry = in_one_step(random_programs(range(first, first + 5)))
+    scan = make_lane_scan("scan", step, carry, None, length=1)
+    close(native.run(scan), eager.run(scan), 1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:torch.searchsorted", "ignore:index_reduce")
+@pytest.mark.parametrize("family", op_families.FAMILIES)
+def test_families(engine: str, family: str) -> None:
+    scenarios.families_agree([family], torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("way", ways("thread", "team", "small team"))
+def test_random_steps(way: str, seed: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    take(way, monkeypatch, tmp_path)
+    scan = random_scan(seed, torch.float64, lanes=5)
+    assert difference(native.run(scan), eager.run(scan)) < 1e-11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["team", "small team"])
+def test_an_update_of_ppo_and_a_gradient_through_time(
+    way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scans = [ppo_scan(), gated_scan(60)]
+    expected = [native.run(scan) for scan in scans]  # of the CPU: `test_ppo` and `test_loops` compare it with eager
+    take(way, monkeypatch, tmp_path)
+    for scan, result in zip(scans, expected, strict=True):
+        assert difference(native.run(scan), result) < 1e-5
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler to run the kernel on the host")
+def test_the_emulation_notices_a_team_that_does_not_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def without_meetings(source: CudaSource) -> Launch:
+        return emulated(source._replace(text=source.text.replace("MEET;", "")), tmp_path)
+
+    step = lambda c, x: (torch.tanh(c.flip(0).cumsum(0)) + x, c.sum())  # noqa: E731
+    scan = make_lane_scan("scan", step, torch.randn(4, 40), torch.randn(9), shared=True)
+    monkeypatch.setitem(TARGETS, "cpu", OnHost(without_meetings, team=True))
+    assert difference(native.run(scan), eager.run(scan)) > 0.1
 
 
 # That the source compiles for a device.
@@ -268,7 +287,7 @@ class Captured(Exception):  # noqa: N818
         self.source = source
 
 
-def captured(run: Callable[[], Any], team: bool = False) -> CudaSource:
+def captured(run: Callable[[], Any], team: bool = False, shared: int = SHARED) -> CudaSource:
     """The source of the kernel that a run would need."""
 
     def build(source: CudaSource) -> Launch:
@@ -276,7 +295,7 @@ def captured(run: Callable[[], Any], team: bool = False) -> CudaSource:
 
     with pytest.MonkeyPatch.context() as patch:
         for device in TARGETS:  # where there is one, on the device
-            patch.setitem(TARGETS, device, OnHost(build, team))
+            patch.setitem(TARGETS, device, OnHost(build, team, shared))
         try:
             run()
         except Captured as caught:
@@ -298,6 +317,33 @@ def paper_scan(dtype: torch.dtype = torch.float32) -> LaneScan:
     return make_lane_scan("scan_lanes", step, state, torch.randn(9, LANES, 16, generator=generator, dtype=dtype))
 
 
+def ppo_scan() -> LaneScan:
+    """An update of PPO: four loops, two of them nested."""
+    init, update = ppo(1.0, with_popart=True, updates=200)
+    carry = tree_map(lambda *leaves: torch.stack(leaves), *map(init, range(3)))
+    return make_lane_scan("scan", update, carry, torch.zeros(1), shared=True)
+
+
+def gated_scan(length: int) -> LaneScan:
+    """Gradient descent through time on a gated recurrent cell."""
+    cell = torch.nn.GRUCell(3, 8)
+
+    def step(params: Any, xs: Any) -> Any:
+        def loss(params: Any) -> Any:
+            def one(h: Any, x: Any) -> Any:
+                h = functional_call(cell, params, (x, h))
+                return h, h.square().sum()
+
+            return pf.scan(one, torch.zeros(8), xs)[1].mean()
+
+        slopes, value = grad_and_value(loss)(params)
+        return {name: leaf - 0.1 * slopes[name] for name, leaf in params.items()}, value
+
+    params = init_lanes(functools.partial(torch.nn.GRUCell, 3, 8), range(3))
+    xs = torch.randn(2, length, 3, generator=torch.Generator().manual_seed(9))
+    return make_lane_scan("scan", step, params, xs, shared=True)
+
+
 KERNELS: dict[str, Callable[[], Any]] = {
     "paper": lambda: native.run(paper_scan()),
     "adam_float64": lambda: native.run(make_scan(("popart", "adam"), dtype=torch.float64)),
@@ -306,8 +352,16 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "double": lambda: scenarios.floating_point_ops_agree(torch.float64, (5, 1)),
     "integers": lambda: scenarios.integer_ops_agree(torch.int64),
     "movement": scenarios.movement_agrees,
+    "loops": lambda: native.run(loops_of_programs(ON_NATIVE)),
 }
-TABLES = ("floating_point", "double", "integers", "movement")
+SLOW: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: scenarios.families_agree([name], torch.float32) for name in op_families.FAMILIES},
+    "stacks": lambda: native.run(loops_over_stacks()),
+    "ppo": lambda: native.run(ppo_scan()),
+    "gated": lambda: native.run(gated_scan(60)),
+    **{f"programs {n}": lambda n=n: native.run(loops_of_programs(tuple(PROGRAMS)[n::8])) for n in range(8)},
+}
+TABLES = ("floating_point", "double", "integers", "movement", "loops", *SLOW)
 """Kernels of many ops, whose speed says nothing: nvcc optimizes them less, in a quarter of the time."""
 
 NVCC, NO_NVRTC = shutil.which("nvcc"), why_no_nvrtc()
@@ -317,7 +371,7 @@ def test_lists_the_source_of_a_device() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TARGETS, "cpu", OnHost(lambda source: pytest.fail("nothing is built"), team=True))
         shown = native.listing(paper_scan())
-    assert (shown.language, shown.variant) == ("CUDA C++", "on the host, team")
+    assert (shown.language, shown.variant) == ("CUDA C++", "team on the host, 232448 bytes")
     assert "run_lanes(const __grid_constant__ KernelArguments run)" in shown.source
     state = paper_scan().carry
     assert shown.state_bytes == 4 * sum(leaf[0].numel() for leaf in state) == 4 * 517
@@ -326,10 +380,14 @@ def test_lists_the_source_of_a_device() -> None:
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 @pytest.mark.parametrize(
     ("kernel", "team"),
-    [*((kernel, False) for kernel in KERNELS), ("paper", True), ("integers", True), ("movement", True)],
+    [
+        *((kernel, False) for kernel in KERNELS),
+        *((kernel, True) for kernel in ("paper", "integers", "movement")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("loops", True), *product(SLOW, (False, True)))),
+    ],
 )
 def test_nvcc_compiles(kernel: str, team: bool, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    source = captured(KERNELS[kernel], team)
+    source = captured({**KERNELS, **SLOW}[kernel], team, ROOM["team" if team else "thread"])
     (tmp_path / "kernel.cu").write_text(source.text)
     command = ["nvcc", *OPTIONS, "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings", "-diag-suppress", "177"]
     command += ["-Xcicc", "-O1", "-Xptxas", "-O1"] if kernel in TABLES else []
@@ -476,4 +534,4 @@ def test_kernels_take_no_type_but_eight_bytes_each() -> None:
     source = captured(lambda: native.run(paper_scan())).text
     (members,) = re.findall(r"struct KernelArguments \{(.*?)\};", source, re.DOTALL)
     types = {line.split()[0] for line in members.strip().splitlines()}
-    assert types <= {"const", "void*", "int64_t", "int32_t*"}
+    assert types <= {"const", "void*", "int64_t", "int32_t*", "char*"}

@@ -16,7 +16,7 @@ import pytest
 import small_sweep
 import torch
 from native_scenarios import assert_bit_equal, difference, pick
-from random_steps import random_step
+from random_steps import random_scan, random_step
 from torch import Tensor
 
 from popart_func import sweeps
@@ -141,16 +141,6 @@ def test_products(dtype: torch.dtype, sizes: tuple[int, int, int]) -> None:
 
 
 # Random steps.
-
-
-def random_scan(seed: int, dtype: torch.dtype, lanes: int = 17) -> LaneScan:
-    step, carry, x = random_step(seed)
-    generator = torch.Generator().manual_seed(seed)
-    leaves = [
-        torch.randn(lanes, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in carry.values()
-    ]
-    xs = torch.randn(4, lanes, *x, generator=generator, dtype=torch.float64).to(dtype)
-    return make_lane_scan("scan", step, (*leaves, torch.arange(lanes)), xs, shared=False)
 
 
 @pytest.mark.parametrize(

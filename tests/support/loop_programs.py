@@ -17,6 +17,14 @@ from popart_func.engines.tracing.step_graph import StepGraph
 from popart_func.engines.tracing.tracer import trace_step
 
 
+def close(got: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    """Equal but for the order of sums, in float64."""
+    assert optree.tree_structure(got) == optree.tree_structure(expected)
+    for one, other in zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 def traced(function: Callable[..., Any], *arguments: Any) -> StepGraph:
     leaves, structure = optree.tree_flatten(arguments)
     return trace_step(function, structure, [TensorSpec.of(leaf) for leaf in leaves])
@@ -187,6 +195,70 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 
 
+# One kernel for some of them: each costs half a second to compile.
+ON_NATIVE = (
+    *("scan in reverse, grad", "closed over, vmap of grad", "checkpoint 2, reverse, grad"),
+    *("while_loop, vmap of jacfwd", "cond, vmap of grad", "cond, one predicate", "nested, grad"),
+)
+
+LANES = 3
+
+
+def lanes_of(arguments: Any) -> Any:
+    """The arguments in lanes that differ."""
+    return optree.tree_map(
+        lambda leaf: torch.stack([leaf * (1 + 0.1 * n) if leaf.is_floating_point() else leaf for n in range(LANES)]),
+        arguments,
+    )
+
+
+def in_one_step(programs: dict[str, tuple[Callable[..., Any], Any]]) -> tuple[Callable[..., Any], Any]:
+    """A step that runs programs side by side, and its carry: one kernel for all of them."""
+    carry = {name: lanes_of(arguments) for name, (_, arguments) in programs.items()}
+    return lambda c, _: (c, {name: function(*c[name]) for name, (function, _) in programs.items()}), carry
+
+
+def rows_of_all_lengths(carry: Any, x: Any, hparams: Any) -> Any:
+    """Loops over rows that fill no register and more than one, of the carry, of an x, of constants and of parameters.
+
+    Rows that a body writes lie between others, which must stay as they are; those of an input have no room behind. What
+    a body computes once, or needs at the end of a round, must not lie where its products put what they need between.
+    """
+    short, long = carry
+    rows, square = torch.arange(35.0).reshape(7, 5), torch.cos(torch.arange(400.0)).reshape(20, 20) / 5
+
+    def step(c: Any, row: Any) -> Any:
+        short, long = c
+        from_x, constant = row
+        fixed = square @ carry[1]  # the same in each round
+        new = torch.tanh(short + from_x[:5] * hparams) + constant
+        long = square @ (square @ torch.tanh(long + fixed))
+        long = pf.cond(
+            new.sum() > 0, lambda a, b: (a * 0.5 + b, square @ (square @ b)), lambda a, b: (b - a, b), long, from_x
+        )
+        long, other = long
+        before = square[:5, :5] @ (square[:5, :5] @ short)
+        return (new, long), (new * 2, long * 3, other.reshape(4, 5).flip(0), before, new.sum() > 0)
+
+    (short, long), forward = pf.scan(step, (short, long), (x, rows))
+    (short, long), backward = pf.scan(step, (short, long), (x, forward[0]), reverse=True)
+    long, short = pf.while_loop(
+        lambda a: a[0].square().sum() < 900,
+        lambda a: (a[0] * 1.5 + 1, square[:5, :5] @ (square[:5, :5] @ a[1])),
+        (long, short),
+    )
+    return (short, long), (forward, backward)
+
+
+def stacks_become_the_carry(carry: Any, x: Any) -> Any:
+    """The new carry is what loops give, in the order in which they read the old one, in reverse, and changed over."""
+    ahead, back, one, other = carry
+    _, ahead_after = pf.scan(lambda h, z: (h, ahead[-1] - z), x, ahead)
+    _, back_after = pf.scan(lambda h, z: (h, back.flip(0)[0] + z * x), x, back, reverse=True)
+    one, other = pf.cond(x > 0, lambda a, b: (b * 0.5, a + x), lambda a, b: (a, b), one, other)
+    return (ahead_after, back_after, one, other), ()
+
+
 class Program(NamedTuple):
     """A random program, from a vector of three numbers to one, and whether it has a gradient."""
 
@@ -262,3 +334,7 @@ def transformed(seed: int, program: Program) -> Callable[[Tensor], Any]:
     forward = [program.run, batch(program.run), lambda x: jvp(program.run, (x,), (x,)), batch(jacfwd(total))]
     reverse = [grad(total), batch(grad(total)), jacrev(program.run), hessian(total)]
     return random.Random(seed).choice(forward + reverse * program.has_gradient)
+
+
+def random_programs(seeds: range) -> dict[str, tuple[Callable[..., Any], Any]]:
+    return {str(seed): (transformed(seed, random_program(seed)), (H,)) for seed in seeds}

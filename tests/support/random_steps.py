@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from popart_func.engines.lane_scan import LaneScan, make_lane_scan
+
 SIZES = (1, 2, 3, 5, 8, 13, 16, 17, 33)
 
 
@@ -106,3 +108,13 @@ def apply(kind: int, a: Tensor, b: Tensor, axis: int) -> Tensor:
         flat = a.reshape(-1)
         return torch.where(torch.arange(flat.shape[0]) % 3 == 0, flat, 0.3)
     return torch.nn.functional.pad(a.reshape(-1), (2, 1), value=0.25)[1:]
+
+
+def random_scan(seed: int, dtype: torch.dtype, lanes: int = 17) -> LaneScan:
+    step, carry, x = random_step(seed)
+    generator = torch.Generator().manual_seed(seed)
+    leaves = [
+        torch.randn(lanes, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in carry.values()
+    ]
+    xs = torch.randn(4, lanes, *x, generator=generator, dtype=torch.float64).to(dtype)
+    return make_lane_scan("scan", step, (*leaves, torch.arange(lanes)), xs, shared=False)

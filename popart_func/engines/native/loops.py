@@ -58,7 +58,7 @@ class LoopWriter(CodeWriter):
         self.between = between
         self.mask: str | None = None
         self._tile = tile
-        self._nested = plan.loops()
+        self._loops = plan.loops()
 
     def nest(self, nest: LoopNest) -> None:
         """The loops of a nest."""
@@ -73,10 +73,14 @@ class LoopWriter(CodeWriter):
         elif isinstance(first, Reduce | ArgReduce):
             self._reduce(first)
         elif isinstance(first, Nested):
-            write_nested(self, first, self._nested[first])
+            self.nested(first, self._loops[first])
         elif not isinstance(first, NestedResult):
             self._cumulate(first)
         self.line(self.between)
+
+    def nested(self, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+        """Writes a loop inside the step: its statement, and the plans of its parts."""
+        write_nested(self, statement, plans)
 
     def copy(self, to: Buffer, source: Buffer) -> None:
         """Adds a line that copies a buffer to another one."""

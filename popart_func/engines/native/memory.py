@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from popart_func.engines.native.expressions import Buffer
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.statements import Nested, Statement, reads, writes
@@ -9,8 +11,8 @@ from popart_func.engines.native.statements import Nested, Statement, reads, writ
 __all__ = ["share_memory"]
 
 
-def share_memory(plan: KernelPlan) -> KernelPlan:
-    """The plan with the memory of some buffers given to later ones.
+def share_memory(plan: KernelPlan, among: Collection[Buffer] | None = None) -> KernelPlan:
+    """The plan with the memory of some buffers given to later ones; ``among``: the buffers that may share it, or all.
 
     A buffer that only one time step needs, or only one round of a loop inside the step, lies where an earlier one of
     the same dtype and at least its size has lain, if the loop nests that use the two do not overlap.
@@ -19,7 +21,7 @@ def share_memory(plan: KernelPlan) -> KernelPlan:
     merged, left = dict(plan.merged), []
     free: list[tuple[int, Buffer]] = []  # the nest after which a buffer's memory is free, and the buffer
     for buffer in sorted(plan.buffers, key=lambda buffer: lives.get(buffer, (-1, -1))):
-        if buffer not in lives:
+        if buffer not in lives or (among is not None and buffer not in among):
             left.append(buffer)
             continue
         begin, end = lives[buffer]

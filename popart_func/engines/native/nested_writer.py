@@ -1,8 +1,9 @@
-"""Loops inside a step as C++: a loop over rounds, a loop until the last lane is done, or a choice.
+"""Loops inside a step as C++: a loop over rounds, a loop until lanes are done, or a choice.
 
-`write_scan` is the same in every schedule; `write_nested` writes the loops of a block of lanes, which run together. A
-lane that has left a `while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values
-and its errors are dropped, and a loop inside does not wait for it.
+`write_nested_of_one` writes the loops of one lane: a `while_loop` ends when that lane is done, and a `cond` runs one of
+its branches. `write_nested` writes the loops of a block of lanes, which run together. A lane that has left a
+`while_loop`, or takes the other branch of a `cond`, computes along with its block. Its values and its errors are
+dropped, and a loop inside does not wait for it. A scan is the same for both.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
 from popart_func.engines.native.expressions import Buffer, Load
+from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
 from popart_func.engines.native.statements import Nested, Window
 
-__all__ = ["LaneWriter", "NestWriter", "write_nested", "write_nests", "write_scan"]
+__all__ = ["LaneWriter", "NestWriter", "OneLaneWriter", "write_nested", "write_nested_of_one", "write_nests"]
 
 
 @runtime_checkable
 class NestWriter(Protocol):
-    """What writes the loop nests within a loop's body."""
+    """What writes the loop nests within a loop's body.
+
+    Attributes:
+        between: a line that follows each nest, and the copies at the end of a round.
+    """
+
+    between: str
 
     def line(self, text: str) -> None:
         """Adds a line."""
@@ -37,6 +45,14 @@ class NestWriter(Protocol):
 
     def window(self, window: Window, time: str) -> None:
         """Adds a line that declares a part of a stack: the one of a time, which is C++."""
+
+
+@runtime_checkable
+class OneLaneWriter(NestWriter, Protocol):
+    """Writes the loop nests of one lane."""
+
+    def flag(self, load: Load) -> str:
+        """A single bool in memory as C++."""
 
 
 @runtime_checkable
@@ -66,11 +82,21 @@ class LaneWriter(NestWriter, Protocol):
 def write_nested(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
     """Writes a loop of a block of lanes: its statement, and the plans of its parts."""
     if statement.kind == "scan":
-        write_scan(writer, statement, *plans)
+        _scan(writer, statement, *plans)
     elif statement.kind == "while":
         _while(writer, statement, plans)
     else:
         _choice(writer, statement, plans)
+
+
+def write_nested_of_one(writer: OneLaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+    """Writes a loop of one lane: its statement, and the plans of its parts."""
+    if statement.kind == "scan":
+        _scan(writer, statement, *plans)
+    elif statement.kind == "while":
+        _while_of_one(writer, statement, *plans)
+    else:
+        _choice_of_one(writer, statement, plans)
 
 
 def write_nests(writer: NestWriter, nests: Sequence[LoopNest]) -> None:
@@ -79,8 +105,7 @@ def write_nests(writer: NestWriter, nests: Sequence[LoopNest]) -> None:
         writer.nest(nest)
 
 
-def write_scan(writer: NestWriter, statement: Nested, plan: KernelPlan) -> None:
-    """Writes a scan: its statement, and the plan of its body."""
+def _scan(writer: NestWriter, statement: Nested, plan: KernelPlan) -> None:
     number = statement.target.buffer.name[1:]
     write_nests(writer, plan.once)
     with writer.block(f"for (int64_t r{number} = 0; r{number} < {statement.length}; ++r{number})"):
@@ -89,9 +114,40 @@ def write_scan(writer: NestWriter, statement: Nested, plan: KernelPlan) -> None:
             if window.part.numel:
                 writer.window(window, time)
         write_nests(writer, plan.always)
-        for old, new in zip(plan.program.inputs, plan.program.carry, strict=False):
-            if new is not None and new not in plan.merged and old.numel:
-                writer.copy(old, new)
+        carry = zip(plan.program.inputs, plan.program.carry, strict=False)
+        _copy(writer, [(old, new) for old, new in carry if new is not None and new not in plan.merged])
+
+
+def _copy(writer: NestWriter, pairs: Sequence[tuple[Buffer, Buffer]]) -> None:
+    """Copies the second buffer of each pair to the first one."""
+    pairs = [(to, source) for to, source in pairs if to.numel]
+    for to, source in pairs:
+        writer.copy(to, source)
+    if pairs:
+        writer.line(writer.between)
+
+
+def _while_of_one(writer: OneLaneWriter, statement: Nested, condition: KernelPlan, body: KernelPlan) -> None:
+    first = f"first{statement.target.buffer.name[1:]}"
+    write_nests(writer, condition.once)
+    with writer.block(f"for (bool {first} = true;; {first} = false)" if body.once else "while (true)"):
+        write_nests(writer, condition.always)
+        (going,) = condition.program.ys
+        writer.line(f"if (!{writer.flag(Load(going, contiguous(())))}) break;")
+        if body.once:
+            with writer.block(f"if ({first})"):
+                write_nests(writer, body.once)
+        write_nests(writer, body.always)
+        carry = (load.buffer for load in statement.loads_of_results)
+        _copy(writer, list(zip(carry, body.program.ys, strict=True)))
+
+
+def _choice_of_one(writer: OneLaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:
+    predicate, *results = statement.loads_of_results
+    for head, plan in zip((f"if ({writer.flag(predicate)})", "else"), plans, strict=True):
+        with writer.block(head):
+            write_nests(writer, [*plan.once, *plan.always])
+            _copy(writer, [(load.buffer, new) for load, new in zip(results, plan.program.ys, strict=True)])
 
 
 def _while(writer: LaneWriter, statement: Nested, plans: Sequence[KernelPlan]) -> None:

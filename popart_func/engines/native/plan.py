@@ -105,9 +105,8 @@ def make_plan(program: Program, windows: Sequence[Window] = ()) -> KernelPlan:
         if isinstance(statement, Nested)
     }
     for statement, plans in nested.items():
-        stacks = [window.whole for window in statement.windows if window.is_written]
         for plan in plans:
             inside = (buffer for buffer in plan.buffers if buffer not in plan.program.inputs)
-            written |= dict.fromkeys(buffer for buffer in (*stacks, *inside) if buffer not in elsewhere)
+            written |= dict.fromkeys(buffer for buffer in (*statement.stacks, *inside) if buffer not in elsewhere)
     buffers = [buffer for buffer in program.inputs if not buffer.uniform and buffer not in apart] + list(written)
     return KernelPlan(program, once, always, merged, local, buffers, nested)

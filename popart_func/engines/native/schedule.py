@@ -129,7 +129,8 @@ def in_place(nests: Sequence[LoopNest], old: Sequence[Buffer], new: Sequence[Buf
     first_write: dict[Buffer, int] = {}
     for index, nest in enumerate(nests):
         for statement in nest.statements:
-            first_write.setdefault(writes(statement), index)
+            for buffer in (writes(statement), *(statement.stacks if isinstance(statement, Nested) else ())):
+                first_write.setdefault(buffer, index)
     merged: dict[Buffer, Buffer] = {}
     for before, after in zip(old, new, strict=True):
         # A buffer that no nest writes is an input or is computed before the time loop; one that is merged already

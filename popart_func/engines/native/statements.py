@@ -155,6 +155,11 @@ class Nested:
             return set(self.parts[0].inputs[: len(self.parts[0].carry)])
         return {load.buffer for load in self.loads_of_results} if self.kind == "while" else set()
 
+    @property
+    def stacks(self) -> tuple[Buffer, ...]:
+        """The buffers of a scan's ys. Each round fills a part of them, while later rounds are still to come."""
+        return tuple(window.whole for window in self.windows if window.is_written)
+
     def loads(self) -> Iterator[Load]:
         """What it reads of the program around it: carries, stacks, and what its parts close over."""
         own = {window.part for window in self.windows}

@@ -75,11 +75,7 @@ class Target(Protocol[Source]):
         """
 
     def source(self, plan: KernelPlan, device: torch.device, variant: str) -> Source:
-        """The source of a kernel. It needs no compiler.
-
-        Raises:
-            UnsupportedError: a lane needs more memory than the device has.
-        """
+        """The source of a kernel. It needs no compiler."""
 
     def build(self, source: Source, device: torch.device) -> Launch:
         """Compiles and loads a kernel, or loads it from the cache.

@@ -222,7 +222,9 @@ def _check_merged(plan: KernelPlan) -> None:
         _rule(pairs.get(new) is old, "only the new carry is written over the old", f"{new} over {old}")
         written = False
         for nest in plan.always:
-            first = not written and any(writes(part) is new for part in nest.statements)
+            first = not written and any(
+                writes(part) is new or (isinstance(part, Nested) and new in part.stacks) for part in nest.statements
+            )
             for load in (load for part in nest.statements for load in reads(part) if load.buffer is old):
                 same = first and load.is_whole and load.shape == nest.shape
                 legal = same or not (first or written)

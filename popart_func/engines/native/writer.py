@@ -41,6 +41,7 @@ class CodeWriter:
         self._names: dict[object, str] = {}
         self._count = 0
         self.bad = f"{memory}bad[l]"
+        self.between = ""
 
     def line(self, text: str) -> None:
         """Adds a line, unless it is empty."""

@@ -10,9 +10,9 @@ from popart_func.engines.native.c_code import memory_type
 from popart_func.engines.native.cpu.element_loops import nest_function
 from popart_func.engines.native.cpu.element_memory import Memory
 from popart_func.engines.native.cpu.functions import Functions
-from popart_func.engines.native.expressions import Buffer
+from popart_func.engines.native.expressions import Buffer, Load
 from popart_func.engines.native.layouts import address
-from popart_func.engines.native.nested_writer import write_nests, write_scan
+from popart_func.engines.native.nested_writer import write_nested_of_one, write_nests
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.schedule import LoopNest
 from popart_func.engines.native.statements import Nested, NestedResult, Window
@@ -22,7 +22,7 @@ __all__ = ["ElementBlockWriter"]
 
 
 class ElementBlockWriter(CodeWriter):
-    """Writes ``run_block``; a `NestWriter`.
+    """Writes ``run_block``; a `OneLaneWriter`.
 
     Attributes:
         functions: that it calls.
@@ -40,7 +40,7 @@ class ElementBlockWriter(CodeWriter):
         """Calls the function of a loop nest, or writes a loop inside the step."""
         (first, *_) = nest.statements
         if isinstance(first, Nested):
-            self._nested(first)
+            write_nested_of_one(self, first, self._loops[first])
         elif not isinstance(first, NestedResult):
             function = nest_function(self._memory, nest)
             if function.body:
@@ -61,6 +61,10 @@ class ElementBlockWriter(CodeWriter):
         part, whole, _ = window
         kind = f"{'const ' * (part in self._memory.constant)}{memory_type(part)}"
         self.line(f"{kind}* const {part.name} = {self.memory_of(whole)} + {time} * {part.numel};")
+
+    def flag(self, load: Load) -> str:
+        """A single bool in memory."""
+        return f"{self.memory_of(load.buffer)}[{address(load.layout, [])}]"
 
     def memory_of(self, buffer: Buffer) -> str:
         """The pointer to the memory that a buffer has."""
@@ -106,35 +110,3 @@ class ElementBlockWriter(CodeWriter):
         if buffer.numel:
             start = f"({memory_type(buffer)}*)run.outputs[{index}] + {place} * {buffer.numel}"
             self.line(f"copy<{buffer.numel}>({start}, {source});")
-
-    def _nested(self, statement: Nested) -> None:
-        plans = self._loops[statement]
-        if statement.kind == "scan":
-            write_scan(self, statement, *plans)
-        elif statement.kind == "while":
-            self._while(statement, *plans)
-        else:
-            self._choice(statement, *plans)
-
-    def _while(self, statement: Nested, condition: KernelPlan, body: KernelPlan) -> None:
-        write_nests(self, condition.once)
-        with self.block("for (bool first = true;; first = false)"):
-            write_nests(self, condition.always)
-            self.line(f"if (!{self.memory_of(condition.program.ys[0])}[0]) break;")
-            if body.once:
-                with self.block("if (first)"):
-                    write_nests(self, body.once)
-            write_nests(self, body.always)
-            for load, new in zip(statement.loads_of_results, body.program.ys, strict=True):
-                self.copy(load.buffer, new)
-
-    def _choice(self, statement: Nested, true: KernelPlan, false: KernelPlan) -> None:
-        predicate, *results = statement.loads_of_results
-        for head, plan in (
-            (f"if ({self.memory_of(predicate.buffer)}[{address(predicate.layout, [])}])", true),
-            ("else", false),
-        ):
-            with self.block(head):
-                write_nests(self, [*plan.once, *plan.always])
-                for load, new in zip(results, plan.program.ys, strict=True):
-                    self.copy(load.buffer, new)

@@ -43,6 +43,19 @@ template <class T> struct Skewed {
   INLINE T* operator[](unsigned i) const { return at + i + i / 32; }
 };
 
+// A part of a lane's elements, from one of them on: of an array or an input, or of shared memory.
+template <class Memory> struct Part {
+  Memory whole;
+  unsigned start;
+  INLINE auto operator[](unsigned i) const { return whole[start + i]; }
+};
+template <class T> INLINE T* part(T* whole, int64_t start) { return whole + start; }
+template <class T> INLINE Part<Column<T>> part(Column<T> whole, int64_t start) { return {whole, unsigned(start)}; }
+template <class T> INLINE Part<Skewed<T>> part(Skewed<T> whole, int64_t start) { return {whole, unsigned(start)}; }
+template <class Memory> INLINE Part<Memory> part(Part<Memory> whole, int64_t start) {
+  return {whole.whole, whole.start + unsigned(start)};
+}
+
 // Stands between loop nests in a thread's kernel. Without it the compiler keeps everything that it has read from shared
 // memory in registers, of which there are too few.
 #define FENCE asm volatile("" ::: "memory")

@@ -46,9 +46,12 @@ def cuda_kernel(source: CudaSource, device: torch.device) -> Launch:
         if not source.team:
             threads = block_size(arguments.lanes, threads, properties.multi_processor_count)
             blocks = -(-arguments.lanes // threads)
+        if source.scratch:
+            blocks = min(blocks, properties.multi_processor_count)  # shared memory is full, and holds no second block
         with torch.cuda.device(device):
             bad = torch.zeros(1, dtype=torch.int32, device=device)
-            packed = pack(arguments, bad)
+            scratch = torch.empty(blocks * source.scratch, dtype=torch.uint8, device=device)
+            packed = pack(arguments, bad, scratch)
             pointers = (ctypes.c_void_p * 1)(ctypes.addressof(packed))
             stream = torch.cuda.current_stream(device).cuda_stream
             grid = (blocks, 1, 1, threads, 1, 1)
@@ -66,10 +69,10 @@ def lanes_in_teams(device: torch.device) -> int:
     return 20 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def pack(arguments: KernelArguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64]:
+def pack(arguments: KernelArguments, bad: Tensor, scratch: Tensor) -> ctypes.Array[ctypes.c_int64]:
     """The kernel's argument: the members of its `KernelArguments`, each eight bytes wide.
 
-    ``bad``: takes the bits of errors.
+    ``bad`` takes the bits of errors, ``scratch`` the buffers for which shared memory is too small.
     """
     members = [
         *(leaf.data_ptr() for leaf in arguments.inputs),
@@ -79,6 +82,7 @@ def pack(arguments: KernelArguments, bad: Tensor) -> ctypes.Array[ctypes.c_int64
         arguments.lanes,
         arguments.steps,
         bad.data_ptr(),
+        scratch.data_ptr(),
     ]
     return (ctypes.c_int64 * len(members))(*members)
 

@@ -3,21 +3,22 @@
 *A thread for each lane*: small buffers in registers, the large ones in shared memory. No thread is idle, so many lanes
 have the highest throughput. *A team of threads for each lane*: all buffers in shared memory, each thread takes its
 share of their elements, and the team synchronizes after each loop nest. A step takes a fraction of the time, so this is
-faster while processors are left over; and it serves lanes so large that shared memory does not hold a warp of them.
-Both compute the same operations in the same order, so their results are equal to the bit.
+faster while processors are left over; and it serves lanes so large that shared memory does not hold a warp of them. If
+a lane alone is too large, some of its buffers lie in global memory. Both compute the same operations in the same order,
+so their results are equal to the bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from popart_func.engines.lane_scan import UnsupportedError
 from popart_func.engines.native.c_code import header, memory_type, special_header
+from popart_func.engines.native.cuda.writer import CudaWriter
 from popart_func.engines.native.expressions import Buffer
-from popart_func.engines.native.loops import LoopWriter
+from popart_func.engines.native.memory import share_memory
 from popart_func.engines.native.plan import KernelPlan
 from popart_func.engines.native.time_loop import write_time_loop
 
@@ -59,10 +60,11 @@ class CudaSource(NamedTuple):
 
     Attributes:
         text: its source, for NVRTC. It defines ``run_lanes``, whose one argument is a `KernelArguments`: eight bytes
-            for each input's address, lane stride and time stride (in elements), each output's address, lanes, steps
-            and the address of an ``int32_t`` that takes the bits of errors.
+            for each input's address, lane stride and time stride (in elements), each output's address, lanes, steps,
+            the address of an ``int32_t`` that takes the bits of errors, and that of the scratch of all blocks.
         threads: of a block: at most, where each runs a lane; exactly, where a block is a team.
         shared: bytes of dynamic shared memory that a block needs.
+        scratch: bytes of global memory that a block needs for itself; each block then runs several lanes in turn.
         checked: whether it may find errors.
         team: whether a block is a team, which runs one lane.
     """
@@ -70,6 +72,7 @@ class CudaSource(NamedTuple):
     text: str
     threads: int
     shared: int
+    scratch: int
     checked: bool
     team: bool
 
@@ -81,18 +84,14 @@ def cuda_source(plan: KernelPlan, shared: int, *, team: bool) -> CudaSource:
         plan: of the kernel.
         shared: bytes of shared memory that a block may have.
         team: whether a team runs each lane. A team does so anyway where shared memory can't hold a warp of lanes.
-
-    Raises:
-        UnsupportedError: a lane needs too much memory, or the step has loops inside.
     """
-    if plan.nested:
-        raise UnsupportedError("native: on CUDA devices it has no loops inside a step yet (scan, while_loop, cond).")
+    whole, plan = plan, share_memory(plan, among=_columns(plan))
     columns = _columns(plan)
     warp = WARP * _starts(columns)[-1]
     if team or warp > shared:
-        return _team_source(plan, shared)
+        return _team_source(share_memory(whole), shared)
     threads = WARP if columns else THREADS
-    writer = LoopWriter(plan, memory="", unrolled=UNROLLED, between="FENCE;")
+    writer = CudaWriter(plan, UNROLLED)
     with _kernel(writer):
         writer.line("const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;")
         writer.line("if (first >= run.lanes) return;")
@@ -102,23 +101,48 @@ def cuda_source(plan: KernelPlan, shared: int, *, team: bool) -> CudaSource:
         for buffer, start in zip(columns, _starts(columns), strict=False):
             _place(writer, buffer, "Column", f"{start} * THREADS + 16 * threadIdx.x")
         _run(writer, plan)
-    return _finish(writer, plan, threads, warp, team=False)
+    return _finish(writer, plan, threads, warp)
 
 
 def _team_source(plan: KernelPlan, shared: int) -> CudaSource:
-    *starts, needed = _starts(plan.buffers, skewed=True)
-    if needed > shared:
-        raise UnsupportedError(
-            f"native: a lane must fit into {shared} bytes of shared memory on this device; this step needs {needed}."
-        )
-    writer = LoopWriter(plan, memory="", unrolled=UNROLLED_TEAM, team=True, between="MEET;")
-    with _kernel(writer):
-        writer.line("const int64_t first = blockIdx.x;")
-        for buffer, start in zip(plan.buffers, starts, strict=False):
+    within, outside = _fitting(plan, shared)
+    *starts, needed = _starts(within, skewed=True)
+    *places, scratch = _starts(outside)
+    writer = CudaWriter(plan, UNROLLED_TEAM, team=True)
+    # Where a block has memory of its own in global memory, there are fewer blocks than lanes.
+    lanes = writer.block("for (int64_t first = blockIdx.x; first < run.lanes; first += gridDim.x)")
+    with _kernel(writer), lanes if outside else nullcontext():
+        if not outside:
+            writer.line("const int64_t first = blockIdx.x;")
+        for buffer, start in zip(within, starts, strict=False):
             _place(writer, buffer, "Skewed", f"{start}")
+        for buffer, start in zip(outside, places, strict=False):
+            ctype = memory_type(buffer)
+            place = f"run.scratch + blockIdx.x * int64_t({scratch}) + {start}"
+            writer.line(f"{ctype} (* const {buffer.name})[L] = ({ctype}(*)[L])({place});")
         _run(writer, plan)
+        if outside:
+            writer.line(writer.between)
     threads = _team_size(max((buffer.numel for buffer in plan.buffers), default=1))
-    return _finish(writer, plan, threads, needed, team=True)
+    return _finish(writer, plan, threads, needed, scratch, team=True)
+
+
+def _fitting(plan: KernelPlan, shared: int) -> tuple[list[Buffer], list[Buffer]]:
+    """The buffers that shared memory holds, and those that lie in global memory.
+
+    The stacks of scans are the first to leave, since a round needs a part of a stack only; then the largest buffers.
+    """
+    stacks = _stacks(plan)
+    within, outside = sorted(plan.buffers, key=lambda buffer: (buffer in stacks, buffer.nbytes)), []
+    while _starts(within, skewed=True)[-1] > shared:
+        outside.append(within.pop())
+    return within, outside
+
+
+def _stacks(plan: KernelPlan) -> set[Buffer]:
+    """The buffers of which a round of a scan inside the step has a part, at a place that the compiler does not know."""
+    storage = plan.storage()
+    return {storage.place_of(window.whole) for window in storage.windows.values()}
 
 
 def _team_size(largest: int) -> int:
@@ -136,25 +160,27 @@ def _team_size(largest: int) -> int:
     return size
 
 
-def _kernel(writer: LoopWriter) -> AbstractContextManager[None]:
+def _kernel(writer: CudaWriter) -> AbstractContextManager[None]:
     arguments = "const __grid_constant__ KernelArguments run"
     return writer.block(f'extern "C" __global__ void __launch_bounds__(THREADS, 1) run_lanes({arguments})')
 
 
-def _place(writer: LoopWriter, buffer: Buffer, kind: str, offset: str) -> None:
+def _place(writer: CudaWriter, buffer: Buffer, kind: str, offset: str) -> None:
     """Declares a buffer in shared memory, at an offset in bytes."""
     ctype = memory_type(buffer)
     writer.line(f"const {kind}<{ctype}> {buffer.name} = {{({ctype}*)(shared_memory + {offset})}};")
 
 
-def _run(writer: LoopWriter, plan: KernelPlan) -> None:
+def _run(writer: CudaWriter, plan: KernelPlan) -> None:
     writer.line("constexpr int valid = 1;")
     writer.line("int32_t bad[L] = {0};")
     write_time_loop(writer, plan, prefetch=True)
     writer.line("if (bad[0]) atomicOr(run.bad, bad[0]);")
 
 
-def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, team: bool) -> CudaSource:
+def _finish(
+    writer: CudaWriter, plan: KernelPlan, threads: int, shared: int, scratch: int = 0, *, team: bool = False
+) -> CudaSource:
     program = plan.program
     inputs, outputs = len(program.inputs), len(program.carry) + len(program.ys)
     head = [
@@ -166,7 +192,7 @@ def _finish(writer: LoopWriter, plan: KernelPlan, threads: int, shared: int, *, 
         _RUN % (inputs, inputs, inputs, outputs),
     ]
     checked = any("bad[l]" in line for line in writer.lines)
-    return CudaSource("\n".join([*head, *writer.lines, ""]), threads, shared, checked, team)
+    return CudaSource("\n".join([*head, *writer.lines, ""]), threads, shared, scratch, checked, team)
 
 
 _RUN = """
@@ -177,6 +203,7 @@ struct KernelArguments {
   void* outputs[%d];           // carry [lanes, ...], ys [steps, lanes, ...]
   int64_t lanes, steps;
   int32_t* bad;
+  char* scratch;
 };
 """
 
@@ -187,7 +214,8 @@ def _columns(plan: KernelPlan) -> list[Buffer]:
     Of the large buffers, those of the carry may still have registers, while the budget lasts. The largest that fits
     comes first: it frees most shared memory, which decides how many warps share a multiprocessor.
     """
-    carry = plan.program.inputs[: len(plan.program.carry)]
+    stacks = _stacks(plan)
+    carry = [buffer for buffer in plan.program.inputs[: len(plan.program.carry)] if buffer not in stacks]
     large = sorted((b for b in plan.buffers if b.numel > SMALL), key=lambda b: (-b.dtype.itemsize, -b.numel))
     free = 4 * STATE_IN_REGISTERS - sum(b.nbytes for b in carry if b.numel <= SMALL)
     columns = []
