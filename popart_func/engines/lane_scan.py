@@ -47,7 +47,7 @@ class UnsupportedError(NotImplementedError):
 
 
 class NotLoweredError(NotImplementedError):
-    """A lowering refuses its arguments; the message says which."""
+    """A lowering refuses its arguments; the message says which. Simpler ops compose the op then, if they can."""
 
 
 PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."

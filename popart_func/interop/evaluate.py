@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from popart_func.engines.composed import COMPOSED, compose
-from popart_func.engines.lane_scan import UnsupportedError, summary
+from popart_func.engines.lane_scan import NotLoweredError, UnsupportedError, summary
 from popart_func.engines.stop_gradients import STOP_GRADIENT
 from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, describe, op_name
@@ -126,7 +126,7 @@ def _lowered(node: fx.Node, values: Values, out: Any) -> Any:
         try:
             return lowering(out, *arguments)
         except NotImplementedError as error:
-            if name not in COMPOSED:
+            if name not in COMPOSED or not isinstance(error, NotLoweredError):
                 raise _unsupported(node, f"with {error} there is no lowering of") from None
         except Exception as error:
             if is_registered(name) or isinstance(error, _NOT_OURS):

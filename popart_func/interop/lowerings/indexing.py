@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from popart_func.engines.lane_scan import NotLoweredError
 from popart_func.engines.tracing.step_graph import TensorSpec
 from popart_func.interop.lowerings.operands import Lowering
 
@@ -66,7 +67,7 @@ def _scatter(
     out: TensorSpec, x: Any, axis: int, index: Any, source: Any, reduce: Any = None, include_self: bool = True
 ) -> Any:
     if reduce == "mean" or not include_self:
-        raise NotImplementedError(f"reduce={reduce!r}, include_self={include_self}")
+        raise NotLoweredError(f"reduce={reduce!r}, include_self={include_self}")
     target, index = (x.reshape(1), index.reshape(-1)) if not x.ndim else (x, index)
     if isinstance(source, jax.Array) and source.ndim:
         source = source[tuple(slice(size) for size in index.shape)]

@@ -5,7 +5,7 @@ A lowering computes an op with `jax.numpy`, as a JAX user would write it, so tha
 arguments are in the order of the op's schema, tensors among them are arrays, and those that say how a result is stored
 (dtype, layout, device, ...) are left out. The lowering returns an array of the result's shape, or a list of them, which
 are cast to the results' dtypes. It raises NotImplementedError, with words that follow "with", for arguments that it
-can't lower.
+can't lower; NotLoweredError, if simpler ops compose the op.
 """
 
 from __future__ import annotations
