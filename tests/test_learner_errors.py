@@ -73,9 +73,9 @@ def test_errors_of_what_a_learner_is_made_of():
     for maker in (pf.art_learner, pf.popart_learner):
         with pytest.raises(TypeError, match=rf"^{maker.__name__}: `loss` must be a function, .* got float"):
             maker(apply, pf.sgd(0.1), statistics, loss=0.1)
-        learner = make(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
+        learner = maker(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
         state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
-        with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):
+        with pytest.raises(ValueError, match=rf"^{maker.__name__}: `loss` must return the loss of each .* got float"):
             learner.update(state, (torch.ones(2), torch.ones(1)))
 
 
