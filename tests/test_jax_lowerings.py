@@ -56,6 +56,7 @@ def compare(function: Callable[..., dict[str, Tensor]], *arguments: Tensor, rtol
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_floating_point(dtype: torch.dtype) -> None:
     """Without denormal numbers, which XLA takes to be 0."""
@@ -221,6 +222,7 @@ def layer_arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, w, torch.randint(0, 6, (6,), generator=generator)
 
 
+@pytest.mark.usefixtures("unoptimized_xla")
 def test_layers() -> None:
     for seed in range(2):
         compare(all_layers, *layer_arguments(seed), rtol=1e-10, atol=1e-12)
