@@ -53,7 +53,7 @@ def test_values_and_derivatives_of_a_sample_of_the_table(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:index_reduce")
-@pytest.mark.parametrize("family", ["convolutions", "pools", "orders"])
+@pytest.mark.parametrize("family", ["convolutions", "pools", "orders", "images", "matrices"])
 def test_families(family: str) -> None:
     """The cases that the native engine is tested with, in double precision."""
     generator = torch.Generator().manual_seed(6)

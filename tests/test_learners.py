@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import optax
 import optree
 import pytest
 import torch
+from every_learner import APPLY, F64, NAMES, make, make_learner, params_of
 from torch.func import vmap
-from torch.nn.functional import huber_loss
 
 import popart_func as pf
 from popart_func import optim
-
-F64 = torch.float64
-
-
-def make(outputs):
-    return lambda: pf.UnifiedModel(6, 5, outputs)
-
-
-def params_of(outputs, seed=0):
-    return {name: value.double() for name, value in pf.init_params(make(outputs), seed).items()}
-
-
-APPLY = {outputs: pf.stateless(make(outputs)()) for outputs in (1, 2, 3)}
-
-
-def make_learner(name, outputs, optimizer=None, popart=None, **options):
-    apply = APPLY[outputs]
-    optimizer = optimizer or pf.sgd(0.05)
-    popart = popart or pf.popart(outputs, 0.2)
-    if name == "sgd":
-        return pf.sgd_learner(apply, optimizer)
-    build = {"art": pf.art_learner, "popart": pf.popart_learner, "normalized_sgd": pf.normalized_sgd_learner}[name]
-    return build(apply, optimizer, popart, **options)
-
-
-NAMES = ["sgd", "art", "popart", "normalized_sgd"]
 
 
 def layers(params):
@@ -233,7 +206,7 @@ def test_every_hyper_parameter_is_a_lane(name):
 def test_parameters_keep_their_order_and_must_be_a_flat_mapping(name):
     learner, params = make_learner(name, 2), params_of(2)
     backwards = dict(reversed(params.items()))
-    state, _ = learner.update(learner.init(backwards), (X, torch.zeros(3, 2, dtype=F64)))
+    state, _ = learner.update(learner.init(backwards), (torch.zeros(3, 6, dtype=F64), torch.zeros(3, 2, dtype=F64)))
     assert list(state.params) == list(backwards)
     for wrong, got in ((pf.split(params), "SplitParams"), ({}, "an empty one"), ({"w": 1.0}, "one that holds float")):
         with pytest.raises(
@@ -288,80 +261,6 @@ def test_the_moments_of_the_head_follow_by_default():
             state, _ = learner.update(state, (torch.ones(6, dtype=F64), torch.tensor([y], dtype=F64)))
         moved.append(state)
     assert pf.tree.max_difference(moved[0], moved[1]) == pf.tree.max_difference(moved[0], moved[2]) == 0
-
-
-@pytest.mark.parametrize("name", ["sgd", "art", "popart"])
-def test_every_learner_takes_a_loss(name):
-    options = {"loss": pf.losses.huber(0.3)}
-    learner = pf.sgd_learner(APPLY[2], pf.sgd(0.1), **options) if name == "sgd" else make_learner(name, 2, **options)
-    _, info = learner.update(learner.init(params_of(2)), (torch.ones(6, dtype=F64), torch.tensor([9.0, -9], dtype=F64)))
-    expected = torch.nn.functional.huber_loss(
-        info.normalized_prediction, info.normalized_target, reduction="sum", delta=0.3
-    )
-    torch.testing.assert_close(info.loss, expected)
-
-
-def test_losses_value_by_value():
-    prediction, target = torch.randn(5, 2), torch.randn(5, 2)
-    error, share = target - prediction, torch.tensor([0.2, 0.7], dtype=F64)
-    below = torch.maximum(share * error, (share - 1) * error).float()
-    losses = pf.losses
-    torch.testing.assert_close(losses.quantile(share)(prediction, target, None, None), below)
-    huber = torch.nn.functional.huber_loss(prediction, target, reduction="none", delta=0.5)
-    torch.testing.assert_close(losses.huber(0.5)(prediction, target, None, None), huber)
-    expected = (torch.where(error < 0, 1 - share, share) * huber).float()
-    torch.testing.assert_close(losses.quantile(share, 0.5)(prediction, target, None, None), expected)
-    torch.testing.assert_close(
-        losses.huber()(prediction, target), torch.nn.functional.smooth_l1_loss(prediction, target, reduction="none")
-    )
-    old = torch.zeros(5, 2)
-    clipped = losses.clipped_value(0.25)(prediction, target, pf.init_state(2), None, old_value=old)
-    expected = 0.5 * torch.maximum((prediction - target) ** 2, (prediction.clamp(-0.25, 0.25) - target) ** 2)
-    torch.testing.assert_close(clipped, expected)
-    with pytest.raises(ValueError, match=r"^huber: `delta` must be > 0, got 0"):
-        losses.huber(0)
-    with pytest.raises(ValueError, match=r"^clipped_value: `epsilon` must be > 0, got 0"):
-        losses.clipped_value(0)
-
-
-@pytest.mark.parametrize("batch", [(), (3,)])  # as many examples as outputs: a wrong axis would fit, too
-def test_a_loss_by_output_takes_the_parameter_of_each_target(batch):
-    share = torch.tensor([0.1, 0.5, 0.9], dtype=F64)
-    indices, y = torch.tensor([2, 0, 0]), torch.tensor([5.0, -7.0, 3.0], dtype=F64)
-    if not batch:
-        indices, y = indices[0], y[0]
-    tasks, groups = pf.popart(3, 0.3), pf.popart(2, 0.3, groups=torch.tensor([0, 0, 1]))
-    for popart in (tasks, groups, None):
-        loss = pf.losses.quantile(share)
-        learner = pf.sgd_learner if popart is None else pf.popart_learner
-        rest = {"loss": loss} if popart is None else {"loss": loss, "popart": popart}
-        learner = learner(APPLY[3], pf.sgd(0.0), **rest)
-        _, info = learner.update(learner.init(params_of(3)), (torch.randn(*batch, 6, dtype=F64), y, indices))
-        error = info.normalized_target - info.normalized_prediction
-        own = share[indices]
-        torch.testing.assert_close(info.loss, torch.maximum(own * error, (own - 1) * error).mean())
-
-
-def test_losses_refuse_shapes_that_only_broadcast():
-    loss, three = pf.losses.quantile(torch.tensor([0.1, 0.5, 0.9])), torch.zeros(3)
-    with pytest.raises(ValueError, match=r"^quantile: the last axis of `prediction` must be the 3 outputs, got shape "
-                       r"\(3,\) and as many indices\. Write `loss\.at\(outputs, indices\)`"):  # fmt: skip
-        loss(three, three, None, torch.tensor([2, 0, 0]))
-    for shape in ((4,), (3, 1), ()):
-        with pytest.raises(ValueError, match="last axis of `prediction` must be the 3 outputs"):
-            loss(torch.zeros(shape), torch.zeros(shape))
-    single = pf.sgd_learner(APPLY[1], pf.sgd(0.1), loss=loss)
-    with pytest.raises(ValueError, match=r"a parameter for each of the 1 outputs of the network, got \(3,\)"):
-        single.update(single.init(params_of(1)), (torch.ones(3, 6, dtype=F64), three.double()))
-    for wrong in (torch.tensor(0.5), torch.tensor([0.5, 1.0]), torch.tensor([0.0])):
-        with pytest.raises(ValueError, match=r"^quantile: `quantiles` must"):
-            pf.losses.quantile(wrong)
-    with pytest.raises(
-        ValueError, match=r"^clipped_value: 'old_value' of the batch must have the shape of the targets"
-    ):
-        pf.losses.clipped_value(0.1)(torch.zeros(3, 3), torch.zeros(3, 3), pf.init_state(1), None, old_value=three)
-    with pytest.raises(ValueError, match=r"^clipped_value: 'old_value' of the batch must .*, got None"):
-        pf.losses.clipped_value(0.1)(three, three, pf.init_state(1))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -506,130 +405,3 @@ def test_purity():
         before = optree.tree_map(torch.clone, (state, batch))
         learner.update(state, batch)
         assert all(map(torch.equal, optree.tree_leaves(before), optree.tree_leaves((state, batch))))
-
-
-def update(name, batch, outputs=2):
-    learner = make_learner(name, outputs)
-    return learner.update(learner.init(params_of(outputs)), batch)
-
-
-X = torch.zeros(3, 6, dtype=F64)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("batch", "error", "message"),
-    [
-        (X, ValueError, r"`batch` must be \(x, y\), .* or a dict of them, got Tensor"),
-        ((X,), ValueError, "got 1 parts"),
-        ((X, 3.0), TypeError, "the targets y of `batch` must be a tensor, got float"),
-        ((X, torch.zeros(3), 1), TypeError, "the indices of `batch` must be a tensor, got int"),
-        ((X, torch.zeros(2, 2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2, 2\)"),
-        ((X, torch.zeros(2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2,\)"),
-        (
-            (X, torch.zeros(2), torch.tensor([0, 1])),
-            ValueError,
-            r"with indices, .* the shape of the outputs without their last axis, \(3,\), got \(2,\) and \(2,\)",
-        ),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_errors(name, batch, error, message):
-    with pytest.raises(error, match=f"^{name}_learner: .*{message}"):
-        update(name, batch)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_errors_of_what_a_learner_is_made_of():
-    linear, apply, statistics = torch.nn.Linear(2, 1), pf.stateless(torch.nn.Linear(2, 1)), pf.popart(1, 0.1)
-    makers = {
-        "sgd_learner": lambda apply, optimizer: pf.sgd_learner(apply, optimizer),
-        "art_learner": lambda apply, optimizer: pf.art_learner(apply, optimizer, statistics),
-        "popart_learner": lambda apply, optimizer: pf.popart_learner(apply, optimizer, statistics),
-        "normalized_sgd_learner": lambda apply, optimizer: pf.normalized_sgd_learner(apply, optimizer, statistics),
-    }
-    for name, make in makers.items():
-        with pytest.raises(TypeError, match=rf"^{name}: `apply` must be .* got Linear: .*stateless\(module\)"):
-            make(linear, pf.sgd(0.1))
-        for optimizer, got in (
-            (torch.optim.Adam, "torch.optim.adam.Adam"),
-            (torch.optim.SGD(linear.parameters(), 0.1), "torch.optim.sgd.SGD"),
-            (optax.sgd(0.1), "optax"),
-            (0.1, "builtins.float"),
-        ):
-            with pytest.raises(TypeError, match=f"^{name}: `optimizer` must be .* got {got}"):
-                make(apply, optimizer)
-        for outputs, got in ((lambda p, x: (x, x), "tuple"), (lambda p, x: x.to(torch.complex64), "torch.complex64")):
-            learner = make(outputs, pf.sgd(0.1))
-            params = {"output_linear.weight": torch.ones(1, 1), "output_linear.bias": torch.zeros(1)}
-            with pytest.raises(TypeError, match=f"^{name}: `apply` must return one tensor .* got .*{got}"):
-                learner.update(learner.init(params), (torch.ones(1), torch.ones(1)))
-    for make in (pf.art_learner, pf.popart_learner, pf.normalized_sgd_learner):
-        with pytest.raises(TypeError, match=rf"^{make.__name__}: `popart` must be the statistics, .* got float"):
-            make(apply, pf.sgd(0.1), 0.1)
-    for make in (pf.art_learner, pf.popart_learner):
-        with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must be a function, .* got float"):
-            make(apply, pf.sgd(0.1), statistics, loss=0.1)
-        for loss, got in (
-            (lambda p, t: (p - t).abs(), r"<lambda>\(p, t\)"),
-            (huber_loss, r"huber_loss\(input, target, reduction"),
-            (torch.nn.HuberLoss(reduction="none"), r"HuberLoss\(input, target\)"),
-            (pf.losses.huber, r"huber\(delta\)"),
-        ):
-            with pytest.raises(TypeError, match=rf"^{make.__name__}: `loss` must take \(prediction, .* got {got}"):
-                make(apply, pf.sgd(0.1), statistics, loss=loss)
-        make(apply, pf.sgd(0.1), statistics, loss=lambda p, t, *_, **others: huber_loss(p, t, reduction="none"))
-        learner = make(lambda p, x: x @ p["output_linear.weight"].mT, pf.sgd(0.1), statistics, loss=lambda *_: 0.0)
-        state = learner.init({"output_linear.weight": torch.ones(1, 2), "output_linear.bias": torch.zeros(1)})
-        with pytest.raises(ValueError, match=rf"^{make.__name__}: `loss` must return the loss of each .* got float"):
-            learner.update(state, (torch.ones(2), torch.ones(1)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_index_out_of_range_is_named(name):
-    for index in (-1, 2):
-        batch = (torch.zeros(3, 6, dtype=F64), torch.zeros(3), torch.tensor([0, 1, index]))
-        with pytest.raises(ValueError, match=r"`indices` must lie in \[0, 2\), got values from"):
-            update(name, batch)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_errors_of_single_outputs_and_heads():
-    with pytest.raises(ValueError, match=r"shape of the outputs, \(3, 1\), got \(3, 3\)"):
-        update("sgd", (X, torch.zeros(3, 3)), outputs=1)
-    scalar = pf.sgd_learner(lambda params, x: params["w"].sum(), pf.sgd(0.1))
-    with pytest.raises(ValueError, match="sgd_learner: `apply` must return outputs of shape"):
-        scalar.update(scalar.init({"w": torch.ones(2)}), (X, torch.zeros(3)))
-    learner = make_learner("popart", 2, head="value")
-    with pytest.raises(ValueError, match="popart_learner: `head` must name a layer"):
-        learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 2)))
-    for name in ("popart", "normalized_sgd"):
-        learner = make_learner(name, 1, popart=pf.popart(1, 0.1), head="hidden3")
-        with pytest.raises(
-            ValueError, match=f"{name}_learner: `head` must name the last layer.*'hidden3' has 5 outputs"
-        ):
-            learner.update(learner.init(params_of(1)), (X, torch.zeros(3, 1)))
-    learner = make_learner("popart", 2, popart=pf.popart(3, 0.1))
-    with pytest.raises(ValueError, match=r"outputs = 3 tasks, got \(2, 5\)"):
-        learner.update(learner.init(params_of(2)), (X, torch.zeros(3, 3)))
-
-
-@pytest.mark.parametrize("how", ["one", "batch", "lanes"])
-@pytest.mark.parametrize("name", NAMES)
-def test_targets_in_double_precision_need_parameters_in_double_precision(name, how):
-    """Else the statistics would become float64 in eager, and no engine could carry them."""
-    learner = make_learner(name, 2)
-    x, y = torch.ones(4, 6), torch.ones(4, 2, dtype=F64)
-    x, y = (x[0], y[0]) if how == "one" else (x, y)
-    update, params = learner.update, pf.init_params(make(2), 0)
-    state, double = learner.init(params), learner.init(params_of(2))
-    if how == "lanes":
-        state, double = (optree.tree_map(lambda leaf: leaf[None], tree) for tree in (state, double))
-        update = torch.vmap(update, (0, None))
-    with pytest.raises(
-        TypeError, match=rf"{name}_learner: the targets y of `batch` .*got torch.float64: write y.float"
-    ):
-        update(state, (x, y))
-    for cast in (torch.Tensor.float, torch.Tensor.half, torch.Tensor.int):
-        assert update(state, (x, cast(y)))[0].statistics.shift.dtype == torch.float32
-    assert update(double, (x.double(), y))[0].statistics.shift.dtype == F64

@@ -29,6 +29,7 @@ __all__ = [
     "PURE",
     "EngineUnavailableError",
     "LaneScan",
+    "NotLoweredError",
     "UnsupportedError",
     "check_carry",
     "make_lane_scan",
@@ -43,6 +44,10 @@ class EngineUnavailableError(RuntimeError):
 
 class UnsupportedError(NotImplementedError):
     """An engine lacks an op, dtype or shape that a step needs; the message names it and the line of the step."""
+
+
+class NotLoweredError(NotImplementedError):
+    """A lowering refuses its arguments; the message says which. Simpler ops compose the op then, if they can."""
 
 
 PURE = "a step must be pure. Write `x = x + 1` instead of `x += 1`, or change a copy, `x = x.clone()`."

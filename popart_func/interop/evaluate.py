@@ -1,4 +1,4 @@
-"""Evaluates a step graph with `jax.numpy`, op by op, by the lowerings."""
+"""Evaluates a step graph with `jax.numpy`, op by op: by its lowering, or by the simpler ops that compose it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jax
 import torch
 from torch import fx
 
-from popart_func.engines.lane_scan import UnsupportedError, summary
+from popart_func.engines.composed import COMPOSED, compose
+from popart_func.engines.lane_scan import NotLoweredError, UnsupportedError, summary
 from popart_func.engines.stop_gradients import STOP_GRADIENT
 from popart_func.engines.tracing.loop_nodes import Body, LoopTarget
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec, describe, op_name
@@ -102,28 +103,37 @@ def _evaluate_node(node: fx.Node, values: Values) -> Any:
     value = node.meta.get("val", ())  # an op that only checks returns nothing
     many = isinstance(value, list | tuple)
     outs = [None if part is None else TensorSpec.of(part) for part in (value if many else [value])]
-    lowering = find_lowering(name)
-    if lowering is None:
-        hint = "" if node.target.namespace == "aten" else "; add one with register_lowering"  # type: ignore[union-attr]
-        raise _unsupported(node, "there is no lowering of", hint)
     for out in outs:
         if out is not None and out.dtype == torch.float64 and not has_64_bits():
             raise TypeError(
                 f"to_jax_function: float64 in {describe(node)}: JAX has it only with jax_enable_x64; use float32."
             )
-    arguments = [value for name, value in bind_arguments(node, values).items() if name not in _STORAGE]
-    try:
-        result = lowering(outs if many else outs[0], *arguments)
-    except NotImplementedError as error:
-        raise _unsupported(node, f"with {error} there is no lowering of") from None
-    except Exception as error:
-        if is_registered(name) or isinstance(error, _NOT_OURS):
-            error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
-            raise
-        raise _unsupported(node, f"JAX refuses the arguments ({summary(error)}) of") from error
+    result = _lowered(node, values, outs if many else outs[0])
     results = result if many else [result]
     finished = [None if out is None else _finished(node, part, out) for part, out in zip(results, outs, strict=False)]
     return finished if many else finished[0]
+
+
+def _lowered(node: fx.Node, values: Values, out: Any) -> Any:
+    """What an op returns: by its lowering or, if there is none or it refuses the arguments, by simpler ops."""
+    name = op_name(node)
+    lowering = find_lowering(name)
+    if lowering is None and name not in COMPOSED:
+        hint = "" if node.target.namespace == "aten" else "; add one with register_lowering"  # type: ignore[union-attr]
+        raise _unsupported(node, "there is no lowering of", hint)
+    if lowering is not None:
+        arguments = [value for name, value in bind_arguments(node, values).items() if name not in _STORAGE]
+        try:
+            return lowering(out, *arguments)
+        except NotImplementedError as error:
+            if name not in COMPOSED or not isinstance(error, NotLoweredError):
+                raise _unsupported(node, f"with {error} there is no lowering of") from None
+        except Exception as error:
+            if is_registered(name) or isinstance(error, _NOT_OURS):
+                error.add_note(f"to_jax_function: in the lowering of {name!r}, in {describe(node)}.")
+                raise
+            raise _unsupported(node, f"JAX refuses the arguments ({summary(error)}) of") from error
+    return compose(node, values, lambda graph, inputs: walk(graph, inputs, _evaluate_node))
 
 
 def _finished(node: fx.Node, value: Any, out: TensorSpec) -> Any:

@@ -90,6 +90,19 @@ def images(x: Tensor, y: Tensor, grid: Tensor) -> Cases:
         "trilinear": gradients(lambda x: F.interpolate(x, (3, 4, 5), mode="trilinear"), volume),
         "grid sample": gradients(lambda x, grid: F.grid_sample(x, grid, align_corners=False), x, grid),
         "grid sample nearest": F.grid_sample(x, grid, mode="nearest", padding_mode="border", align_corners=True),
+        "grid sample cubic": gradients(
+            lambda x, grid: F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False),
+            x,
+            grid,
+        ),
+        "grid sample border": gradients(
+            lambda x, grid: F.grid_sample(x, grid * 2, padding_mode="border", align_corners=True), x, grid
+        ),
+        "grid sample 3d": gradients(
+            lambda x, grid: F.grid_sample(x, grid, padding_mode="reflection", align_corners=True),
+            volume,
+            torch.stack([grid, grid.flip(1) * 2], 1)[..., [0, 1, 0]],
+        ),
         "replication": gradients(lambda x: F.pad(x, (1, 2, 0, 1), mode="replicate"), x),
         "reflection": gradients(lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"), x),
         "circular": gradients(lambda x: F.pad(x, (1, 2, 0, 1), mode="circular"), x),

@@ -12,9 +12,9 @@ buffers, `make_plan` schedules it, a `Target` writes its source, builds and laun
 `register_op` adds an op.
 """
 
-from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.lane_scan import NotLoweredError, UnsupportedError
 from popart_func.engines.native.engine import run, why_not
-from popart_func.engines.native.kernel import Kernel, NotLoweredError
+from popart_func.engines.native.kernel import Kernel
 from popart_func.engines.native.listing import Listing, listing
 from popart_func.engines.native.registration import register_op
 from popart_func.engines.native.target import BuildError

@@ -10,13 +10,13 @@ import optree
 import torch
 from torch import Tensor, fx
 
+from popart_func.engines.composed.pooling import POOLS
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient
 from popart_func.engines.native import validation
 from popart_func.engines.native.cpu import CPU
 from popart_func.engines.native.cuda import CUDA
 from popart_func.engines.native.layouts import contiguous_strides
 from popart_func.engines.native.lower import lower
-from popart_func.engines.native.ops.composed.pooling import POOLS
 from popart_func.engines.native.ops.indexing import INDEXING
 from popart_func.engines.native.plan import KernelPlan, make_plan
 from popart_func.engines.native.registration import registrations

@@ -37,7 +37,7 @@ from popart_func.engines.native.layouts import (
 )
 from popart_func.engines.native.statements import ArgReduce, Cumulate, MatMul, Pointwise, Reduce, Scatter, Statement
 
-__all__ = ["MAX_DEPTH", "Kernel", "Lowering", "NotLoweredError", "is_cheap"]
+__all__ = ["MAX_DEPTH", "Kernel", "Lowering", "is_cheap"]
 
 MAX_DEPTH = 48
 """How many operations may stand on each other before the expression is stored: deeper ones compile slowly."""
@@ -54,10 +54,6 @@ CHEAP = 3
 
 Lowering = Callable[..., Any]
 """How an op is lowered: ``lowering(kernel, out, *arguments) -> expression``; see `register_op`."""
-
-
-class NotLoweredError(Exception):
-    """A lowering refuses its arguments; the message says which."""
 
 
 class Kernel:

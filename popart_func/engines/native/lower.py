@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import optree
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from popart_func.engines.lane_scan import UnsupportedError
+from popart_func.engines.composed import COMPOSED, compose
+from popart_func.engines.lane_scan import NotLoweredError, UnsupportedError
 from popart_func.engines.native import ops
 from popart_func.engines.native.c_code import C_TYPES
 from popart_func.engines.native.expressions import Buffer, Expr, Load, Operation
@@ -22,9 +22,7 @@ from popart_func.engines.native.nested import lower_loop
 from popart_func.engines.native.statements import Program, needed
 from popart_func.engines.tracing.loop_nodes import LoopTarget
 from popart_func.engines.tracing.step_graph import StepGraph, TensorSpec, describe, op_name
-from popart_func.engines.tracing.tracer import trace_step
 from popart_func.engines.tracing.walk import Values, bind_arguments, substitute, walk
-from popart_func.tree import PyTree
 
 __all__ = ["lower"]
 
@@ -88,13 +86,13 @@ def _lower_node(kernel: Kernel, node: fx.Node, values: Values) -> Any:
         _check_dtype(node, spec.dtype)
     if isinstance(node.target, LoopTarget):
         return lower_loop(kernel, node.target, substitute(node.args, values), _lower_graph)
-    if name not in ops.OPS and ops.composition(node.target) is None:
+    if name not in ops.OPS and name not in COMPOSED:
         raise UnsupportedError(f"native: no op {name!r}, which gives {_shapes(specs)}; {describe(node)}.")
     arguments = list(bind_arguments(node, values).values())
     _check_strides(node, name)
     try:
-        value = _value(kernel, node, specs if isinstance(outs, list | tuple) else specs[0], arguments)
-    except ops.NotLoweredError as error:
+        value = _value(kernel, node, specs if isinstance(outs, list | tuple) else specs[0], arguments, values)
+    except NotLoweredError as error:
         raise UnsupportedError(f"native: {name!r}, which gives {_shapes(specs)}: {error}; {describe(node)}.") from None
     _check_result(node, value)
     return value
@@ -105,47 +103,15 @@ def _specs(outs: Any) -> list[TensorSpec]:
     return [TensorSpec.of(out) for out in filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])]
 
 
-def _value(kernel: Kernel, node: fx.Node, out: Any, arguments: list[Any]) -> Any:
+def _value(kernel: Kernel, node: fx.Node, out: Any, arguments: list[Any], values: Values) -> Any:
     """What an op returns: by its lowering or, if there is none or it refuses the arguments, by simpler ops."""
-    lowering, composition = ops.OPS.get(op_name(node)), ops.composition(node.target)
-    if composition is None:
-        return ops.OPS[op_name(node)](kernel, out, *arguments)
-    if lowering is not None:
-        with contextlib.suppress(ops.NotLoweredError):
-            return lowering(kernel, out, *arguments)
-    return _composed(kernel, node, composition, arguments)
-
-
-def _composed(kernel: Kernel, node: fx.Node, function: Callable[..., Any], arguments: PyTree) -> Any:
-    """Lowers an op by tracing a function that computes it with simpler ops.
-
-    Raises:
-        UnsupportedError: the engine lacks one of the simpler ops.
-        NotLoweredError: the function refuses its arguments.
-    """
-    leaves, structure = optree.tree_flatten(arguments, none_is_leaf=True)
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Expr)]
-    specs = [TensorSpec(tuple(leaves[place].shape), leaves[place].dtype, _device(node)) for place in places]
-
-    def step(*tensors: Tensor) -> Any:
-        filled = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        return function(*optree.tree_unflatten(structure, filled))
-
-    tensors: PyTree = tuple(0 for _ in specs)
-    graph = trace_step(step, optree.tree_structure(tensors), specs, caller="native")
-    assert not graph.constants, f"native: the composition of {op_name(node)!r} closes over a tensor"
-    for part in graph.graph.nodes:
-        part.meta["line"] = node.meta.get("line")  # the user's, for refusals
-    inputs = [leaves[place] for place in places]
-    return optree.tree_unflatten(graph.out_structure, _lower_graph(kernel, graph.graph, inputs))
-
-
-def _device(node: fx.Node) -> torch.device:
-    outs = node.meta["val"]
-    device: torch.device = next(filter(_is_given, outs if isinstance(outs, list | tuple) else [outs])).device
-    return device
+    name = op_name(node)
+    if name not in COMPOSED:
+        return ops.OPS[name](kernel, out, *arguments)
+    if name in ops.OPS:
+        with contextlib.suppress(NotLoweredError):
+            return ops.OPS[name](kernel, out, *arguments)
+    return compose(node, values, functools.partial(_lower_graph, kernel))
 
 
 def _is_given(value: Any) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from popart_func.engines.composed import COMPOSED
 from popart_func.engines.native.kernel import Lowering
-from popart_func.engines.native.ops import OPS, is_composed
+from popart_func.engines.native.ops import OPS
 from popart_func.engines.tracing.decompositions import name_to_register
 
 __all__ = ["register_op", "registrations"]
@@ -64,7 +65,7 @@ def register_op(op: Any, lower: Lowering, *, replace: bool = False) -> None:
             f"register_op: `lower` must be a function (kernel, out, *arguments), got {type(lower).__name__}."
         )
     name = name_to_register("register_op", op)
-    if (name in OPS or is_composed(name)) and not replace:
+    if (name in OPS or name in COMPOSED) and not replace:
         raise ValueError(f"register_op: native has the op {name!r} already: pass replace=True to replace it.")
     OPS[name] = lower
     _count += 1

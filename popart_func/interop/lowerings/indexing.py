@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from popart_func.engines.lane_scan import NotLoweredError
 from popart_func.engines.tracing.step_graph import TensorSpec
 from popart_func.interop.lowerings.operands import Lowering
 
@@ -59,54 +60,21 @@ def _index_put(out: TensorSpec, x: Any, indices: Sequence[Any], values: Any, acc
     return place.add(values) if accumulate else place.set(values)
 
 
-_COMBINE = {
-    "add": "add",
-    "sum": "add",
-    "mean": "add",
-    "multiply": "multiply",
-    "prod": "multiply",
-    "amax": "max",
-    "amin": "min",
-}
+_COMBINE = {"add": "add", "sum": "add", "multiply": "multiply", "prod": "multiply", "amax": "max", "amin": "min"}
 
 
 def _scatter(
     out: TensorSpec, x: Any, axis: int, index: Any, source: Any, reduce: Any = None, include_self: bool = True
 ) -> Any:
+    if reduce == "mean" or not include_self:
+        raise NotLoweredError(f"reduce={reduce!r}, include_self={include_self}")
     target, index = (x.reshape(1), index.reshape(-1)) if not x.ndim else (x, index)
     if isinstance(source, jax.Array) and source.ndim:
         source = source[tuple(slice(size) for size in index.shape)]
     axes = list(jnp.indices(index.shape, sparse=True))
     axes[axis % target.ndim] = index
-    places = tuple(axes)
     source = jnp.broadcast_to(jnp.asarray(source, x.dtype), index.shape)
-    if not include_self:
-        target = target.at[places].set(_neutral(reduce, x.dtype))
-    combined = getattr(target.at[places], _COMBINE.get(reduce, "set"))(source)
-    if reduce == "mean":
-        counts = jnp.full(target.shape, int(include_self)).at[places].add(1)
-        counts = jnp.maximum(counts, 1).astype(x.dtype)
-        combined = combined / counts if jnp.issubdtype(x.dtype, jnp.inexact) else combined // counts
-    return combined.reshape(out.shape)
-
-
-def _neutral(reduce: str, dtype: Any) -> Any:
-    """The number that a reduction ignores."""
-    if reduce not in ("amax", "amin"):
-        return int(reduce == "prod")
-    if jnp.issubdtype(dtype, jnp.floating):
-        return -jnp.inf if reduce == "amax" else jnp.inf
-    return jnp.iinfo(dtype).min if reduce == "amax" else jnp.iinfo(dtype).max
-
-
-def _index_reduce(
-    out: TensorSpec, x: Any, axis: int, index: Any, source: Any, reduce: str, include_self: bool = True
-) -> Any:
-    if x.ndim:
-        shape = [1] * x.ndim
-        shape[axis % x.ndim] = -1
-        index = jnp.broadcast_to(jnp.atleast_1d(index).reshape(shape), source.shape)
-    return _scatter(out, x, axis, index, source, reduce, include_self)
+    return getattr(target.at[tuple(axes)], _COMBINE.get(reduce, "set"))(source).reshape(out.shape)
 
 
 def _nonzero(out: TensorSpec, x: Any, size: int = 0, fill: int = -1) -> Any:
@@ -115,19 +83,12 @@ def _nonzero(out: TensorSpec, x: Any, size: int = 0, fill: int = -1) -> Any:
     return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill), -1)
 
 
-def _put(out: TensorSpec, x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
-    place = x.reshape(-1).at[index]
-    return (place.add(source) if accumulate else place.set(source)).reshape(out.shape)
-
-
 INDEXING: dict[str, Lowering] = {
     "gather": _gather,
     "index": _index,
     "index_select": _index_select,
     "embedding": _embedding,
     "index_put": _index_put,
-    "put": _put,
-    "index_reduce": _index_reduce,
     "nonzero_static": _nonzero,
     **dict.fromkeys(("scatter", "scatter_reduce"), _scatter),
     "scatter_add": lambda out, x, axis, index, source: _scatter(out, x, axis, index, source, "add"),

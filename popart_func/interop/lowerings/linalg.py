@@ -74,53 +74,6 @@ def _lu_unpack(outs: Any, lu: Any, pivots: Any, data: bool = True, with_pivots: 
     return [part if is_wanted else jnp.zeros(out.shape) for part, is_wanted, out in parts]
 
 
-def _lu_solve(out: TensorSpec, lu: Any, pivots: Any, y: Any, left: bool = True, adjoint: bool = False) -> Any:
-    if left:
-        return _lu_columns(lu, pivots, y, transposed=adjoint, conjugate=adjoint)
-    columns = _transposed(jnp.conj(y) if adjoint else y)  # X A = Y is the transposed system
-    solved = _transposed(_lu_columns(lu, pivots, columns, transposed=not adjoint, conjugate=False))
-    return jnp.conj(solved) if adjoint else solved
-
-
-def _lu_columns(lu: Any, pivots: Any, y: Any, *, transposed: bool, conjugate: bool) -> Any:
-    """Solves a system for the columns of y: of the factored matrix, its transpose, or its adjoint."""
-    batch = jnp.broadcast_shapes(lu.shape[:-2], y.shape[:-2])
-    lu = jnp.broadcast_to(lu, (*batch, *lu.shape[-2:]))
-    y = jnp.broadcast_to(y, (*batch, *y.shape[-2:]))
-    order = jnp.broadcast_to(_from_pivots(pivots, lu.shape[-1]), (*batch, lu.shape[-1]))[..., None]
-    solve = functools.partial(jax.lax.linalg.triangular_solve, lu, left_side=True)
-    if not transposed:
-        y = jnp.take_along_axis(y, order, -2)
-        return solve(solve(y, lower=True, unit_diagonal=True), lower=False)
-    y = solve(y, lower=False, transpose_a=True, conjugate_a=conjugate)
-    y = solve(y, lower=True, unit_diagonal=True, transpose_a=True, conjugate_a=conjugate)
-    return jnp.take_along_axis(y, jnp.argsort(order, -2), -2)
-
-
-def _cholesky_solve(out: TensorSpec, y: Any, factor: Any, upper: bool = False) -> Any:
-    lower = jnp.conj(_transposed(factor)) if upper else factor
-    batch = jnp.broadcast_shapes(y.shape[:-2], lower.shape[:-2])
-    lower, y = (jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (lower, y))
-    solve = functools.partial(jax.lax.linalg.triangular_solve, lower, left_side=True, lower=True)
-    return solve(solve(y), transpose_a=True, conjugate_a=True)
-
-
-def _cholesky_inverse(out: TensorSpec, factor: Any, upper: bool = False) -> Any:
-    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
-    return _cholesky_solve(out, identity, jnp.triu(factor) if upper else jnp.tril(factor), upper)
-
-
-def _triangular_solve(
-    outs: Any, y: Any, x: Any, upper: bool = True, transpose: bool = False, unitriangular: bool = False
-) -> list[Any]:
-    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    x, y = (jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (x, y))
-    solved = jax.lax.linalg.triangular_solve(
-        x, y, left_side=True, lower=not upper, transpose_a=transpose, unit_diagonal=unitriangular
-    )
-    return [solved, x]
-
-
 def _householder(out: TensorSpec, x: Any, scales: Any) -> Any:
     """The product of reflections, whose vectors are the columns below a diagonal of ones.
 
@@ -138,16 +91,6 @@ def _householder(out: TensorSpec, x: Any, scales: Any) -> Any:
 
     start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=x.dtype), x.shape)
     return jax.lax.scan(reflect, start, jnp.arange(count), reverse=True)[0]
-
-
-def _reflect(out: TensorSpec, x: Any, scales: Any, y: Any, left: bool = True, transpose: bool = False) -> Any:
-    """`ormqr`: the product with the square orthogonal matrix that `geqrf` has factored out."""
-    rows, count = x.shape[-2], scales.shape[-1]
-    columns = jnp.concatenate([x[..., :count], jnp.zeros((*x.shape[:-1], rows - count), x.dtype)], -1)
-    matrix = _householder(out, columns, scales)
-    matrix = jnp.conj(_transposed(matrix)) if transpose else matrix
-    multiply = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    return multiply(matrix, y) if left else multiply(y, matrix)
 
 
 def _pseudoinverse(out: TensorSpec, x: Any, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Any:
@@ -212,6 +155,8 @@ def _solve(outs: Any, x: Any, y: Any, left: bool = True, *_: Any) -> list[Any]:
 def _solve_triangular(
     out: TensorSpec, x: Any, y: Any, upper: bool = False, left: bool = True, unitriangular: bool = False
 ) -> Any:
+    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = (jnp.broadcast_to(part, (*batch, *part.shape[-2:])) for part in (x, y))
     return jax.lax.linalg.triangular_solve(x, y, left_side=left, lower=not upper, unit_diagonal=unitriangular)
 
 
@@ -262,16 +207,10 @@ LINALG: dict[str, Lowering] = {
     "_fft_r2c": _fourier_of_real,
     "_fft_c2c": _fourier_of_complex,
     "_fft_c2r": _fourier_to_real,
-    "cholesky": lambda out, x, upper=False: _cholesky([out, out], x, upper)[0],
-    "cholesky_inverse": _cholesky_inverse,
-    "cholesky_solve": _cholesky_solve,
-    "triangular_solve": _triangular_solve,
     "linalg_lu_factor_ex": _lu_factor,
     "linalg_lu": _lu,
     "lu_unpack": _lu_unpack,
-    "linalg_lu_solve": _lu_solve,
     "linalg_householder_product": _householder,
-    "ormqr": _reflect,
     "linalg_pinv": _pseudoinverse,
     "linalg_eig": _eigen,
     "_linalg_eigvals": lambda out, x: jnp.linalg.eigvals(x),

@@ -15,6 +15,9 @@ from popart_func.interop.trees import jax_dtype
 
 __all__ = ["MOVEMENT"]
 
+_MANY = 32
+"""From how long windows on elements are gathered: for shorter ones, slices side by side are faster."""
+
 
 def _view(out: TensorSpec, x: Any, *shape: Any) -> Any:
     return jnp.reshape(x, out.shape) if shape else _seen_as(out, x)  # x.view(dtype) has no shape
@@ -81,8 +84,12 @@ def _unfold(out: TensorSpec, x: Any, axis: int, size: int, step: int) -> Any:
     if not x.ndim:  # becomes a vector
         return x[None][:size]
     axis %= x.ndim
-    places = np.arange(out.shape[axis])[:, None] * step + np.arange(size)
-    return jnp.moveaxis(jnp.take(x, places, axis=axis), axis + 1, -1)
+    count = out.shape[axis]
+    if size > _MANY:
+        places = np.arange(count)[:, None] * step + np.arange(size)
+        return jnp.moveaxis(jnp.take(x, places, axis=axis), axis + 1, -1)
+    ends = [first + (count - 1) * step + 1 for first in range(size)]
+    return jnp.stack([jax.lax.slice_in_dim(x, end - ends[0], end, step, axis) for end in ends], -1)
 
 
 def _pieces(outs: Any, x: Any, lengths: Any, axis: int = 0, *_: Any) -> list[Any]:

@@ -62,55 +62,6 @@ def _topk(outs: Any, x: Any, k: int, axis: int = -1, largest: bool = True, *_: A
     return _taken(outs, x, jax.lax.slice_in_dim(order, 0, k, axis=axis % x.ndim), axis)
 
 
-def _kth_value(outs: Any, x: Any, k: int, axis: int = -1, *_: Any) -> Any:
-    x = x.reshape(1) if not x.ndim else x
-    order = jnp.argsort(x, axis=axis, stable=True)
-    return _taken(outs, x, jax.lax.slice_in_dim(order, k - 1, k, axis=axis % x.ndim), axis)
-
-
-def _median(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
-    """The median, the lower of two in the middle; NaN, which is sorted last, if there is one."""
-    values, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
-    order = jnp.argsort(values, axis=axis, stable=True)
-    last = values.shape[axis] - 1
-    position = jnp.where((values != values).any(axis, keepdims=True), last, last // 2)
-    index = jnp.take_along_axis(order, position, axis)
-    return values[index[0]] if isinstance(outs, TensorSpec) else _taken(outs, values, index, axis)
-
-
-def _nan_median(outs: Any, x: Any, axis: int | None = None, *_: Any) -> Any:
-    """The median of what is not NaN; NaN, which is sorted last, if nothing is left."""
-    values, axis = (x.reshape(-1), 0) if axis is None or not x.ndim else (x, axis)
-    order = jnp.argsort(values, axis=axis, stable=True)
-    position = jnp.maximum((values == values).sum(axis, keepdims=True) - 1, 0) // 2
-    index = jnp.take_along_axis(order, position, axis)
-    return values[index[0]] if isinstance(outs, TensorSpec) else _taken(outs, values, index, axis)
-
-
-def _mode(outs: Any, x: Any, axis: int = -1, *_: Any) -> Any:
-    """The most frequent value, the least of several, and the place of its last occurrence."""
-    x = x.reshape(1) if not x.ndim else x
-    lines = jnp.moveaxis(x, axis, -1)
-    equal = lines[..., :, None] == lines[..., None, :]
-    counts = equal.sum(-1)
-    is_candidate = counts == counts.max(-1, keepdims=True)
-    order = jnp.argsort(lines, -1, stable=True)
-    first = jnp.argmax(jnp.take_along_axis(is_candidate, order, -1), -1, keepdims=True)
-    value = jnp.take_along_axis(lines, jnp.take_along_axis(order, first, -1), -1)
-    index = lines.shape[-1] - 1 - jnp.argmax(jnp.flip(lines == value, -1), -1, keepdims=True)
-    return _taken(outs, lines, index, -1)
-
-
-def _histogram(out: TensorSpec, x: Any, bins: int = 100, low: Any = 0, high: Any = 0) -> Any:
-    x = x.reshape(-1)
-    if low == high and x.size:
-        low, high = x.min(), x.max()
-    low, high = jnp.where(low == high, low - 1, low), jnp.where(low == high, high + 1, high)
-    place = jnp.floor((x - low) * bins / (high - low)).clip(0, bins - 1).astype(jnp.int32)
-    counted = (x >= low) & (x <= high)
-    return jnp.zeros(bins, x.dtype).at[place].add(counted.astype(x.dtype))
-
-
 def _searched(out: TensorSpec, boundaries: Any, x: Any, right: bool, side: str | None = None) -> Any:
     find = functools.partial(jnp.searchsorted, side=side or ("right" if right else "left"))
     if boundaries.ndim == 1:
@@ -134,11 +85,6 @@ ORDER: dict[str, Lowering] = {
     "cummin": _cummax(jax.lax.cummin),
     "sort": _sort,
     "topk": _topk,
-    "kthvalue": _kth_value,
-    "median": _median,
-    "nanmedian": _nan_median,
-    "mode": _mode,
-    "histc": _histogram,
     "searchsorted": _search_sorted,
     "bucketize": lambda out, x, boundaries, _=False, right=False: _searched(out, boundaries, x, right),
 }

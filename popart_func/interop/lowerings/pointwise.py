@@ -192,10 +192,6 @@ def _round(out: TensorSpec, x: Any, decimals: int = 0) -> Any:
     return jnp.round(x * factor) / factor if decimals > 0 else jnp.round(x / factor) * factor
 
 
-def _shrink_backward(out: TensorSpec, cotangent: Any, x: Any, bound: Any) -> Any:
-    return jnp.where(jnp.abs(x) <= bound, 0, cotangent)
-
-
 POINTWISE: dict[str, Lowering] = {
     **{name: _arithmetic(function) for name, function in ARITHMETIC.items()},
     **{name: _comparison(function) for name, function in COMPARISONS.items()},
@@ -213,7 +209,6 @@ POINTWISE: dict[str, Lowering] = {
     **dict.fromkeys(("_conj", "_conj_physical"), lambda out, x: jnp.conj(x)),
     "view_as_real": lambda out, x: jnp.stack([x.real, x.imag], -1),
     "view_as_complex": lambda out, x: jax.lax.complex(x[..., 0], x[..., 1]),
-    **dict.fromkeys(("hardshrink_backward", "softshrink_backward"), _shrink_backward),
     "gelu": _gelu,
     "round": _round,
 }

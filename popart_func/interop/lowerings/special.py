@@ -5,6 +5,7 @@ They follow PyTorch's own kernels where JAX has no such function, or another con
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +14,19 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.special
 
+from popart_func.engines.native.c_code import header
 from popart_func.engines.tracing.step_graph import TensorSpec
-from popart_func.interop.lowerings import bessel_tables as tables
 from popart_func.interop.lowerings.operands import Lowering, operand
 
 __all__ = ["SPECIAL"]
+
+
+@functools.cache
+def _coefficients(function: str, table: str) -> tuple[float, ...]:
+    """A table of coefficients of a function in the native engine's special.hpp, the highest power first."""
+    body = header("special.hpp").split(f"OUTLINE T {function}(T x) {{")[1]
+    numbers = body.split(f"static const T {table}[] = {{")[1].split("};")[0]
+    return tuple(map(float, numbers.replace(",", " ").split()))
 
 
 def _digamma(x: Any) -> Any:
@@ -106,6 +115,10 @@ def _horner(x: Any, coefficients: Sequence[float]) -> Any:
     return value
 
 
+def _ratio(x: Any, function: str, numerator: str, denominator: str) -> Any:
+    return _horner(x, _coefficients(function, numerator)) / _horner(x, _coefficients(function, denominator))
+
+
 def _chebyshev_series(x: Any, coefficients: Sequence[float]) -> Any:
     """A Chebyshev series, by Clenshaw's recurrence."""
     before, last, value = jnp.zeros_like(x), jnp.zeros_like(x), jnp.full_like(x, coefficients[0])
@@ -117,9 +130,9 @@ def _chebyshev_series(x: Any, coefficients: Sequence[float]) -> Any:
 def _far(order: int, x: Any, turn: Any, other: Any, sign: int) -> Any:
     """The Bessel functions beyond 5: a slowly changing amplitude times cosine and sine."""
     square = 25 / (x * x)
-    pp, pq, qp, qq = (_horner(square, getattr(tables, f"FAR_{part}_{order}")) for part in ("PP", "PQ", "QP", "QQ"))
+    first, second = (_ratio(square, f"bessel_j{order}", f"{part}P", f"{part}Q") for part in "PQ")
     angle = x - (0.25 + 0.5 * order) * math.pi
-    both = pp / pq * turn(angle) + sign * 5 / x * (qp / qq) * other(angle)
+    both = first * turn(angle) + sign * 5 / x * second * other(angle)
     return both * math.sqrt(2 / math.pi) / jnp.sqrt(x)
 
 
@@ -127,7 +140,7 @@ def _bessel_j0(x: Any) -> Any:
     x = jnp.abs(x)
     square = x * x
     roots = (square - 5.78318596294678452118) * (square - 30.4712623436620863991)
-    near = roots * _horner(square, tables.J0_NUMERATOR) / _horner(square, tables.J0_DENOMINATOR)
+    near = roots * _ratio(square, "bessel_j0", "RP", "RQ")
     near = jnp.where(x < 1e-5, 1 - square / 4, near)
     return jnp.where(x <= 5, near, _far(0, jnp.where(x <= 5, 6, x), jnp.cos, jnp.sin, -1))
 
@@ -136,15 +149,14 @@ def _bessel_j1(x: Any) -> Any:
     size = jnp.abs(x)
     square = size * size
     roots = (square - 14.6819706421238932572) * (square - 49.2184563216946036703)
-    near = _horner(square, tables.J1_NUMERATOR) / _horner(square, tables.J1_DENOMINATOR) * size * roots
+    near = _ratio(square, "bessel_j1", "RP", "RQ") * size * roots
     value = jnp.where(size <= 5, near, _far(1, jnp.where(size <= 5, 6, size), jnp.cos, jnp.sin, -1))
     return jnp.where(x < 0, -value, value)
 
 
 def _second_kind(order: int, x: Any) -> Any:
     square, inside = x * x, jnp.where(x > 0, x, 1)
-    numerator, denominator = (getattr(tables, f"Y{order}_{part}") for part in ("NUMERATOR", "DENOMINATOR"))
-    rational = _horner(square, numerator) / _horner(square, denominator)
+    rational = _ratio(square, f"bessel_y{order}", "YP", "YQ")
     if order == 0:
         near = rational + 2 / math.pi * jnp.log(inside) * _bessel_j0(x)
     else:
@@ -155,10 +167,10 @@ def _second_kind(order: int, x: Any) -> Any:
 
 def _modified_second_kind(order: int, x: Any, scaled: bool) -> Any:
     inside = jnp.where(x > 0, x, 1)
-    near = _chebyshev_series(inside * inside - 2, getattr(tables, f"K{order}_NEAR"))
+    near = _chebyshev_series(inside * inside - 2, _coefficients(f"modified_bessel_k{order}", "A"))
     log = jnp.log(0.5 * inside)
     near = near - log * jax.scipy.special.i0(x) if order == 0 else log * jax.scipy.special.i1(x) + near / inside
-    far = _chebyshev_series(8 / inside - 2, getattr(tables, f"K{order}_FAR")) / jnp.sqrt(inside)
+    far = _chebyshev_series(8 / inside - 2, _coefficients(f"modified_bessel_k{order}", "B")) / jnp.sqrt(inside)
     value = jnp.where(x <= 2, near * (jnp.exp(x) if scaled else 1), far * (1 if scaled else jnp.exp(-x)))
     return jnp.where(x == 0, jnp.inf, jnp.where(x > 0, value, jnp.nan))  # NaN where x is NaN, too
 
@@ -168,13 +180,13 @@ def _airy(x: Any) -> Any:
     below = jnp.where(x < -2.09, x, -3)
     zeta = -2 * below * jnp.sqrt(-below) / 3
     z = 1 / zeta
-    f = 1 + z * z * _horner(z * z, tables.AIRY_AFN) / _horner(z * z, tables.AIRY_AFD)
-    g = z * _horner(z * z, tables.AIRY_AGN) / _horner(z * z, tables.AIRY_AGD)
+    f = 1 + z * z * _ratio(z * z, "airy_ai", "AFN", "AFD")
+    g = z * _ratio(z * z, "airy_ai", "AGN", "AGD")
     angle = zeta + 0.25 * math.pi
     oscillating = scale / jnp.sqrt(jnp.sqrt(-below)) * (jnp.sin(angle) * f - jnp.cos(angle) * g)
     above = jnp.where(x >= 2.09, x, 3)
     zeta = 2 * above * jnp.sqrt(above) / 3
-    ratio = _horner(1 / zeta, tables.AIRY_AN) / _horner(1 / zeta, tables.AIRY_AD)
+    ratio = _ratio(1 / zeta, "airy_ai", "AN", "AD")
     falling = scale * ratio / (2 * jnp.sqrt(jnp.sqrt(above)) * jnp.exp(zeta))
     inner = jnp.where(jnp.abs(x) < 2.1, x, 0)
     first, second, m, n, k = jnp.ones_like(x), inner, jnp.ones_like(x), inner, 1

@@ -1,26 +1,26 @@
-"""The table of lowerings: every ATen op that JAX can compute, and `register_lowering` for the ops of users.
+"""The table of lowerings: every ATen op that JAX computes by itself, and `register_lowering` for the ops of users.
 
 A lowering computes an op with `jax.numpy`, as a JAX user would write it, so that JAX can transform it:
 ``lowering(out, *arguments)``. ``out`` is the `TensorSpec` of the op's result, a list of them if there are several; the
 arguments are in the order of the op's schema, tensors among them are arrays, and those that say how a result is stored
 (dtype, layout, device, ...) are left out. The lowering returns an array of the result's shape, or a list of them, which
 are cast to the results' dtypes. It raises NotImplementedError, with words that follow "with", for arguments that it
-can't lower.
+can't lower; NotLoweredError, if simpler ops compose the op.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from popart_func.engines.composed import COMPOSED
 from popart_func.engines.tracing.decompositions import name_to_register
+from popart_func.interop.lowerings.convolutions import CONVOLUTIONS
 from popart_func.interop.lowerings.indexing import INDEXING
 from popart_func.interop.lowerings.linalg import LINALG
 from popart_func.interop.lowerings.movement import MOVEMENT
-from popart_func.interop.lowerings.networks import NETWORKS
 from popart_func.interop.lowerings.operands import Lowering
 from popart_func.interop.lowerings.order import ORDER
 from popart_func.interop.lowerings.pointwise import POINTWISE
-from popart_func.interop.lowerings.pools import POOLS
 from popart_func.interop.lowerings.products import PRODUCTS
 from popart_func.interop.lowerings.reductions import REDUCTIONS
 from popart_func.interop.lowerings.resampling import RESAMPLING
@@ -34,14 +34,13 @@ LOWERINGS: dict[str, Lowering] = {
     **PRODUCTS,
     **MOVEMENT,
     **INDEXING,
-    **NETWORKS,
-    **POOLS,
+    **CONVOLUTIONS,
     **RESAMPLING,
     **LINALG,
     **ORDER,
     **SPECIAL,
 }
-"""Every op that the package lowers, by its name in ATen."""
+"""Every op that the package lowers, by its name in ATen. `evaluate` composes those of `COMPOSED` of simpler ones."""
 
 _registered: dict[str, Lowering] = {}
 
@@ -90,7 +89,7 @@ def register_lowering(op: Any, lowering: Lowering, *, replace: bool = False) -> 
     if not callable(lowering):
         raise TypeError(f"register_lowering: `lowering` must be a function, got {type(lowering).__name__}.")
     name = name_to_register("register_lowering", op)
-    if find_lowering(name) is not None and not replace:
+    if (find_lowering(name) or name in COMPOSED) and not replace:
         raise ValueError(
             f"register_lowering: there is a lowering of {name!r} already: pass replace=True to replace it."
         )

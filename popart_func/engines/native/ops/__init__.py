@@ -4,16 +4,14 @@ A lowering is called as ``lowering(kernel, out, *arguments)``: with the `Kernel`
 of them if there are several), and the op's arguments in its schema's order, tensors among them as expressions. It
 returns an expression of that shape and dtype, or a list of them. To add an op, add an entry to the table of its kind.
 
-An op that simpler ops compute needs no lowering: `COMPOSED` has a function in PyTorch for it, which is traced and
-lowered in its place.
+An op that `composed` has needs no lowering.
 """
 
 from __future__ import annotations
 
 from torch import fx
 
-from popart_func.engines.native.kernel import Lowering, NotLoweredError
-from popart_func.engines.native.ops.composed import COMPOSED, composition, is_composed
+from popart_func.engines.native.kernel import Lowering
 from popart_func.engines.native.ops.creation import CREATION
 from popart_func.engines.native.ops.indexing import INDEXING
 from popart_func.engines.native.ops.movement import MOVEMENT, VIEWS
@@ -22,7 +20,7 @@ from popart_func.engines.native.ops.pointwise import POINTWISE
 from popart_func.engines.native.ops.products import PRODUCTS
 from popart_func.engines.native.ops.reductions import REDUCTIONS
 
-__all__ = ["COMPOSED", "OPS", "NotLoweredError", "composition", "is_composed", "is_view"]
+__all__ = ["OPS", "is_view"]
 
 OPS: dict[str, Lowering] = {
     **POINTWISE,

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from popart_func.engines.lane_scan import NotLoweredError
 from popart_func.engines.native.expressions import Const, DynamicIndex, Expr, Load
-from popart_func.engines.native.kernel import Kernel, Lowering, NotLoweredError
+from popart_func.engines.native.kernel import Kernel, Lowering
 from popart_func.engines.native.layouts import StridedLayout
 from popart_func.engines.tracing.step_graph import TensorSpec
 

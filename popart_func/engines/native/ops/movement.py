@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from popart_func.engines.lane_scan import NotLoweredError
 from popart_func.engines.native.expressions import Const, Expr
-from popart_func.engines.native.kernel import Kernel, Lowering, NotLoweredError
+from popart_func.engines.native.kernel import Kernel, Lowering
 from popart_func.engines.native.layouts import StridedLayout
 from popart_func.engines.tracing.step_graph import TensorSpec
 

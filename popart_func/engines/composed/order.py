@@ -139,7 +139,7 @@ def _bucketize(values: Any, boundaries: Tensor, out_int32: bool = False, right: 
     return _searchsorted(boundaries, values, out_int32, right)
 
 
-def _histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Tensor:
+def _histc(x: Tensor, bins: int = 100, low: int | float = 0, high: int | float = 0) -> Tensor:
     flat = x.reshape(-1)
     first: Any = torch.full((), low, dtype=x.dtype, device=x.device)
     last: Any = torch.full((), high, dtype=x.dtype, device=x.device)
@@ -147,10 +147,9 @@ def _histc(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> Tenso
         first, last = flat.amin(), flat.amax()
     same = first == last
     first, last = torch.where(same, first - 1, first), torch.where(same, last + 1, last)
-    place = ((flat - first) / (last - first) * bins).long().clamp(max=bins - 1)
     inside = (flat >= first) & (flat <= last)
-    bin_of = torch.where(inside, place, -1)
-    return (bin_of.unsqueeze(0) == torch.arange(bins, device=x.device).unsqueeze(1)).sum(1).to(x.dtype)
+    place = torch.where(inside, (flat - first) / (last - first) * bins, 0).long().clamp(max=bins - 1)
+    return torch.zeros(bins, dtype=x.dtype, device=x.device).scatter_add(0, place, inside.to(x.dtype))
 
 
 ORDER: dict[str, Callable[..., Any]] = {

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SCATTERS"]
+__all__ = ["SCATTERS", "least"]
 
 
-def _greatest(dtype: torch.dtype) -> float:
+def _greatest(dtype: torch.dtype) -> int | float:
     return math.inf if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
-def _least(dtype: torch.dtype) -> float:
+def least(dtype: torch.dtype) -> int | float:
+    """The number that a maximum ignores."""
     return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
@@ -27,7 +28,7 @@ def _scatter_reduce(
     if not index.numel():
         return x.clone()
     touched = torch.zeros_like(x, dtype=torch.bool).scatter(dim, index, True)
-    start: Any = {"sum": 0, "mean": 0, "prod": 1, "amax": _least(x.dtype), "amin": _greatest(x.dtype)}[reduce]
+    start: Any = {"sum": 0, "mean": 0, "prod": 1, "amax": least(x.dtype), "amin": _greatest(x.dtype)}[reduce]
     base = x if include_self else torch.where(touched, start, x)
     if reduce != "mean":
         return base.scatter_reduce(dim, index, source, reduce, include_self=True)

@@ -29,33 +29,44 @@ def _trilinear(
     return product.sum(list(summed)) if summed else product
 
 
-def _distance(difference: Tensor, p: float) -> Tensor:
-    """The p-norm along the last axis; its derivative at 0 is not asked for here."""
+def _distance(difference: Tensor, p: int | float) -> Tensor:
+    """The p-norm along the last axis; its derivative where it is 0 is 0."""
     size = difference.abs()
     if p == 0:
         return (size != 0).to(size.dtype).sum(-1)
     if p == 1:
         return size.sum(-1)
-    if p == 2:
-        return (size * size).sum(-1).sqrt()
     if p == math.inf:
         return size.amax(-1)
-    return size.pow(p).sum(-1).pow(1 / p)
+    total = (size * size if p == 2 else size.pow(p)).sum(-1)
+    at_zero = total == 0
+    inside = torch.where(at_zero, 1, total)
+    return torch.where(at_zero, 0, inside.sqrt() if p == 2 else inside.pow(1 / p))
 
 
-def _cdist(left: Tensor, right: Tensor, p: float, _: int | None = None) -> Tensor:
+def _cdist(left: Tensor, right: Tensor, p: int | float, _: int | None = None) -> Tensor:
     difference = left.unsqueeze(-2) - right.unsqueeze(-3)
     return _distance(difference, p) if difference.numel() else difference.new_zeros(difference.shape[:-1])
 
 
-def _pdist(x: Tensor, p: float = 2) -> Tensor:
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second row of each pair of rows, in the order of `pdist`."""
+    rows = x.shape[0]
+    numbers, row = (torch.arange(count, device=x.device) for count in (rows * (rows - 1) // 2, rows - 1))
+    starts = row * (2 * rows - 1 - row) // 2
+    first = torch.searchsorted(starts, numbers, right=True) - 1
+    return first, numbers - starts[first] + first + 1
+
+
+def _pdist(x: Tensor, p: int | float = 2) -> Tensor:
     rows = x.shape[0]
     if rows < 2 or not x.shape[1]:
         return x.new_zeros(rows * (rows - 1) // 2)
-    return torch.cat([_distance(x[row : row + 1] - x[row + 1 :], p) for row in range(rows - 1)])
+    first, second = _pairs(x)
+    return _distance(x[first] - x[second], p)
 
 
-def _slope(difference: Tensor, gradient: Tensor, distance: Tensor, p: float) -> Tensor:
+def _slope(difference: Tensor, gradient: Tensor, distance: Tensor, p: int | float) -> Tensor:
     """The gradient of distances in the differences, as PyTorch takes it: 0 where the distance is 0."""
     gradient, distance = gradient.unsqueeze(-1), distance.unsqueeze(-1)
     sign, size = difference.sign(), difference.abs()
@@ -73,22 +84,18 @@ def _slope(difference: Tensor, gradient: Tensor, distance: Tensor, p: float) -> 
     return torch.where(distance == 0, 0, difference * size.pow(p - 2) * gradient / distance.pow(p - 1))
 
 
-def _cdist_backward(gradient: Tensor, left: Tensor, right: Tensor, p: float, distance: Tensor) -> Tensor:
+def _cdist_backward(gradient: Tensor, left: Tensor, right: Tensor, p: int | float, distance: Tensor) -> Tensor:
     if not gradient.numel() or not left.shape[-1]:
         return torch.zeros_like(left)
     return _slope(left.unsqueeze(-2) - right.unsqueeze(-3), gradient, distance, p).sum(-2)
 
 
-def _pdist_backward(gradient: Tensor, x: Tensor, p: float, distance: Tensor) -> Tensor:
-    rows, start = x.shape[0], 0
-    total = torch.zeros_like(x)
-    for row in range(rows - 1):
-        count = rows - 1 - row
-        part = slice(start, start + count)
-        slope = _slope(x[row : row + 1] - x[row + 1 :], gradient[part], distance[part], p)
-        total = total + torch.cat([torch.zeros_like(x[:row]), slope.sum(0, keepdim=True), -slope])
-        start += count
-    return total
+def _pdist_backward(gradient: Tensor, x: Tensor, p: int | float, distance: Tensor) -> Tensor:
+    if not gradient.numel() or not x.shape[1]:
+        return torch.zeros_like(x)
+    first, second = _pairs(x)
+    slope = _slope(x[first] - x[second], gradient, distance, p)
+    return torch.zeros_like(x).index_add(0, first, slope).index_add(0, second, -slope)
 
 
 def _angle(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from popart_func.engines.native.ops.composed.windows import padded, per_axis, sums_of_windows, windows
+from popart_func.engines.composed.windows import padded, per_axis, sums_of_windows, windows
 
 __all__ = ["CONVOLUTIONS"]
 

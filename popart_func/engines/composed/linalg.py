@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func.engines.native.kernel import NotLoweredError
+from popart_func.engines.lane_scan import NotLoweredError
 
 __all__ = ["LARGEST", "LINEAR_ALGEBRA"]
 
@@ -55,9 +55,8 @@ def _solve_triangular(a: Tensor, b: Tensor, upper: bool, left: bool = True, unit
 def _triangular_solve(
     b: Tensor, a: Tensor, upper: bool = True, transpose: bool = False, unit: bool = False
 ) -> tuple[Tensor, Tensor]:
-    solution = (
-        _solve_triangular(a.mT, b, not upper, unit=unit) if transpose else _solve_triangular(a, b, upper, unit=unit)
-    )
+    matrix = a.mT if transpose else a
+    solution = torch.linalg.solve_triangular(matrix, b, upper=upper != transpose, unitriangular=unit)
     return solution, a.expand(*solution.shape[:-2], *a.shape[-2:]).clone()
 
 
@@ -89,12 +88,13 @@ def _cholesky_ex(x: Tensor, upper: bool = False, check_errors: bool = False) -> 
 
 
 def _cholesky(x: Tensor, upper: bool = False) -> Tensor:
-    return _cholesky_ex(x, upper)[0]
+    return torch.linalg.cholesky_ex(x, upper=upper).L
 
 
 def _cholesky_solve(b: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
-    lower = factor.mT if upper else factor
-    return _solve_triangular(lower.mT, _solve_triangular(lower, b, upper=False), upper=True)
+    lower = factor.mH if upper else factor
+    half = torch.linalg.solve_triangular(lower, b, upper=False)
+    return torch.linalg.solve_triangular(lower.mH, half, upper=True)
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
-    return _cholesky_solve(_identity(factor), factor, upper)
+    return torch.cholesky_solve(_identity(factor), factor, upper)
 
 
 # LU with partial pivoting.
@@ -191,22 +191,21 @@ def _solve_with(lu: Tensor, order: Tensor, b: Tensor) -> Tensor:
     """``a⁻¹ b`` from a factorization of a."""
     shape = (*torch.broadcast_tensors(lu[..., 0, 0], b[..., 0, 0])[0].shape, *b.shape[-2:])
     b = b.expand(shape).gather(-2, order.unsqueeze(-1).expand(shape))
-    return _solve_triangular(lu, _solve_triangular(lu, b, upper=False, unit=True), upper=True)
+    half = torch.linalg.solve_triangular(lu, b, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(lu, half, upper=True)
 
 
 def _lu_solve(lu: Tensor, pivots: Tensor, b: Tensor, left: bool = True, adjoint: bool = False) -> Tensor:
-    _check(lu)
     if not left:
-        return _lu_solve(lu, pivots, b.mT, adjoint=not adjoint).mT
+        return torch.linalg.lu_solve(lu, pivots, b.mH, adjoint=not adjoint).mH
     if not b.numel():
         return b.clone()
-    order = _order_of(pivots, lu.shape[-2])
+    order = torch.lu_unpack(lu, pivots, unpack_data=False)[0].real.argmax(-2)
     if not adjoint:
         return _solve_with(lu, order, b)
-    lower_first = _solve_triangular(lu.mT, b, upper=False)
-    solved = _solve_triangular(lu.mT, lower_first, upper=True, unit=True)
-    back = order.argsort(-1)
-    return solved.gather(-2, back.unsqueeze(-1).expand(solved.shape))
+    half = torch.linalg.solve_triangular(lu.mH, b, upper=False)
+    solved = torch.linalg.solve_triangular(lu.mH, half, upper=True, unitriangular=True)
+    return solved.gather(-2, order.argsort(-1).unsqueeze(-1).expand(solved.shape))
 
 
 def _solve_ex(
@@ -220,8 +219,7 @@ def _solve_ex(
     elif left:
         solution = _solve_with(lu, order, right)
     else:
-        packed = (pivots + 1).to(torch.int32)
-        solution = _lu_solve(lu, packed, right, left=False)
+        solution = torch.linalg.lu_solve(lu, (pivots + 1).to(torch.int32), right, left=False)
     solution = solution.squeeze(-1) if is_vector else solution
     return solution, lu, (pivots + 1).to(torch.int32), _zero_pivot(lu)
 
@@ -316,13 +314,11 @@ def _qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
 
 
 def _ormqr(vectors: Tensor, factors: Tensor, x: Tensor, left: bool = True, transpose: bool = False) -> Tensor:
-    if not left:
-        return _ormqr(vectors, factors, x.mT, transpose=not transpose).mT
-    _check(vectors)
-    steps = range(factors.shape[-1])
-    for step in steps if transpose else reversed(steps):
-        x = _reflected(x, _vector(vectors, step), factors[..., step, None, None])
-    return x
+    rows, count = vectors.shape[-2], factors.shape[-1]
+    columns = torch.constant_pad_nd(vectors[..., :count], [0, rows - count])
+    matrix = torch.linalg.householder_product(columns, factors)
+    matrix = matrix.mH if transpose else matrix
+    return matrix @ x if left else x @ matrix
 
 
 LINEAR_ALGEBRA: dict[str, Callable[..., Any]] = {

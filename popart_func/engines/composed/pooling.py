@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from popart_func.engines.native.ops.composed.windows import padded, per_axis, sums_of_windows, windows
+from popart_func.engines.composed.indexing import least
+from popart_func.engines.composed.windows import padded, per_axis, sums_of_windows, windows
 
 __all__ = ["POOLS"]
 
@@ -31,7 +32,7 @@ def _layout(x: Tensor, rank: int, size: Any, stride: Any, pad: Any, dilation: An
     return sizes, strides, pads, dilations, lengths, places
 
 
-def _windows(x: Tensor, layout: tuple[Any, ...], value: float) -> Tensor:
+def _windows(x: Tensor, layout: tuple[Any, ...], value: int | float) -> Tensor:
     """``[N, C, O..., K...]``, with a value around what is given."""
     sizes, strides, pads, dilations, lengths, places = layout
     around = [
@@ -53,7 +54,7 @@ def _max_pool(
 ) -> tuple[Tensor, Tensor]:
     layout = _layout(x, rank, size, stride, pad, dilation, ceil)
     sizes, strides, pads, dilations, lengths, _ = layout
-    flat = _windows(x, layout, -math.inf).flatten(-rank)
+    flat = _windows(x, layout, least(x.dtype)).flatten(-rank)
     values, best = flat.max(-1)
     position = torch.zeros_like(best)
     for axis in range(rank):
@@ -125,9 +126,19 @@ def _cut(length: int, places: int) -> list[tuple[int, int]]:
     return [(place * length // places, -(-(place + 1) * length // places)) for place in range(places)]
 
 
+def _whole_windows(rank: int, x: Tensor, places: Sequence[int]) -> list[int] | None:
+    """The sizes of the windows of an adaptive pool where they are as in a pool with a kernel: equal, side by side."""
+    pairs = list(zip(x.shape[x.ndim - rank :], places, strict=True))
+    return None if any(count == 0 or length % count for length, count in pairs) else [n // count for n, count in pairs]
+
+
 def _adaptive_average_pool(rank: int, x: Tensor, places: Any) -> Tensor:
     """The mean of each window, one axis after the other: the mean of means of windows of one size."""
-    for axis, count in enumerate(per_axis(places, rank)):
+    places = per_axis(places, rank)
+    sizes = _whole_windows(rank, x, places)
+    if sizes is not None:
+        return _average_pool(rank, x, sizes)
+    for axis, count in enumerate(places):
         at = x.ndim - rank + axis
         parts = [x.narrow(at, start, end - start).mean(at, keepdim=True) for start, end in _cut(x.shape[at], count)]
         x = torch.cat(parts, at)
@@ -135,29 +146,23 @@ def _adaptive_average_pool(rank: int, x: Tensor, places: Any) -> Tensor:
 
 
 def _adaptive_average_pool_backward(rank: int, gradient: Tensor, x: Tensor) -> Tensor:
-    for axis in range(rank):
-        at = gradient.ndim - rank + axis
-        length = x.shape[at]
-        total: Any = 0
-        for place, (start, end) in enumerate(_cut(length, gradient.shape[at])):
-            part = gradient.narrow(at, place, 1) / (end - start)
-            shape = [*gradient.shape]
-            shape[at] = end - start
-            pads = [(0, 0)] * (gradient.ndim - at)
-            pads[0] = (start, length - end)
-            total = total + padded(part.expand(shape), pads)
-        gradient = total
-    return gradient
+    places = gradient.shape[gradient.ndim - rank :]
+    result: Tensor = torch.func.vjp(lambda x: _adaptive_average_pool(rank, x, places), x)[1](gradient)[0]
+    return result
 
 
 def _adaptive_max_pool(rank: int, x: Tensor, places: Any) -> tuple[Tensor, Tensor]:
     """The largest element of each window and its place: one axis after the other, the last one first."""
+    places = per_axis(places, rank)
+    sizes = _whole_windows(rank, x, places)
+    if sizes is not None:
+        return _max_pool(rank, x, sizes)
     lengths = x.shape[x.ndim - rank :]
     position: Tensor | None = None
     for axis in reversed(range(rank)):
         at = x.ndim - rank + axis
         best, found = [], []
-        for start, end in _cut(x.shape[at], per_axis(places, rank)[axis]):
+        for start, end in _cut(x.shape[at], places[axis]):
             part = x.narrow(at, start, end - start)
             value, where = part.max(at, keepdim=True)
             step = math.prod(lengths[axis + 1 :])

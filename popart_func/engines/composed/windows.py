@@ -24,7 +24,7 @@ def per_axis(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0) -> Tensor:
+def padded(x: Tensor, pads: Sequence[tuple[int, int]], value: int | float = 0) -> Tensor:
     """``x`` with so many more elements before and after each of its last axes; fewer where a number is negative."""
     flat = [number for pair in reversed(pads) for number in pair]
     return torch.constant_pad_nd(x, flat, value) if any(flat) else x
