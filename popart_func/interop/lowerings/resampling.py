@@ -90,6 +90,9 @@ def _grid_sample(out: TensorSpec, x: Any, grid: Any, mode: int, padding: int, al
         return jnp.zeros(out.shape, x.dtype)
     sizes = x.shape[2:]
     places = [_unnormalized(grid[..., rank - 1 - axis], sizes[axis], aligned) for axis in range(rank)]
+    if rank == 3:  # PyTorch's kernel for volumes takes what is no number for the last place, or for one outside
+        is_lost = jnp.isnan if padding == 1 else lambda place: ~jnp.isfinite(place)
+        places = [jnp.where(is_lost(p), size - 1 if padding else -1, p) for p, size in zip(places, sizes, strict=True)]
     if mode != 2:
         places = [_inside(place, size, padding, aligned) for place, size in zip(places, sizes, strict=True)]
     images = jnp.moveaxis(x, 1, -1)  # [n, ..., channels]
