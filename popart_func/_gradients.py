@@ -21,7 +21,7 @@ __all__ = ["gradient"]
 
 
 def gradient(
-    objective: Callable[[dict[str, Tensor]], tuple[Tensor, Any]], params: Params, x: Any, *, closed: bool = False
+    objective: Callable[[dict[str, Tensor]], tuple[Tensor, Any]], params: Params, x: Any
 ) -> tuple[dict[str, Tensor], Any]:
     """``torch.func.grad(objective, has_aux=True)(params)``.
 
@@ -29,7 +29,6 @@ def gradient(
         objective: of flat parameters -> a 0-d tensor, and a tree of other results.
         params: by name.
         x: a tree of the tensors that the objective closes over, as far as they are known.
-        closed: whether it closes over nothing else that may require a gradient.
 
     Returns:
         The gradients by name, and the other results. They have a graph if the objective depends on anything but
@@ -42,7 +41,7 @@ def gradient(
     with torch.enable_grad():
         own = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
         value, others = objective(own)
-        has_outer_graph = outside and not closed and _reaches_beyond(value, own.values())
+        has_outer_graph = outside and _reaches_beyond(value, own.values())
         grads: Iterable[Tensor] = map(torch.zeros_like, own.values())
         if value.requires_grad:
             leaves = list(own.values())
@@ -62,14 +61,13 @@ def _needs_transform(tensors: Iterable[Any]) -> bool:
 def _reaches_beyond(value: Tensor, leaves: Iterable[Tensor]) -> bool:
     """Whether a value depends on anything but these leaves that requires a gradient."""
     own = set(map(id, leaves))
-    nodes, seen = [value.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in own:
-            return True
-        nodes.extend(following for following, _ in node.next_functions)
+    nodes: list[Any] = [value.grad_fn]
+    seen: set[Any] = {None}
+    for node in nodes:  # which grows
+        if node not in seen:
+            seen.add(node)
+            sources = node.next_functions
+            nodes += [source for source, _ in sources]
+            if not sources and id(getattr(node, "variable", value)) not in own:
+                return True
     return False

@@ -192,9 +192,13 @@ def erfinv(x: Tensor) -> Tensor:
     w = -torch.where(square > -_NEAR, _log1p_near(square), _log(_round(1 + square)))
     is_central = w < 5
     w = _round(torch.where(is_central, w - 2.5, _round(w.clamp(min=5).sqrt()) - 3))  # the slope of a root at 0: none
-    total = torch.where(is_central, _CENTRE[0], _TAIL[0])
-    for centre, tail in zip(_CENTRE[1:], _TAIL[1:], strict=True):
-        total = _round(total * w + torch.where(is_central, centre, tail))
+    # A choice between two Python numbers would have PyTorch's default dtype, whatever that is.
+    coefficients = (
+        torch.where(is_central, centre, w.new_full((), tail)) for centre, tail in zip(_CENTRE, _TAIL, strict=True)
+    )
+    total = next(coefficients)
+    for coefficient in coefficients:
+        total = _round(total * w + coefficient)
     return (total * wide).float()
 
 

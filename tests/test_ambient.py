@@ -15,17 +15,23 @@ import jax.numpy as jnp
 import optree
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import grad
 from torch.nn import functional
 
 from popart_func import random
-from popart_func.engines import compiler
+from popart_func.engines import ENGINES, available_engines, compiler, scan, scan_lanes
 from popart_func.engines.native.cpu import compile as cpu_compile
 from popart_func.engines.tracing.ambient import ambient_settings
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph, TensorSpec
 from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.jax import to_jax_function
 
+HERE = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "inductor" else name
+    for name in ENGINES
+    if available_engines()[name] is None
+]
 X = torch.tensor([[0.3, -1.7], [2.1, 0.9]])
 
 
@@ -56,6 +62,8 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "matmul precision": lambda: switched(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
+    "matmul precision of MKL-DNN": lambda: attribute(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "precision of all backends": lambda: attribute(torch.backends, "fp32_precision", "tf32"),
     "order of einsum": lambda: attribute(torch.backends.opt_einsum, "enabled", False),
 }
 
@@ -86,6 +94,38 @@ def test_recording_of_gradients_decides_no_graph() -> None:
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             assert traced(function) is graph
+
+
+@pytest.mark.parametrize("engine", [*HERE, "JAX"])
+def test_autocast_is_applied_where_the_step_says_only(engine: str) -> None:
+    """A step without autocast within one that has it; each part is a way in which ops are called again later."""
+    matrix = torch.linspace(-1, 1, 64).reshape(8, 8).sin()
+
+    def body(carry: Tensor, _: Any) -> Any:
+        carry = carry.clone()
+        carry[0] = carry[1]
+        return torch.tanh(carry @ matrix), ()
+
+    def step(carry: Tensor, _: Any = None) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            changed = carry.clone()
+            changed[0] += 1
+            looped = lambda x: scan(body, x, length=2)[0]  # noqa: E731
+            if engine == "inductor":
+                return carry, (changed @ matrix)
+            return carry, (changed @ matrix, looped(changed), grad(lambda x: looped(x).sum())(carry))
+
+    carry = matrix[None] * 3
+    expected = scan_lanes(step, carry, length=1)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        if engine == "JAX":
+            got = optree.tree_map(
+                lambda leaf: torch.tensor(leaf.tolist())[None, None], to_jax_function(step)(jnp.asarray(carry[0]))[1]
+            )
+        else:
+            got = scan_lanes(step, carry, length=1, engine=engine)[1]
+    for one, other in zip(optree.tree_leaves(got), optree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mode_that_changes_functions_is_seen_each_time() -> None:

@@ -255,11 +255,15 @@ def test_special_functions_at_the_edges(where: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("where", ["jax", "native"])
-def test_a_grid_with_places_that_are_no_numbers(where: str) -> None:
-    """A conversion of NaN or infinity to an index gave another element, or 0."""
+@pytest.mark.parametrize(("where", "rank"), [("jax", 2), ("jax", 3), ("native", 2)])
+def test_a_grid_with_places_that_are_no_numbers(where: str, rank: int) -> None:
+    """A conversion of NaN or infinity to an index gave another element, or 0; volumes have rules of their own."""
     image = torch.arange(1.0, 13).reshape(1, 1, 3, 4)
-    grid = torch.tensor([[NAN, 0.3], [0.3, INF], [-INF, NAN], [INF, -0.2], [0.3, 0.2]]).reshape(1, 1, 5, 2)
+    grid = torch.tensor([[NAN, 0.3], [0.3, INF], [-INF, NAN], [INF, -0.2], [0.3, 0.2], [3e38, 0.3]])
+    if rank == 3:
+        image = torch.stack([image, -image], 2)
+        grid = torch.cat([torch.nn.functional.pad(grid, sides, value=0.4) for sides in ((0, 1), (1, 0))])
+    grid = grid.reshape(1, *(1 for _ in range(rank - 1)), -1, rank)
 
     def sampled(grid: Tensor) -> list[Tensor]:
         options = itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (True, False))

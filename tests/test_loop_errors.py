@@ -62,3 +62,16 @@ def test_branches_must_return_alike():
 def test_a_body_must_be_pure():
     with pytest.raises(TraceError, match="in place"):
         traced(lambda h: pf.scan(lambda c, _: (c.add_(1), ()), h, length=2), H)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [
+        ("while_loop: .*what `cond` returns", lambda x: pf.while_loop(lambda c: c < 10, lambda c: 2 * c, x)),
+        ("cond: .*`predicate`", lambda x: pf.cond(x > 0, torch.neg, torch.exp, x)),
+    ],
+)
+def test_torch_jit_trace_would_keep_a_choice(name: str, loop: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(TypeError, match=f"{name}.* use torch.compile"):
+        torch.jit.trace(loop, torch.tensor(1.0))

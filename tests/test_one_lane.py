@@ -90,6 +90,19 @@ class TestGradient:
         found = torch.autograd.grad(total, [delta, x, *params.values()])
         assert all(leaf.isfinite().all() and leaf.any() for leaf in found)
 
+    def test_through_what_a_module_keeps_beside_parameters(self):
+        """An attribute that is a plain tensor, which no list of parameters and buffers has."""
+        module = nn.Linear(2, 1)
+        module.gain = torch.tensor(2.0, requires_grad=True)
+        module.register_forward_pre_hook(lambda module, args: (args[0] * module.gain,))
+        learner = pf.sgd_learner(pf.stateless(module), pf.sgd(0.1))
+        params = {name: leaf.detach() for name, leaf in module.named_parameters()}
+        state, info = learner.update(learner.init(params), (torch.ones(2), torch.ones(1)))
+        assert all(
+            torch.autograd.grad(one.sum(), module.gain, retain_graph=True)[0]
+            for one in (state.params["weight"], info.loss)
+        )
+
     def test_through_the_targets_of_an_update(self):
         make = lambda: nn.Linear(2, 1)  # noqa: E731
         learner, y = pf.sgd_learner(pf.stateless(make()), pf.sgd(0.1)), torch.randn(4, 1, requires_grad=True)

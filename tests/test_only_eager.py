@@ -109,6 +109,11 @@ def function_mode(steps: int, engine: str) -> Tensor:
     return torch.tensor(float(min(counts.calls, steps)))
 
 
+def anomaly_mode(steps: int, engine: str) -> Tensor:
+    with torch.autograd.set_detect_anomaly(True):
+        return total(torch.ones(steps), engine)
+
+
 def subclass(steps: int, engine: str) -> Tensor:
     return total(torch.ones(steps).as_subclass(Plain), engine)
 
@@ -123,7 +128,7 @@ def symbolic_zero(steps: int, engine: str) -> Tensor:
 
 CASES = [
     *(inside_a_step, inside_to_jax_function, closed_over_in_vmap, closed_over_in_grad, closed_over_in_jvp),
-    *(dual_carry, closed_over_dual, jit_trace, make_fx_trace, dispatch_mode, function_mode),
+    *(dual_carry, closed_over_dual, jit_trace, make_fx_trace, dispatch_mode, function_mode, anomaly_mode),
     *(subclass, sparse, symbolic_zero),
 ]
 
@@ -157,6 +162,20 @@ def test_inside_torch_compile() -> None:
     """In a process of its own, whose annotations are not enforced: TorchDynamo can't trace that."""
     result = new_process.run(IN_TORCH_COMPILE)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_mode_does_not_look_at_what_is_traced() -> None:
+    with torch.autograd.set_detect_anomaly(True):
+        assert to_jax_function(grad(torch.sin))(0.0) == 1
+        assert torch.is_anomaly_check_nan_enabled()
+
+
+def test_no_gradient_under_hooks_of_saved_tensors() -> None:
+    step = lambda c, x: (grad(torch.sin)(c) + x, ())  # noqa: E731
+    for engine in ("eager", *COMPILED):
+        with torch.autograd.graph.save_on_cpu(), pytest.raises(TypeError, match=r"^scan: .*Leave saved_tensors_hooks"):
+            scan(step, torch.zeros(()), torch.ones(3), engine=engine)
 
 
 def test_fake_tensors() -> None:

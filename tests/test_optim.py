@@ -426,6 +426,15 @@ class TestComposing:
     def test_a_cosine_ends_at_zero(self):
         assert float(optim.cosine_decay_schedule(0.5, 7)(torch.tensor(7))) == pytest.approx(0, abs=1e-7)
 
+    def test_schedules_are_as_exact_where_the_default_dtype_is_float16(self):
+        count = torch.tensor(4099)  # no number of float16
+        expected = optim.linear_schedule(0.0, 8192.0, 8192)(count)
+        torch.set_default_dtype(torch.float16)
+        try:
+            assert optim.linear_schedule(0.0, 8192.0, 8192)(count) == expected == 4099
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_a_schedule_without_a_warm_up_starts_at_its_peak(self):
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9, 0.05)(torch.tensor(0))) == pytest.approx(0.7)
         assert float(optim.warmup_cosine_decay_schedule(0.1, 0.7, 0, 9)(torch.tensor(9))) == pytest.approx(0, abs=1e-7)

@@ -461,6 +461,21 @@ IN_ROUNDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_draws_do_not_depend_on_the_default_dtype() -> None:
+    key = random.key(3)
+    draws = DRAWS | IN_ROUNDS | {"binomial": lambda key: random.binomial(key, 40.0, LIMITS)}
+    expected = {name: draw(key) for name, draw in draws.items()}
+    for dtype in (torch.float64, torch.float16):
+        torch.set_default_dtype(dtype)
+        try:
+            got = {name: draw(key) for name, draw in draws.items()}
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for name, drawn in expected.items():
+            assert (got[name].dtype, got[name].tolist()) == (drawn.dtype, drawn.tolist()), (name, dtype)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", [*DRAWS, *IN_ROUNDS])
 def test_a_lane_is_what_its_seed_gives_alone(name: str) -> None:
     seeds = torch.arange(7) * 1000

@@ -21,6 +21,7 @@ from popart_func._torch import scan_operator
 from popart_func.engines.compiler import why_no_compiler
 from popart_func.engines.lane_scan import LaneScan, UnsupportedError, refuse_gradient, summary
 from popart_func.engines.loops.unrolled import unrolled
+from popart_func.engines.tracing.ambient import without_autocast
 from popart_func.engines.tracing.step_graph import CacheKey, StepGraph
 from popart_func.tree import PyTree
 
@@ -68,7 +69,7 @@ def run(scan: LaneScan) -> tuple[PyTree, PyTree]:
     carry = tuple(leaf.clone(memory_format=torch.contiguous_format) for leaf in scan.carry)
     xs = tuple(leaf.contiguous() for leaf in scan.xs)
     true = torch.ones(len(graph.outputs), dtype=torch.bool, device=scan.device)
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast():
         try:
             carry, ys = scanned(carry, xs or (_nothing(scan, scan.steps),), scan.hparams, graph.constants, true)
         except Exception as error:  # TorchDynamo and the C++ wrapper raise errors of any type

@@ -27,6 +27,11 @@ _OTHERS = (
     ("doesn't work on out=", "`out=` can't be given", "Use what the function returns."),
     ("attempting to call Tensor.requires_grad_()", "`requires_grad_` can't be called", "Use torch.func.grad."),
     ("backward() called inside a functorch transform", "`backward` can't be called", "Use torch.func.grad."),
+    (
+        "support saved tensor hooks",
+        "no gradient can be taken under hooks of saved tensors",
+        "Leave saved_tensors_hooks.",
+    ),
 )
 
 
@@ -38,8 +43,8 @@ def named_errors(caller: str) -> Iterator[None]:
         caller: the function that the user has called.
 
     Raises:
-        TypeError: the step draws random numbers without a key, writes to ``out=``, or calls `requires_grad_` or
-            `backward`.
+        TypeError: the step draws random numbers without a key, writes to ``out=``, calls `requires_grad_` or
+            `backward`, or takes a gradient under hooks of saved tensors.
         TraceError: it reads values, or has shapes that depend on them.
     """
     try:

@@ -40,6 +40,8 @@ def why_context_needs_eager() -> str | None:
         return _TRANSFORM
     if is_forward_derivative_on():
         return "no forward-mode derivative flows through it, and one is being computed"
+    if torch.is_anomaly_enabled():
+        return "anomaly mode must see each gradient"
     modes = [*dispatch_modes(), *function_modes()]
     if modes:
         return f"{type(modes[-1]).__name__} must see each operation"

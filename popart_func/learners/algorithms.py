@@ -31,7 +31,7 @@ from popart_func._preservation import check_not_tied, check_preservation
 from popart_func.heads import HeadLike, locate_layers
 from popart_func.learners.batches import Batch, Example, Info, Learner, LearnerState, unpack
 from popart_func.learners.losses import ByOutput, Loss, check_loss, half_square
-from popart_func.models import Params, Stateless
+from popart_func.models import Params
 from popart_func.optim import GradientTransformation, apply_updates
 from popart_func.pop_art import PopArt, PopArtState, normalize, popart, unnormalize
 
@@ -263,10 +263,9 @@ def _descend(
         value = _mean_loss(loss, normalized_prediction, normalized_target, outputs, statistics, example)
         return value, (value, normalized_prediction, buffers)
 
-    closed = loss is None and isinstance(network.apply, Stateless)
     inputs = example.x, example.y, example.weights, state.params, statistics
     trained = network.trained(state.params)
-    grads, (value, normalized_prediction, buffers) = gradient(objective, trained, inputs, closed=closed)
+    grads, (value, normalized_prediction, buffers) = gradient(objective, trained, inputs)
     delta = example.present(normalized_prediction - normalized_target)
     info = Info(
         value,

@@ -79,5 +79,5 @@ def warmup_cosine_decay_schedule(
 
 
 def _progress(count: Tensor, steps: Scalar) -> Tensor:
-    """Which part of some steps is done, within [0, 1]."""
-    return (count / steps).clamp(0, 1)
+    """Which part of some steps is done, within [0, 1]; in float32 at least, for float16 counts to 2048 only."""
+    return (count.to(torch.promote_types(torch.float32, torch.get_default_dtype())) / steps).clamp(0, 1)

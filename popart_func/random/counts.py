@@ -174,7 +174,7 @@ def multinomial(
 
 def _few(key: Tensor, lam: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Poisson numbers of small rates: how many uniform numbers have a product above ``exp(−lam)``."""
-    total = torch.zeros(shape, device=key.device)
+    total = torch.zeros(shape, dtype=torch.float32, device=key.device)
     count = torch.full(shape, -1, dtype=torch.int32, device=key.device)
     for _ in range(ROUNDS):
         key, now = keys.split(key)
@@ -205,8 +205,8 @@ def _many(key: Tensor, lam: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _few_successes(key: Tensor, n: Tensor, p: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Binomial numbers of small means: how many geometric numbers have a sum of at most n."""
     log_failure = log1p(-p)
-    total = torch.zeros(shape, device=key.device)
-    count = torch.full(shape, -1.0, device=key.device)
+    total = torch.zeros(shape, dtype=torch.float32, device=key.device)
+    count = torch.full(shape, -1.0, dtype=torch.float32, device=key.device)
     for _ in range(ROUNDS):
         now, key = keys.split(key)
         count = count + (total <= n)
@@ -246,7 +246,7 @@ def _accepted(
 
     A number takes each further candidate that is accepted, as in JAX, as long as JAX goes on: until all have one.
     """
-    result = torch.full(shape, math.nan, device=key.device)
+    result = torch.full(shape, math.nan, dtype=torch.float32, device=key.device)
     for _ in range(CANDIDATES):
         key, first, second = keys.split(key, 3)
         is_accepted, k = candidate(uniform(first, shape) - 0.5, uniform(second, shape))
@@ -257,7 +257,7 @@ def _accepted(
 
 def _stirling_tail(k: Tensor) -> Tensor:
     """What Stirling's formula lacks of the logarithm of k!."""
-    table = torch.tensor(_STIRLING, device=k.device)
+    table = torch.tensor(_STIRLING, dtype=torch.float32, device=k.device)
     square = (k + 1) * (k + 1)
     far = (1 / 12 - (1 / 360 - 1 / 1260 / square) / square) / (k + 1)
     return torch.where(k <= 9, table[k.clamp(0, 9).long()], far)

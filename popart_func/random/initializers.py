@@ -219,7 +219,7 @@ def orthogonal(scale: int | float = 1.0, column_axis: int = -1, dtype: torch.dty
         if len(shape) < 2:
             raise ValueError(f"orthogonal: `shape` must have at least two axes, got {tuple(shape)}.")
         if not all(shape):
-            return torch.zeros(tuple(shape), device=key.device)
+            return torch.zeros(tuple(shape), dtype=torch.float32, device=key.device)
         columns = shape[column_axis]
         rest = list(shape)
         del rest[column_axis]

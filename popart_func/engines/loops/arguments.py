@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from popart_func._torch import is_jit_tracing
 from popart_func.engines.tracing.shapes import TensorSpec
 from popart_func.tree import PyTree
 
@@ -93,12 +94,14 @@ def check_same(caller: str, function: str, before: Outline, result: PyTree, what
 
 
 def check_predicate(caller: str, name: str, value: Any) -> Tensor:
-    """A predicate as a bool tensor without axes; raises TypeError if it is something else."""
+    """A predicate as a bool tensor without axes; raises TypeError if it is something else, or would be kept."""
     if isinstance(value, bool):
         return torch.tensor(value)
     if not isinstance(value, Tensor) or value.ndim or value.dtype != torch.bool:
         got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{caller}: {name} must be a bool tensor of shape (), got {got}.")
+    if is_jit_tracing():
+        raise TypeError(f"{caller}: torch.jit.trace would keep the value that {name} has now: use torch.compile.")
     return value
 
 

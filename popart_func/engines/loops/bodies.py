@@ -20,6 +20,7 @@ from popart_func._torch import (
     through_hooks,
 )
 from popart_func.engines.stop_gradients import STOP_GRADIENT, StopGradient, StopGradientMarks
+from popart_func.engines.tracing.ambient import without_autocast
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.loop_nodes import Body
 from popart_func.engines.tracing.mutations import is_mutable
@@ -131,7 +132,8 @@ def replay(body: Body, tensors: Sequence[Tensor]) -> list[Tensor]:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     try:
-        return walk(body.graph, tensors, call)
+        with without_autocast():
+            return walk(body.graph, tensors, call)
     finally:
         if recording is not None:
             recording.line = None

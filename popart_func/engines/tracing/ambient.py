@@ -8,12 +8,13 @@ MKL-DNN, the backend of attention, argument validation of `torch.distributions`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import contextlib
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["ambient_settings", "module_modes"]
+__all__ = ["ambient_settings", "module_modes", "without_autocast"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -23,7 +24,13 @@ def ambient_settings() -> Hashable:
     autocast = tuple(
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None for device in _DEVICES
     )
-    einsum: Any = torch.backends.opt_einsum
+    backends: Any = torch.backends
+    einsum = backends.opt_einsum
+    parts = (
+        *(getattr(backends.mkldnn, op) for op in ("matmul", "conv", "rnn")),
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+    )
     memory: Any = torch.utils.deterministic
     return (
         torch.get_default_dtype(),
@@ -32,9 +39,18 @@ def ambient_settings() -> Hashable:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         memory.fill_uninitialized_memory,
-        torch.get_float32_matmul_precision(),
+        tuple(part.fp32_precision.replace("none", "ieee") for part in parts),
         (einsum.enabled, einsum.strategy),
     )
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Within it, ops run as they are: those of a graph have had their casts where they were recorded."""
+    with contextlib.ExitStack() as off:
+        for device in filter(torch.is_autocast_enabled, _DEVICES):
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def module_modes(function: Any) -> Hashable:

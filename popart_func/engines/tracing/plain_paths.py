@@ -29,11 +29,13 @@ further_paths: list[Callable[[], contextlib.AbstractContextManager[None]]] = []
 def plain_paths() -> Iterator[None]:
     """Within it, layers call ATen's general ops, and libraries hear that they are traced.
 
-    Gradients are recorded: the graph is kept, and must not depend on the mode in which it was traced.
+    Gradients are recorded: the graph is kept, and must not depend on the mode in which it was traced. Anomaly mode does
+    not look for NaN in them, for they have no values.
     """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autograd.set_detect_anomaly(torch.is_anomaly_enabled(), check_nan=False),
         tells_libraries_of_a_trace(),
         without_mkldnn(),
         sdpa_kernel(SDPBackend.MATH),

@@ -28,7 +28,7 @@ from popart_func._torch import (
     schema,
     without_dynamo,
 )
-from popart_func.engines.tracing.ambient import ambient_settings, module_modes
+from popart_func.engines.tracing.ambient import ambient_settings, module_modes, without_autocast
 from popart_func.engines.tracing.draws import refuse_draws
 from popart_func.engines.tracing.mutations import is_mutable, origin, without_mutations
 from popart_func.engines.tracing.plain_paths import plain_paths
@@ -216,7 +216,8 @@ def _replay(recording: Recorder, graph: fx.Graph, *inputs: Tensor) -> list[Tenso
             return outside_functionalize(lambda *inner: recording.call(target, inner, _specs(node)), args)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    return walk(graph, inputs, call)
+    with without_autocast():
+        return walk(graph, inputs, call)
 
 
 def _specs(node: fx.Node) -> list[TensorSpec]:
