@@ -21,11 +21,18 @@ BEGINNING = """
 import concurrent.futures, multiprocessing, os, threading, time, torch
 from popart_func.engines import scan_lanes
 
+torch.set_num_threads(3)
+
 def step(c, x):
     return c + x, ()
 
 def total(number=0, step=step):
-    return scan_lanes(step, torch.zeros(2), torch.ones(3 + number), engine="native")[0][0].item()
+    return scan_lanes(step, torch.zeros(100), torch.ones(3 + number), engine="native:lanes")[0][-1].item()
+
+def count_threads():
+    return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
+
+before = count_threads()
 """
 
 PROGRAMS = {
@@ -37,6 +44,7 @@ with concurrent.futures.ThreadPoolExecutor(8) as pool:
 with concurrent.futures.ThreadPoolExecutor(4) as pool:
     steps = [lambda c, x, number=number: (c + x * number, ()) for number in range(4)]
     assert list(pool.map(total, [0] * 4, steps)) == [3.0 * number for number in range(4)]
+assert before is None or count_threads() == before + 2, "kernels share their threads"
 """,
     "a step that needs TorchDynamo, which it can't have within a trace": """
 choose = lambda c, x: (torch.cond(c > 0, lambda c: c + x, lambda c: c - x, (c,)), ())
@@ -51,6 +59,9 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 total()
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
+if (child := os.fork()) == 0:
+    os._exit(total() != 3 or count_threads() not in (None, 3))
+assert os.waitpid(child, 0)[1] == 0, "a fork has threads of its own"
 """,
     "a fork beside a thread that asks the compiler": """
 from popart_func.engines.native.cpu.compile import ask_compiler
