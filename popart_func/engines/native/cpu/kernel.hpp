@@ -30,6 +30,7 @@ constexpr int L = BLOCK;
 
 #define ALIGNED alignas(64)
 #define INLINE static inline
+#define NOINLINE __attribute__((noinline))
 #define LANES _Pragma("omp simd") for (int l = 0; l < L; ++l)
 
 // glibc has vector versions of these functions, exact to 4 ulp. The compiler uses them in loops over lanes.
@@ -57,7 +58,7 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 #endif
 
 // Copies lanes of a tensor [lanes, N] to a block [N, L] and back. Places beyond the last lane repeat it.
-template <int N, class T> static inline void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
+template <int N, class T> static NOINLINE void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
   if (N == 1 && stride == 1 && valid == L) {
     for (int l = 0; l < L; ++l) block[0][l] = from[l];
     return;
@@ -67,7 +68,7 @@ template <int N, class T> static inline void load_lanes(T (*block)[L], const T* 
     for (int i = 0; i < N; ++i) block[i][l] = lane[i];
   }
 }
-template <int N, class T> static inline void store_lanes(T* to, const T (*block)[L], int valid) {
+template <int N, class T> static NOINLINE void store_lanes(T* to, const T (*block)[L], int valid) {
   if (N == 1 && valid == L) {
     for (int l = 0; l < L; ++l) to[l] = block[0][l];
     return;
