@@ -88,10 +88,10 @@ SHARED = 2
 schedules differ; on one thread the choice takes at most twice as long as the other schedule would."""
 
 CACHED, SPILLING = 12e6, 1.5
-"""Bytes of a block's values up to which `lane_product` and `lane_other` hold, and how many times as long it takes beyond.
+"""Bytes of a block's values, and how many times as long its operations take where it has more.
 
-In 27 steps of the benchmark below the limit a block took 0.85 to 1.29 times the prediction without this factor, in 10
-steps above it 1.2 to 2 times. Counted are all values of the graph, half to a third of which have memory at once.
+All values of the graph count, of which a half to a third have memory at once. Of the benchmark's workloads, those below
+the limit took 0.85 to 1.29 times the time predicted without the factor, and those above it 1.2 to 2 times, or far more.
 """
 
 COMPILE = 10.0

@@ -12,7 +12,7 @@ from popart_func.engines.native.statements import Nested, NestedResult, Pointwis
 __all__ = ["LARGE", "LoopNest", "in_place", "invariant", "is_idle", "schedule", "stay_in_registers"]
 
 LARGE = 16
-"""From how many statements on a loop nest is large: 16 layers of 16 with Adam are 1.2 times as fast as with 32 or more."""
+"""From how many statements on a loop nest is large: with 32, 16 layers of 16 with Adam take 1.2 times as long."""
 
 
 @dataclass
