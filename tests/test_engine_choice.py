@@ -93,7 +93,15 @@ def test_the_operations_of_a_step():
 
     problem = make_lane_scan("scan", step, torch.zeros(1, 3, 3), torch.zeros(2).double())
     expected = cost_model.OperationCounts(
-        nodes=6, products=2 * 27, others=9 + 3, bytes=4, product_vectors=18, loops=3, other_vectors=1, scalars=3
+        nodes=6,
+        products=2 * 27,
+        others=9 + 3,
+        bytes=4,
+        product_vectors=18,
+        loops=3,
+        other_vectors=1,
+        scalars=3,
+        values=(9 + 1) + 3 * 9 + 3,
     )
     assert cost_model.OperationCounts.of(problem.graph(), 64) == expected
 

@@ -20,7 +20,7 @@ from random_steps import random_scan, random_step
 from torch import Tensor
 
 from popart_func import sweeps
-from popart_func.engines import Native, cost_model, eager, explain, native, scan_lanes
+from popart_func.engines import Native, cost_model, eager, explain, native, scan, scan_lanes
 from popart_func.engines.lane_scan import LaneScan, make_lane_scan
 from popart_func.engines.native.cpu.target import SCHEDULES
 from popart_func.engines.native.engine import planned
@@ -188,12 +188,41 @@ def network_scan(width: int, batch: int, lanes: int) -> LaneScan:
         (64, 32, 1, "elements"),
         (64, 32, 1000, "elements"),
         (128, 1, 64, "elements"),
+        (32, 1, 16, "elements"),  # on two threads, which share no block of 16 lanes
+        (32, 1, 32, "lanes"),
     ],
 )
-def test_the_faster_schedule(width: int, batch: int, lanes: int, schedule: str) -> None:
+def test_the_faster_schedule(
+    width: int, batch: int, lanes: int, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As measured on an AVX-512 machine; the number of threads does not enter."""
-    counts = cost_model.OperationCounts.of(network_scan(width, batch, lanes).graph(), 64)
-    assert cost_model.predict(counts, lanes, 1, 64).schedule == schedule
+    monkeypatch.setattr(cost_model, "register_bytes", lambda: 64)
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            assert cost_model.faster_schedule(network_scan(width, batch, lanes).graph(), lanes) == schedule
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_a_loop_takes_memory_once_and_computes_in_each_round() -> None:
+    """Values of 20 megabytes in a block leave the cache, whether a loop has them or the step: then vectors win."""
+
+    def counts(wide: int, rounds: int) -> cost_model.OperationCounts:
+        def step(carry: Any, _: Any) -> Any:
+            return scan(lambda c, _: (c * 0.5 + c.exp(), None), carry, length=rounds)[0], ()
+
+        one = make_lane_scan("scan", step, torch.zeros(1, wide), None, length=1)
+        return cost_model.OperationCounts.of(one.graph(), 64)
+
+    few, many = counts(100, 3), counts(100, 3000)
+    assert many.others == 1000 * few.others
+    assert many.values == few.values
+    for wide, spilling in ((1000, 1.0), (100_000, cost_model.SPILLING)):
+        found = counts(wide, 3)
+        one_block = cost_model.predict(found, 16, 1, 64).lanes
+        assert one_block == pytest.approx(1e-9 * spilling * cost_model.CONSTANTS.lane_other * found.others)
 
 
 def test_a_schedule_is_asked_for_by_an_object_or_as_text() -> None:

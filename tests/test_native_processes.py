@@ -21,11 +21,16 @@ BEGINNING = """
 import concurrent.futures, multiprocessing, os, threading, time, torch
 from popart_func.engines import scan_lanes
 
+torch.set_num_threads(3)
+
 def step(c, x):
     return c + x, ()
 
 def total(number=0, step=step):
-    return scan_lanes(step, torch.zeros(2), torch.ones(3 + number), engine="native")[0][0].item()
+    return scan_lanes(step, torch.zeros(100), torch.ones(3 + number), engine="native:lanes")[0][-1].item()
+
+def count_threads():
+    return len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else None
 """
 
 PROGRAMS = {
@@ -49,8 +54,14 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """,
     "forks, after a call": """
 total()
+before = count_threads()
+total(0, lambda c, x: (c - x, ()))
+assert count_threads() == before, "kernels share their threads"
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
+if (child := os.fork()) == 0:
+    os._exit(total() != 3 or count_threads() not in (None, 3))
+assert os.waitpid(child, 0)[1] == 0, "a fork has threads of its own"
 """,
     "a fork beside a thread that asks the compiler": """
 from popart_func.engines.native.cpu.compile import ask_compiler

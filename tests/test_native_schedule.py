@@ -17,7 +17,7 @@ from popart_func.engines.native.kernel import Kernel
 from popart_func.engines.native.layouts import contiguous
 from popart_func.engines.native.loops import tiles
 from popart_func.engines.native.plan import KernelPlan
-from popart_func.engines.native.schedule import LoopNest, in_place, invariant, schedule, stay_in_registers
+from popart_func.engines.native.schedule import LARGE, LoopNest, in_place, invariant, schedule, stay_in_registers
 from popart_func.engines.native.statements import writes
 
 F32 = torch.float32
@@ -81,6 +81,14 @@ def test_a_statement_joins_the_last_loop_that_fits() -> None:
     plus(kernel, x, x, x)  # t3 fits into both
     plus(kernel, flipped(kernel, second), first)  # t4 fits into neither
     assert names(schedule(kernel.statements)) == [["t1"], ["t2", "t3"], ["t4"]]
+
+
+def test_a_large_loop_takes_only_what_has_an_operand_in_common_with_it() -> None:
+    kernel, parts = Kernel(), [load(f"x{number}", 4) for number in range(2 * LARGE)]
+    for part in parts:
+        plus(kernel, part, part)
+    plus(kernel, parts[0], parts[1])  # reads what the first loop reads
+    assert [len(nest.statements) for nest in schedule(kernel.statements)] == [LARGE + 1, LARGE]
 
 
 def test_a_statement_waits_for_no_more_loops_than_it_must() -> None:

@@ -3,15 +3,19 @@
 The rule counts operations in the step graph, and nothing else. A register holds ``width`` numbers, and a *vector* is a
 row of numbers cut into whole registers. In nanoseconds for a step of all lanes, with the names of `Constants`:
 
-    lanes in registers = (lane_product · products + lane_other · others) · ⌈⌈lanes / width⌉ / threads⌉
+    lanes in registers = (lane_product · products + lane_other · others) · ⌈⌈lanes / width⌉ / threads⌉ · spilling
     elements in registers = (loop · loops + vector_product · product vectors + vector_other · other vectors
                              + scalar · scalars) · ⌈lanes / threads⌉
     inductor = inductor_node · nodes + (inductor_product · products / threads + inductor_other · others) · lanes / width
 
 ``products`` are the multiplications in matrix products, ``others`` the numbers that all other nodes compute, ``loops``
-the nodes that compute at least `FEW` numbers, and ``scalars`` what the others compute. With one schedule a lane's bits
-depend on nothing but the lane, so the schedule may not depend on the number of threads: it is the faster one on one
-thread. ``"auto"`` takes `inductor` where it saves more than `COMPILE`, the time that it may take to compile.
+the nodes that compute at least `FEW` numbers, and ``scalars`` what the others compute. ``spilling`` is 1 where the
+values of ``width`` lanes take at most `CACHED` bytes, and `SPILLING` where they take more: a block of lanes then leaves
+the second-level cache. A loop inside the step computes as often as it runs, and takes memory once.
+
+With one schedule a lane's bits depend on nothing but the lane, so the schedule may not depend on the number of threads:
+it is the faster one on `SHARED` threads. ``"auto"`` takes `inductor` where it saves more than `COMPILE`, the time that
+it may take to compile.
 
 `tests/benchmarks/fit_cost_model.py` measures steps on the machine that it runs on, fits the constants to them and
 prints what the rule chooses and how far it is from the best.
@@ -39,6 +43,7 @@ __all__ = [
     "predict",
     "predict_here",
     "register_bytes",
+    "spilling",
     "why_inductor",
 ]
 
@@ -78,6 +83,17 @@ most, on another such machine than the one that the constants come from. `induct
 slower in each: it may win where few lanes have large products and many threads share them.
 """
 
+SHARED = 2
+"""The threads for which a schedule is chosen. One block of lanes is work for one thread, so that with few lanes the two
+schedules differ; on one thread the choice takes at most twice as long as the other schedule would."""
+
+CACHED, SPILLING = 12e6, 1.5
+"""Bytes of a block's values, and how many times as long its operations take where it has more.
+
+All values of the graph count, of which a half to a third have memory at once. Of the benchmark's workloads, those below
+the limit took 0.85 to 1.29 times the time predicted without the factor, and those above it 1.2 to 2 times, or far more.
+"""
+
 COMPILE = 10.0
 """Seconds that `inductor` may take to compile: 7 for the paper's step, 15 in a new process."""
 
@@ -100,6 +116,7 @@ class OperationCounts(NamedTuple):
         loops: matrix products, and other nodes that compute at least `FEW` numbers.
         other_vectors: registers that these other nodes compute.
         scalars: numbers that the nodes compute which compute fewer.
+        values: the numbers of all inputs and results, those in the body of a loop once.
     """
 
     nodes: int
@@ -110,6 +127,7 @@ class OperationCounts(NamedTuple):
     loops: int
     other_vectors: int
     scalars: int
+    values: int
 
     @classmethod
     def of(cls, graph: StepGraph, register: int | None = None) -> OperationCounts:
@@ -139,13 +157,15 @@ class OperationCounts(NamedTuple):
             loops=len(sizes) + sum(numel >= FEW for numel in others),
             other_vectors=sum(-(-numel // width) for numel in others if numel >= FEW),
             scalars=sum(numel for numel in others if numel < FEW),
+            values=sum(value.numel() for node in graph.nodes if not _is_view(node) for value in _values(node)),
         )
         inside = [(rounds_of(node), cls._count(body.graph, register)) for node in nodes for _, body in bodies_of(node)]
         counts = {
             name: getattr(own, name) + sum(rounds * getattr(one, name) for rounds, one in inside)
             for name in cls._fields
         }
-        return cls(**{**counts, "bytes": max([widest, *(one.bytes for _, one in inside)])})
+        values = own.values + sum(one.values for _, one in inside)
+        return cls(**{**counts, "bytes": max([widest, *(one.bytes for _, one in inside)]), "values": values})
 
 
 @dataclass(frozen=True)
@@ -173,7 +193,7 @@ class PredictedSeconds(NamedTuple):
 
 def faster_schedule(graph: StepGraph, lanes: int) -> str:
     """The schedule of `native` that should be faster on this machine's processor: ``"lanes"`` or ``"elements"``."""
-    return predict_here(graph, lanes, threads=1).schedule
+    return predict_here(graph, lanes, SHARED).schedule
 
 
 def why_inductor(scan: LaneScan) -> str | None:
@@ -203,7 +223,7 @@ def predict(counts: OperationCounts, lanes: int, threads: int, register: int) ->
     """The predicted time of a step by the rule above, with vector registers of so many bytes."""
     width, of = register // counts.bytes, CONSTANTS
     blocks = math.ceil(lanes / width)
-    in_lanes = of.lane_product * counts.products + of.lane_other * counts.others
+    in_lanes = spilling(counts, register) * (of.lane_product * counts.products + of.lane_other * counts.others)
     in_elements = (
         of.loop * counts.loops
         + of.vector_product * counts.product_vectors
@@ -218,13 +238,18 @@ def predict(counts: OperationCounts, lanes: int, threads: int, register: int) ->
     )
 
 
+def spilling(counts: OperationCounts, register: int) -> float:
+    """How many times as long a block of lanes takes as it would with all its values in the second-level cache."""
+    return SPILLING if counts.values * register > CACHED else 1.0
+
+
 def register_bytes() -> int:
     """The bytes of a vector register of this machine."""
     return REGISTERS.get(torch.backends.cpu.get_cpu_capability(), 16)
 
 
 def _values(node: fx.Node) -> list[torch.Tensor]:
-    value = node.meta["val"]
+    value = node.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
     return [one for one in values if isinstance(one, torch.Tensor)]  # an op may leave out a result: None
 
@@ -260,6 +285,9 @@ def _vectors(size: tuple[int, int, int, int], width: int) -> int:
 
 def _computes(node: fx.Node) -> bool:
     """Whether a node computes new numbers, and is neither a view nor a matrix product nor a loop."""
-    return not (
-        op_name(node) == "getitem" or getattr(node.target, "is_view", False) or _product_size(node) or bodies_of(node)
-    )
+    return not (_is_view(node) or _product_size(node) or bodies_of(node))
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's values are those of its arguments."""
+    return node.op == "call_function" and (op_name(node) == "getitem" or getattr(node.target, "is_view", False))

@@ -153,7 +153,10 @@ def main() -> None:
         counts, lanes = cost_model.OperationCounts.of(scan.graph()), scan.lanes
         width = register // counts.bytes
         features = {
-            "lanes": [-(-lanes // width) * value for value in (counts.products, counts.others)],
+            "lanes": [
+                -(-lanes // width) * cost_model.spilling(counts, register) * value
+                for value in (counts.products, counts.others)
+            ],
             "elements": [
                 lanes * value for value in (counts.loops, counts.product_vectors, counts.other_vectors, counts.scalars)
             ],

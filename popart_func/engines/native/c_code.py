@@ -25,7 +25,7 @@ C_TYPES = {
 """The dtypes that the engine has, and their types in C++."""
 
 
-HEADERS = ("cpu/kernel.hpp", "cpu/elements.hpp", "cuda/kernel.hpp", "arithmetic.hpp", "special.hpp")
+HEADERS = ("cpu/kernel.hpp", "cpu/elements.hpp", "cpu/threads.hpp", "cuda/kernel.hpp", "arithmetic.hpp", "special.hpp")
 """The header files, which are the same in every kernel; the last one is left out where it is not needed."""
 
 

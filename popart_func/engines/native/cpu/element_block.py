@@ -73,24 +73,28 @@ class ElementBlockWriter(CodeWriter):
         return f"{'' if outside else 'b.'}{buffer.name}"
 
     def run_block(self) -> None:
-        """Writes the function.
+        """Writes the function, and those that it calls at its beginning and end.
 
-        Inputs that do not change are read where they lie. The carry is copied into the block, and back at the end.
+        Inputs that do not change are read where they lie. The carry is copied into the block, and back at the end: by
+        functions of their own, else the compiler keeps the address of each leaf from one to the other.
         """
         program = self._plan.program
         inputs, carries = program.inputs, len(program.carry)
         xs = range(carries, carries + program.xs)
-        head = "static void run_block(const KernelArguments& run, Block& b, const int64_t first, const int)"
-        with self.block(head):
+        carry = [(index, buffer) for index, buffer in enumerate(inputs[:carries]) if buffer.numel]
+        parameters = "const KernelArguments& run, Block& b, const int64_t first"
+        with self.block(f"static NOINLINE void load_carry({parameters})"):
+            for index, buffer in carry:
+                self.line(f"copy<{buffer.numel}>(b.{buffer.name}, {self._lane_of(index)});")
+        with self.block(f"static NOINLINE void store_carry({parameters})"):
+            for index, buffer in carry:
+                self._store(index, buffer, "first", f"b.{buffer.name}")
+        with self.block(f"static void run_block({parameters}, const int)"):
             self.line("int32_t bad = 0;")
-            for index, buffer in enumerate(inputs):
-                ctype = memory_type(buffer)
-                start = f"(const {ctype}*)run.inputs[{index}] + first * run.lane_strides[{index}]"
-                if index >= carries:
-                    name = f"begin{index}" if index in xs else buffer.name
-                    self.line(f"const {ctype}* const {name} = {start};")
-                elif buffer.numel:
-                    self.line(f"copy<{buffer.numel}>(b.{buffer.name}, {start});")
+            for index in range(carries, len(inputs)):
+                name = f"begin{index}" if index in xs else inputs[index].name
+                self.line(f"const {memory_type(inputs[index])}* const {name} = {self._lane_of(index)};")
+            self.line("load_carry(run, b, first);")
             write_nests(self, self._plan.once)
             with self.block("for (int64_t time = 0; time < run.steps; ++time)"):
                 for index in xs:
@@ -101,12 +105,16 @@ class ElementBlockWriter(CodeWriter):
                     if new is not None and new not in self._plan.merged:
                         self.copy(old, new)
                 for index, y in enumerate(program.ys, start=carries):
-                    self._store(index, y, "(time * run.lanes + first)", self.memory_of(y))
-            for index, buffer in enumerate(inputs[:carries]):
-                self._store(index, buffer, "first", f"b.{buffer.name}")
+                    if y.numel:
+                        self._store(index, y, "(time * run.lanes + first)", self.memory_of(y))
+            self.line("store_carry(run, b, first);")
             self.line("b.bad[0] |= bad;")
 
+    def _lane_of(self, index: int) -> str:
+        """The pointer to a lane's part of an input."""
+        ctype = memory_type(self._plan.program.inputs[index])
+        return f"(const {ctype}*)run.inputs[{index}] + first * run.lane_strides[{index}]"
+
     def _store(self, index: int, buffer: Buffer, place: str, source: str) -> None:
-        if buffer.numel:
-            start = f"({memory_type(buffer)}*)run.outputs[{index}] + {place} * {buffer.numel}"
-            self.line(f"copy<{buffer.numel}>({start}, {source});")
+        start = f"({memory_type(buffer)}*)run.outputs[{index}] + {place} * {buffer.numel}"
+        self.line(f"copy<{buffer.numel}>({start}, {source});")

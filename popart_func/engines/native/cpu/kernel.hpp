@@ -1,17 +1,15 @@
-// The beginning of every kernel for a CPU: vector registers and functions, and blocks of lanes on threads.
+// The beginning of every kernel for a CPU: vector registers and functions, and blocks of lanes.
 // arithmetic.hpp follows. The including source defines BLOCK, the number of lanes in a block, which may depend on
 // REGISTER, the bytes of a vector register.
+#include <pthread.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <memory>
 #include <new>
-#include <thread>
 #include <utility>
-#include <vector>
 
 // Two passes keep GCC 12 from vectorizing, so they are turned off. forwprop turns pairs of shifts into rotations; GCC
 // can't vectorize rotations of signed numbers, and threefry's random bits take eight times as long. pre moves
@@ -32,6 +30,7 @@ constexpr int L = BLOCK;
 
 #define ALIGNED alignas(64)
 #define INLINE static inline
+#define NOINLINE __attribute__((noinline))
 #define LANES _Pragma("omp simd") for (int l = 0; l < L; ++l)
 
 // glibc has vector versions of these functions, exact to 4 ulp. The compiler uses them in loops over lanes.
@@ -59,7 +58,7 @@ VECTOR(sinh) VECTOR(cosh) VECTOR(tanh) VECTOR(asinh) VECTOR(acosh) VECTOR(atanh)
 #endif
 
 // Copies lanes of a tensor [lanes, N] to a block [N, L] and back. Places beyond the last lane repeat it.
-template <int N, class T> static inline void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
+template <int N, class T> static NOINLINE void load_lanes(T (*block)[L], const T* from, int64_t stride, int valid) {
   if (N == 1 && stride == 1 && valid == L) {
     for (int l = 0; l < L; ++l) block[0][l] = from[l];
     return;
@@ -69,7 +68,7 @@ template <int N, class T> static inline void load_lanes(T (*block)[L], const T* 
     for (int i = 0; i < N; ++i) block[i][l] = lane[i];
   }
 }
-template <int N, class T> static inline void store_lanes(T* to, const T (*block)[L], int valid) {
+template <int N, class T> static NOINLINE void store_lanes(T* to, const T (*block)[L], int valid) {
   if (N == 1 && valid == L) {
     for (int l = 0; l < L; ++l) to[l] = block[0][l];
     return;
@@ -95,29 +94,3 @@ struct KernelArguments {
 
 // A bit of errors, beside those of arithmetic.hpp.
 enum : int32_t { NO_MEMORY = 4 };
-
-// Calls work(block, first lane, lanes in it) for each block of lanes, on threads. Returns all lanes' error bits.
-// An exception would end the process: a thread that can't be had, or its block, is left to the other threads.
-template <class Block, class Work> static int32_t for_each_block(int64_t lanes, int threads, Work work) {
-  const int64_t blocks = (lanes + L - 1) / L;
-  std::atomic<int64_t> next{0};
-  std::atomic<int32_t> bad{0};
-  auto worker = [&] {
-    const std::unique_ptr<Block> block(new (std::nothrow) Block());
-    if (!block) return;
-    for (int64_t i; (i = next++) < blocks;) {
-      const int64_t first = i * L;
-      work(*block, first, int(lanes - first < L ? lanes - first : L));
-      for (int l = 0; l < L; ++l) bad |= block->bad[l];
-    }
-  };
-  std::vector<std::thread> others;
-  try {
-    others.reserve(threads);
-    for (int i = 1; i < threads && i < blocks; ++i) others.emplace_back(worker);
-  } catch (const std::exception&) {
-  }
-  worker();
-  for (auto& thread : others) thread.join();
-  return next < blocks ? bad | NO_MEMORY : int32_t(bad);
-}
