@@ -17,8 +17,8 @@ from popart_func.experiments.agents import make_critic, ppo, v_trace
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.agents.returns import generalized_advantages
 from popart_func.experiments.agents.returns import v_trace as v_trace_estimates
-from popart_func.experiments.environments import scale_rewards
 from popart_func.experiments.environments.bsuite import Catch, CatchState
+from popart_func.experiments.environments.wrappers import scale_rewards
 from popart_func.experiments.reward_scales import report
 from popart_func.experiments.reward_scales.play import ACTIONS, SETTINGS
 

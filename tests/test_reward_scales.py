@@ -20,9 +20,10 @@ from popart_func.cli import main
 from popart_func.experiments import names
 from popart_func.experiments.agents import dqn, make_critic, q_learning
 from popart_func.experiments.agents.networks import apply_mlp
-from popart_func.experiments.environments import scale_rewards
 from popart_func.experiments.environments.bsuite import Bandit, Catch, CatchState
-from popart_func.experiments.reward_scales.play import SETTINGS, play
+from popart_func.experiments.environments.wrappers import scale_rewards
+from popart_func.experiments.reward_scales.play import play
+from popart_func.experiments.reward_scales.roster import ALGORITHMS, default_setting
 from popart_func.experiments.reward_scales.tasks import TASKS, score_of_scales
 
 THEIRS = {"bandit_scale": bandit, "catch_scale": catch, "cartpole_scale": cartpole, "mountain_car_scale": mountain_car}
@@ -58,14 +59,14 @@ def test_scores_are_bsuite_s(name):
 
 def test_names_are_those_of_the_tasks_and_settings():
     assert tuple(TASKS) == names.SCALE_EXPERIMENTS
-    assert {name.split("-")[0] for name in names.AGENT_NAMES} == set(SETTINGS)
+    assert {name.split("-")[0] for name in names.AGENT_NAMES} == set(ALGORITHMS)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="play: `steps` must be at least 9, an episode of catch_scale, got 8"):
         play("catch_scale", ["q-popart"], steps=8)
     with pytest.raises(ValueError, match=r"play: `settings` must be of the agents \['q-popart'\], got \['q-plain'\]"):
-        play("catch_scale", ["q-popart"], settings={"q-plain": SETTINGS["q"]})
+        play("catch_scale", ["q-popart"], settings={"q-plain": default_setting("q-plain")})
     with pytest.raises(ValueError, match="score: `episodes` must be at least 1 in each run, got 0"):
         TASKS["mountain_car_scale"].score(np.array([2, 0]), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="make_critic: `name` must be one of plain, art, popart, normalized, got 'x'"):
@@ -146,7 +147,7 @@ def test_catch_s_values_are_those_of_dynamic_programming(algorithm, steps, middl
 def test_play_and_report(tmp_path, capsys):
     """The command's files. With Pop-Art the runs of powers of two are the same to the bit; plain ones are not."""
     powers = (2.0**-10, 1.0, 2.0**10)
-    words = ["rl", "--seeds=2", "--steps=1008", "--agents", "q-popart", "q-plain", "--engine=native"]
+    words = ["rl", "--seeds=2", "--steps=1024", "--agents", "q-popart", "q-plain", "--engine=native"]
     assert main([*words, "--reward-scales", *map(str, powers), "--out", str(tmp_path)]) == 0
     assert "catch_scale" in capsys.readouterr().out
     agents = json.loads((tmp_path / "summary.json").read_text())["experiments"]["catch_scale"]["agents"]
@@ -156,10 +157,10 @@ def test_play_and_report(tmp_path, capsys):
         assert agent["by_scale"].keys() == {"0.000976562", "1", "1024"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scores.png", "curves_catch_scale.png"))
 
-    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1008, store=tmp_path / "catch_scale")
+    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1024, store=tmp_path / "catch_scale")
     assert found.attrs["lane_steps"] == 0, "the command's store has it all"
-    popart, plain = (found["total_return"].sel(learner=f"q_{critic}") for critic in ("popart", "plain"))
+    popart, plain = (found["total_return"].sel(agent=f"q-{critic}") for critic in ("popart", "plain"))
     for scale in (powers[0], powers[2]):
         np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
         assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
-    assert (found["episodes"].isel(step=-1) == 112).all()
+    assert (found["episodes"].isel(step=-1) == 113).all()

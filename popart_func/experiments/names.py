@@ -14,6 +14,7 @@ __all__ = [
     "JAX_COMPETITORS",
     "LABELS",
     "REWARD_SCALES",
+    "REWARD_TREATMENTS",
     "SCALE_EXPERIMENTS",
     "STYLES",
     "WORKLOAD_COMPETITORS",
@@ -71,5 +72,11 @@ REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
 CRITICS = ("plain", "art", "popart", "normalized")
 """What learns the values of an agent, see `agents.critics`."""
 
-AGENT_NAMES = tuple(f"{algorithm}-{critic}" for algorithm in ("q", "dqn", "ppo", "vtrace") for critic in CRITICS)
-"""The agents: an algorithm and a critic."""
+REWARD_TREATMENTS = ("clipped", "scaled")
+"""What is done to the rewards of an agent with plain values, see `environments.wrappers`."""
+
+AGENT_NAMES = (
+    *(f"{algorithm}-{one}" for algorithm in ("q", "dqn", "ppo", "vtrace") for one in (*CRITICS, *REWARD_TREATMENTS)),
+    *(f"stream-{one}" for one in ("plain", "popart", *REWARD_TREATMENTS)),
+)
+"""The agents: an algorithm, and what it does about the size of rewards."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import xarray
 from torch import Tensor
 
 from popart_func.experiments.environments import Environment
@@ -62,12 +63,20 @@ class Task:
             return score
         return 0.5 * (score + (best_episode > self.good_return))
 
+    def scores(self, dataset: xarray.Dataset) -> xarray.DataArray:
+        """The score of each run of a dataset as `play.play` returns it, over all its dimensions but ``step``."""
+        last = dataset.isel(step=-1, drop=True)
+        found: xarray.DataArray = xarray.apply_ufunc(
+            self.score, last["episodes"], last["total_return"], last["best_episode"]
+        )
+        return found
+
 
 TASKS = {
     "bandit_scale": Task(Bandit.shuffled, 10_000, 1, 10_000, 1.0, 0.5),
     "catch_scale": Task(lambda key: Catch(), 10_000, 9, 90_000, 1.0, 1.6),
-    "cartpole_scale": Task(lambda key: CartPole(), 1000, 1001, 100_000, 1000.0, 1000.0, good_return=500.0),
-    "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 1000, 100_000, -100.0, 1000.0),
+    "cartpole_scale": Task(lambda key: CartPole(), 1000, 1001, 200_000, 1000.0, 1000.0, good_return=500.0),
+    "mountain_car_scale": Task(lambda key: MountainCar(), 1000, 1000, 200_000, -100.0, 1000.0),
 }
 """The experiments by name."""
 
