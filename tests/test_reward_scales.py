@@ -18,8 +18,8 @@ import popart_func as pf
 from popart_func import random
 from popart_func.cli import main
 from popart_func.experiments import names
-from popart_func.experiments.agents import dqn, make_critic, q_learning
-from popart_func.experiments.agents.networks import apply_mlp
+from popart_func.experiments.agents import dqn, make_critic, q_learning, stream_q
+from popart_func.experiments.agents.networks import apply_mlp, apply_normalized_mlp
 from popart_func.experiments.environments.bsuite import Bandit, Catch, CatchState
 from popart_func.experiments.environments.wrappers import scale_rewards
 from popart_func.experiments.reward_scales.play import play
@@ -74,13 +74,18 @@ def test_bad_input():
 
 
 def agent_of(algorithm, environment, scale, learning_rate):
+    """The agent, which acts at random, and ``values(state, observations)`` in the rewards' units."""
     statistics = pf.popart(1, 0.01, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
-    made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
     environment = scale_rewards(environment, scale)
+    if algorithm == "stream":
+        agent = stream_q(environment, statistics, kappa=1 / learning_rate, epsilon=1.0)
+        return agent, lambda state, x: pf.unnormalize(state.statistics, apply_normalized_mlp(state.params, x))
+    made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
     if algorithm == "q":
-        return q_learning(environment, made, epsilon=1.0), made
-    agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, target_rate=0.05, steps_per_update=2)
-    return agent, made
+        agent = q_learning(environment, made, epsilon=1.0)
+    else:
+        agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, capacity=1000, steps_per_update=2)
+    return agent, lambda state, x: made.values(state.learner, state.learner.params, x)
 
 
 def catch_values(discount=0.99):
@@ -120,7 +125,7 @@ def learned_values(algorithm, environment, steps, observations, learning_rate):
         return made(hparams["scale"])[0].step(state)
 
     def values(state, scale):
-        return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
+        return made(scale)[1](state, observations) / scale
 
     start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
     last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
@@ -135,11 +140,15 @@ def test_the_bandit_s_values_are_its_rewards(algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "steps", "middle", "most"), [("q", 40_000, 0.2, 0.45), ("dqn", 8000, 0.08, 0.2)])
-def test_catch_s_values_are_those_of_dynamic_programming(algorithm, steps, middle, most):
+@pytest.mark.parametrize(
+    ("algorithm", "learning_rate", "steps", "middle", "most"),
+    [("q", 0.003, 40_000, 0.2, 0.45), ("dqn", 0.003, 8000, 0.08, 0.2), ("stream", 0.1, 40_000, 0.2, 0.45)],
+    ids=["q", "dqn", "stream"],
+)
+def test_catch_s_values_are_those_of_dynamic_programming(algorithm, learning_rate, steps, middle, most):
     """The errors' median and 90th percentile; learning from one transition at a time is noisy."""
     boards, best = catch_values()
-    errors = (learned_values(algorithm, Catch(), steps, boards, 0.003) - best).abs()
+    errors = (learned_values(algorithm, Catch(), steps, boards, learning_rate) - best).abs()
     assert errors.median() < middle
     assert errors.quantile(0.9) < most
 

@@ -23,7 +23,7 @@ from popart_func.sweeps.statistics import bootstrap_interval
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["draw_curves", "draw_scores", "summary", "table", "write"]
+__all__ = ["draw_curves", "draw_scores", "label_of", "style_of", "summary", "table", "write"]
 
 WINDOWS = 40
 """How many points a learning curve of returns has: each is the mean return of the episodes between two of them."""
@@ -142,9 +142,9 @@ def table(found: Mapping[str, Any]) -> Group:
         )
     return Group(
         *tables,
-        "1: no regret; 0: that of a random agent. Means over seeds. Score: half the mean over",
-        "scales, half the mean minus the standard deviation (95 % bootstrap interval).",
-        "Rate: the learning rate; step: the step size of the statistics" + _how_tuned(found),
+        "1: no regret; 0: that of a random agent. Means over seeds. Score: half the",
+        "mean over scales, half the mean minus the standard deviation (95 % bootstrap",
+        f"interval). Rate: of learning; step: of the statistics{_how_tuned(found)}",
     )
 
 
@@ -162,8 +162,8 @@ def draw_scores(found: Mapping[str, Any], path: Destination) -> None:
         for name, agent in experiment["agents"].items():
             scales = [float(scale) for scale in agent["by_scale"]]
             low, high = zip(*agent["intervals"].values(), strict=True)
-            style = _style(name)
-            axes.plot(scales, list(agent["by_scale"].values()), label=_label(name), marker="o", markersize=3, **style)
+            style = style_of(name)
+            axes.plot(scales, list(agent["by_scale"].values()), label=label_of(name), marker="o", markersize=3, **style)
             axes.fill_between(scales, low, high, alpha=0.2, linewidth=0, color=style["color"])
         axes.set_xscale("log")
         axes.set_ylim(-0.02, 1.02)
@@ -195,7 +195,7 @@ def draw_curves(task: str, dataset: xarray.Dataset, path: Destination) -> None:
             axes.fill_between(line["step"], line["low"], line["high"], alpha=0.2, linewidth=0, color=color)
         axes.set_xlabel("actions")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        set_title(axes, _label(name))
+        set_title(axes, label_of(name))
         tidy(axes)
     panels[0].set_ylabel(f"return of an episode of {task.removesuffix('_scale')}")
     _legend_of_first(canvas, panels)
@@ -234,12 +234,14 @@ def _agents(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [agent for experiment in found["experiments"].values() for agent in experiment["agents"].values()]
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
+    """What people call an agent."""
     algorithm, treatment = name.split("-")
     return f"{_ALGORITHMS[algorithm]}, {_TREATMENTS[treatment]}"
 
 
-def _style(name: str) -> dict[str, Any]:
+def style_of(name: str) -> dict[str, Any]:
+    """How an agent's lines are drawn: the color of its treatment, the dashes of its algorithm."""
     algorithm, treatment = name.split("-")
     return {"color": _COLORS[treatment], "linestyle": _DASHES[algorithm], "linewidth": 1.4}
 
@@ -248,5 +250,5 @@ def _legend_of_first(canvas: Any, panels: Any) -> None:
     """A legend of the first panel's lines over all panels, which have the same ones."""
     for axes in panels[1:]:
         for line in axes.get_lines():
-            line.set_label("_")
+            line.setlabel_of("_")
     legend_above(canvas)

@@ -30,7 +30,7 @@ class Setting(NamedTuple):
     """An agent's hyper-parameters, which ``--tune`` chooses.
 
     Attributes:
-        learning_rate: Adam's; α of a streaming agent's bounded step.
+        learning_rate: Adam's; for a streaming agent 1/κ of `agents.traces`: the share of an error that a step corrects.
         step_size: that of the statistics, which plain values leave alone.
     """
 
@@ -88,7 +88,7 @@ def _v_trace(environment: Environment, critic: str, statistics: PopArt, rate: An
 def _stream(environment: Environment, critic: str, statistics: PopArt, rate: Any) -> Agent:
     if critic == "plain":
         statistics = fixed(torch.zeros(1), torch.ones(1))
-    return stream_q(standardize_observations(environment), statistics, step_size=rate, discount=_DISCOUNT)
+    return stream_q(standardize_observations(environment), statistics, kappa=1 / rate, discount=_DISCOUNT)
 
 
 _RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
@@ -98,7 +98,7 @@ ALGORITHMS = {
     "dqn": Algorithm(_dqn, 4, Setting(0.003, 0.001), _RATES),
     "ppo": Algorithm(_ppo, 128, Setting(0.003, 0.01), _RATES),
     "vtrace": Algorithm(_v_trace, 16, Setting(0.003, 0.01), _RATES),
-    "stream": Algorithm(_stream, 1, Setting(1.0, 0.001), (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "stream": Algorithm(_stream, 1, Setting(0.5, 0.001), (0.03, 0.1, 0.2, 0.5, 1.0)),
 }
 """The algorithms by name."""
 
