@@ -142,7 +142,7 @@ def test_the_bandit_s_values_are_its_rewards(algorithm):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "learning_rate", "steps", "middle", "most"),
-    [("q", 0.003, 40_000, 0.2, 0.45), ("dqn", 0.003, 8000, 0.08, 0.2), ("stream", 0.1, 40_000, 0.2, 0.45)],
+    [("q", 0.003, 40_000, 0.2, 0.45), ("dqn", 0.003, 8000, 0.08, 0.2), ("stream", 1.0, 80_000, 0.25, 0.6)],
     ids=["q", "dqn", "stream"],
 )
 def test_catch_s_values_are_those_of_dynamic_programming(algorithm, learning_rate, steps, middle, most):

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from popart_func.cli._parameters import Directory, Engine, check_among, check_float32, resumable, whole_number, words
 from popart_func.display.table import print_table
-from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES, SCALE_EXPERIMENTS
+from popart_func.experiments.names import AGENT_NAMES, SCALE_EXPERIMENTS
 
 __all__ = ["rl"]
 
@@ -30,8 +30,8 @@ def rl(
     agents: Annotated[tuple[str, ...], words(validator=_check_agents)] = ("q-plain", "q-art", "q-popart"),
     seeds: Annotated[int, whole_number(2, 2**31)] = 100,
     reward_scales: Annotated[
-        tuple[Annotated[float, Parameter(validator=(Number(gt=0, lt=math.inf), check_float32))], ...], words()
-    ] = REWARD_SCALES,
+        tuple[Annotated[float, Parameter(validator=(Number(gt=0, lt=math.inf), check_float32))], ...] | None, words()
+    ] = None,
     steps: Annotated[int | None, whole_number(1001)] = None,
     tune: bool = False,
     chunk: Annotated[int, whole_number(1)] = 128,
@@ -53,13 +53,15 @@ def rl(
     Parameters
     ----------
     experiments
-        Which experiments: bandit_scale, catch_scale, cartpole_scale, mountain_car_scale.
+        Which experiments: bandit_scale, catch_scale, cartpole_scale, mountain_car_scale; and catch_tasks, where one
+        network learns seven variants of Catch at once, whose rewards are multiplied by 0.01 to 10,000.
     agents
         Which agents, an algorithm and what it does about the size of rewards: q-popart is Q-learning with Pop-Art.
+        catch_tasks has those that begin with q, and q-shared, in which all tasks share one statistic.
     seeds
         How many seeds, from 2 on, since intervals are over seeds. They are numbered from 0.
     reward_scales
-        What rewards are multiplied by.
+        What rewards are multiplied by; by default bsuite's 0.001, 0.03, 1, 30 and 1000. catch_tasks needs seven.
     steps
         How many actions, at least those of the longest episode, rounded up to a multiple of 128; by default bsuite's
         10,000 episodes of the bandit and of Catch, and 200,000 actions of the others.
@@ -85,7 +87,7 @@ def rl(
             datasets[task] = play(
                 task,
                 names,
-                list(dict.fromkeys(reward_scales)),
+                reward_scales and list(dict.fromkeys(reward_scales)),
                 range(seeds),
                 settings={name: one.setting for name, one in tuned.get(task, {}).items()},
                 store=out / task,

@@ -2,7 +2,7 @@
 
 `scale_rewards`, `clip_rewards`:                   each reward by itself
 `standardize_rewards`, `standardize_observations`: by running statistics, which outlive an episode
-`mirror_actions`, `slip`:                          other tasks made of one
+`mirror_actions`, `slip`, `flip_cells`:            other tasks made of one
 
 A wrapper changes ``transition.reward`` and leaves ``transition.raw_reward`` alone.
 
@@ -24,6 +24,7 @@ from popart_func.experiments.environments.environment import Environment, Transi
 __all__ = [
     "RunningMoments",
     "clip_rewards",
+    "flip_cells",
     "mirror_actions",
     "scale_rewards",
     "slip",
@@ -110,6 +111,31 @@ class _Slippery(_Wrapper):
 def slip(environment: Environment, probability: float | Tensor) -> Environment:
     """The environment with an action at random in the place of the agent's, with a probability."""
     return _Slippery(environment, probability)
+
+
+@dataclass(frozen=True)
+class _Flipped(_Wrapper):
+    probability: float | Tensor
+
+    def reset(self, key: Tensor) -> tuple[Any, Tensor]:
+        return self._flip(*self.environment.reset(key), key)
+
+    def restart(self, state: Any, key: Tensor) -> tuple[Any, Tensor]:
+        return self._flip(*restart(self.environment, state, key), key)
+
+    def step(self, state: Any, action: Tensor, key: Tensor) -> Transition:
+        transition = self.environment.step(state, action, key)
+        _, observation = self._flip(transition.state, transition.observation, key)
+        return transition._replace(observation=observation)
+
+    def _flip(self, state: Any, observation: Tensor, key: Tensor) -> tuple[Any, Tensor]:
+        flips = random.uniform(random.fold_in(key, 1), observation.shape) < self.probability
+        return state, torch.where(flips, 1 - observation, observation)
+
+
+def flip_cells(environment: Environment, probability: float | Tensor) -> Environment:
+    """The environment with each cell of its observations, which is 0 or 1, inverted with a probability."""
+    return _Flipped(environment, probability)
 
 
 class RunningMoments(NamedTuple):

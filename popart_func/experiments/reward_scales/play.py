@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from popart_func import random, sweeps
 from popart_func.engines import load_engine, scan
+from popart_func.experiments.agents import Agent
 from popart_func.experiments.environments.wrappers import scale_rewards
-from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
+from popart_func.experiments.names import SINGLE_AGENT_NAMES, TASK_AGENT_NAMES
 from popart_func.experiments.reward_scales.roster import (
     ALGORITHMS,
     Setting,
@@ -62,7 +63,7 @@ class Tally(NamedTuple):
 def play(
     task: str,
     agents: Iterable[str],
-    reward_scales: Iterable[SupportsFloat] = REWARD_SCALES,
+    reward_scales: Iterable[SupportsFloat] | None = None,
     seeds: Iterable[SupportsIndex] = range(100),
     *,
     settings: Mapping[str, Setting] | None = None,
@@ -78,7 +79,8 @@ def play(
     Args:
         task: one of `TASKS`.
         agents: one or more of `names.AGENT_NAMES`.
-        reward_scales: what rewards are multiplied by.
+        reward_scales: what rewards are multiplied by; by default as the experiment says. Where one network learns
+            several tasks there is one for each, and each seed shares them out at random.
         seeds: distinct integers: of the environment, the network and the actions.
         settings: hyper-parameters by the agent's name, such as `tuning.tune` chooses; by default those of `roster`.
         steps: how many actions, rounded up to a multiple of 128; by default the experiment's.
@@ -97,18 +99,18 @@ def play(
         TypeError, ValueError: an unknown experiment, agent or setting; fewer steps than an episode may have, so that a
             run could end without one; and as `sweeps.run`.
     """
-    agents, steps = checked("play", task, agents, steps)
+    agents, scales, steps = checked("play", task, agents, reward_scales, steps)
     given = dict(settings or {})
     if unknown := given.keys() - set(agents):
         raise ValueError(f"play: `settings` must be of the agents {list(agents)}, got {sorted(unknown)}.")
     found = []
-    reward_scales, seeds = list(reward_scales), list(seeds)
+    seeds = list(seeds)
     for name in agents:
         setting = given.get(name, default_setting(name))
         one = run_agent(
             TASKS[task],
             name,
-            {"reward_scale": reward_scales, "learning_rate": [setting[0]], "step_size": [setting[1]]},
+            {"reward_scale": scales, "learning_rate": [setting[0]], "step_size": [setting[1]]},
             seeds,
             steps,
             chunk_size=chunk_size,
@@ -126,7 +128,7 @@ def play(
 def run_agent(
     task: Task,
     name: str,
-    axes: Mapping[str, Iterable[SupportsFloat]],
+    axes: Mapping[str, Sequence[SupportsFloat]],
     seeds: Iterable[SupportsIndex],
     steps: int,
     *,
@@ -148,44 +150,52 @@ def run_agent(
     Returns:
         ``episodes``, ``total_return`` and ``best_episode`` over the axes, seed and ``step``.
     """
-
-    def learner(reward_scale: Tensor, learning_rate: Tensor, step_size: Tensor) -> Learner:
-        return _learner(task, name, actions, reward_scale, learning_rate, step_size)
-
-    def without_statistics(reward_scale: Tensor, learning_rate: Tensor) -> Learner:
-        return _learner(task, name, actions, reward_scale, learning_rate, 1.0)
-
-    taken: dict[str, Any] = {
-        axis: values for axis, values in axes.items() if axis != "step_size" or has_statistics(name)
-    }
     periods = -(-steps // _PERIOD)
     # A sample has at least 4 actions: the series of a tally is in memory.
     actions = max(4, ALGORITHMS[name.split("-")[0]].actions)
+    scales = [float(scale) for scale in axes["reward_scale"]]
+
+    def learner(learning_rate: Tensor, reward_scale: Any = scales, step_size: Any = 1.0) -> Learner:
+        return _learner(task, name, actions, reward_scale, learning_rate, step_size)
+
+    left_out = {"step_size": not has_statistics(name), "reward_scale": task.together}
+    lanes: dict[str, Any] = {axis: values for axis, values in axes.items() if not left_out.get(axis)}
     found = sweeps.run(
-        learner if has_statistics(name) else without_statistics,
+        learner,
         torch.zeros(periods * _PERIOD // actions, dtype=torch.int8),
         _start,
-        sweeps.lanes(seeds, **taken),
+        sweeps.lanes(seeds, **lanes),
         engine=_compiled(engine),
         record={"tally": Record(_tally_of, functools.partial(_points, _PERIOD // actions), None, _DESCRIPTION)},
         **options,
     )
     tally = found["tally"]
+    if task.together:
+        tally = tally.rename({tally.dims[-1]: "reward_scale"}).assign_coords(reward_scale=scales)
+        tally = tally.transpose("reward_scale", ...)
     point, quantity = tally.dims[-2:]
     parts = {part: tally.isel({quantity: i}) for i, part in enumerate(Tally._fields[:3])}
     at = _PERIOD * (_kept(periods) + 1)
     return xarray.Dataset(parts, attrs=found.attrs).rename({point: "step"}).assign_coords(step=at)
 
 
-def checked(caller: str, task: str, agents: Iterable[str], steps: int | None) -> tuple[list[str], int]:
-    """The agents' names and the number of actions."""
+def checked(
+    caller: str, task: str, agents: Iterable[str], reward_scales: Iterable[SupportsFloat] | None, steps: int | None
+) -> tuple[list[str], list[SupportsFloat], int]:
+    """The agents' names, the scales of the rewards and the number of actions."""
     as_names(caller, "task", [task], list(TASKS))
-    names = list(as_names(caller, "agents", agents, AGENT_NAMES))
     chosen = TASKS[task]
+    names = list(as_names(caller, "agents", agents, TASK_AGENT_NAMES if chosen.together else SINGLE_AGENT_NAMES))
+    scales = list(chosen.reward_scales if reward_scales is None else reward_scales)
+    if chosen.together and len(scales) != len(chosen.reward_scales):
+        raise ValueError(
+            f"{caller}: `reward_scales` must have one for each of the {len(chosen.reward_scales)} tasks of {task}, got "
+            f"{len(scales)}."
+        )
     steps = as_count(caller, "steps", chosen.steps if steps is None else steps)
     if steps < chosen.longest:
         raise ValueError(f"{caller}: `steps` must be at least {chosen.longest}, an episode of {task}, got {steps}.")
-    return names, steps
+    return names, scales, steps
 
 
 def _compiled(engine: str) -> str:
@@ -209,13 +219,18 @@ def _learner(task: Task, name: str, actions: int, reward_scale: Any, learning_ra
     An update is so many actions.
     """
 
-    def agent_of(key: Tensor) -> Any:
-        return make_agent(name, scale_rewards(task.make(key), reward_scale), learning_rate, step_size)
+    def agent_of(key: Tensor) -> Agent:
+        made = task.make(key)
+        if not isinstance(made, tuple):
+            return make_agent(name, scale_rewards(made, reward_scale), learning_rate, step_size)
+        scales = torch.tensor(reward_scale)[_order(key, len(made))]
+        scaled = tuple(scale_rewards(*one) for one in zip(made, scales, strict=True))
+        return make_agent(name, scaled, learning_rate, step_size)
 
     def init(params: Any) -> Any:
         for_task, for_agent = random.split(params["key"], 2)
-        zero = torch.zeros(())
-        tally = Tally(zero, zero.clone(), torch.full((), _NO_EPISODE), zero.clone())
+        zero = torch.zeros(len(reward_scale) if task.together else ())
+        tally = Tally(zero, zero.clone(), torch.full_like(zero, _NO_EPISODE), zero.clone())
         return agent_of(for_task).init(for_agent), tally, for_task
 
     def update(state: Any, _: Any) -> Any:
@@ -232,9 +247,17 @@ def _learner(task: Task, name: str, actions: int, reward_scale: Any, learning_ra
             return _count(task, tally, *action), ()
 
         (agent_state, tally), _ = scan(act, (agent_state, tally), length=actions // agent.actions)
-        return (agent_state, tally, for_task), torch.stack(tally[:3])
+        counts = torch.stack(tally[:3])
+        if task.together:  # by scale: the tasks are in another order in each seed
+            counts = counts[:, _order(for_task, counts.shape[1]).argsort()]
+        return (agent_state, tally, for_task), counts
 
     return Learner(init, update)
+
+
+def _order(key: Tensor, tasks: int) -> Tensor:
+    """The place of each task's scale among the scales."""
+    return random.permutation(random.fold_in(key, 1), tasks)
 
 
 def _count(task: Task, tally: Tally, reward: Tensor, ended: Tensor) -> Tally:

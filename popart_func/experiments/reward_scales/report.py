@@ -36,6 +36,7 @@ _TREATMENTS = {
     "normalized": "normalized",
     "clipped": "clipped rewards",
     "scaled": "scaled rewards",
+    "shared": "one shared statistic",
 }
 _COLORS = {
     "plain": "#D55E00",
@@ -44,6 +45,7 @@ _COLORS = {
     "normalized": "#00304D",
     "clipped": "#E69F00",
     "scaled": "#CC79A7",
+    "shared": "#56B4E9",
 }
 _DASHES = {"q": "-", "dqn": "--", "ppo": ":", "vtrace": "-.", "stream": (0, (1, 1))}
 
@@ -250,5 +252,5 @@ def _legend_of_first(canvas: Any, panels: Any) -> None:
     """A legend of the first panel's lines over all panels, which have the same ones."""
     for axes in panels[1:]:
         for line in axes.get_lines():
-            line.setlabel_of("_")
+            line.set_label("_")
     legend_above(canvas)

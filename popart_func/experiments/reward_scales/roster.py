@@ -1,17 +1,29 @@
 """The agents of ``popart-func rl`` by name, *algorithm*-*treatment*: how they are made, and their hyper-parameters.
 
-A treatment is what an agent does about the size of rewards: a critic of `agents.critics`, or plain values of rewards
-that are clipped or standardized.
+A treatment is what an agent does about the size of rewards: a critic of `agents.critics`; plain values of rewards that
+are clipped or standardized; ``shared``, Pop-Art with one statistic for several tasks.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from popart_func.experiments.agents import Agent, Critic, dqn, make_critic, ppo, q_learning, stream_q, v_trace
+from popart_func.experiments.agents import (
+    Agent,
+    Critic,
+    dqn,
+    make_critic,
+    multi_task_q_learning,
+    ppo,
+    q_learning,
+    stream_q,
+    v_trace,
+)
+from popart_func.experiments.agents.multi_task import task_of_outputs
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.environments import Environment
 from popart_func.experiments.environments.wrappers import (
@@ -98,7 +110,7 @@ ALGORITHMS = {
     "dqn": Algorithm(_dqn, 4, Setting(0.003, 0.001), _RATES),
     "ppo": Algorithm(_ppo, 128, Setting(0.003, 0.01), _RATES),
     "vtrace": Algorithm(_v_trace, 16, Setting(0.003, 0.01), _RATES),
-    "stream": Algorithm(_stream, 1, Setting(0.5, 0.001), (0.03, 0.1, 0.2, 0.5, 1.0)),
+    "stream": Algorithm(_stream, 1, Setting(0.5, 0.001), (0.05, 0.1, 0.25, 0.5, 1.0)),
 }
 """The algorithms by name."""
 
@@ -110,25 +122,37 @@ def default_setting(name: str) -> Setting:
 
 def has_statistics(name: str) -> bool:
     """Whether an agent has statistics, so that their step size means something to it."""
-    return name.split("-")[1] in ("art", "popart", "normalized")
+    return name.split("-")[1] in ("art", "popart", "normalized", "shared")
 
 
-def make_agent(name: str, environment: Environment, learning_rate: Any, step_size: Any) -> Agent:
+def make_agent(
+    name: str, environment: Environment | tuple[Environment, ...], learning_rate: Any, step_size: Any
+) -> Agent:
     """The agent of a name.
 
     Args:
         name: one of `names.AGENT_NAMES`.
-        environment: a pure environment, with its rewards as they are.
+        environment: a pure environment, with its rewards as they are; or several that one network learns, for one of
+            `names.TASK_AGENT_NAMES`.
         learning_rate: as in `Setting`; a float, or a 0-d tensor of the lane.
         step_size: as in `Setting`.
     """
     algorithm, treatment = name.split("-")
-    if treatment == "clipped":
-        environment = clip_rewards(environment)
-    elif treatment == "scaled":
-        environment = standardize_rewards(environment, _DISCOUNT)
+
+    def treated(one: Environment) -> Environment:
+        if treatment == "clipped":
+            return clip_rewards(one)
+        return standardize_rewards(one, _DISCOUNT) if treatment == "scaled" else one
+
     # The lower bound lies far below bsuite's smallest rewards. With bias correction the scale is that of the first
     # targets, instead of 1 for as long as statistics with a small step size remember it.
-    statistics = popart(1, step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
-    critic = treatment if has_statistics(name) else "plain"
-    return ALGORITHMS[algorithm].make(environment, critic, statistics, learning_rate)
+    statistics = functools.partial(popart, step_size=step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
+    critic = "popart" if treatment == "shared" else treatment if has_statistics(name) else "plain"
+    if not isinstance(environment, tuple):
+        return ALGORITHMS[algorithm].make(treated(environment), critic, statistics(1), learning_rate)
+    tasks = len(environment)
+    groups = task_of_outputs(tasks, environment[0].num_actions)
+    moments = statistics(1) if treatment == "shared" else statistics(tasks, groups=groups)
+    return multi_task_q_learning(
+        [treated(one) for one in environment], _critic(critic, moments, learning_rate), discount=_DISCOUNT
+    )

@@ -1,5 +1,7 @@
 """Tuning: the hyper-parameters of each agent with the best mean score at rewards times 1, every setting a lane.
 
+Where one network learns tasks with rewards of all scales, it is the mean score over these.
+
 The grid is one for all treatments of an algorithm, and the seeds are none of those that are reported.
 """
 
@@ -57,17 +59,18 @@ def tune(
     Raises:
         TypeError, ValueError: as `play.play`.
     """
-    names, steps = checked("tune", task, agents, steps)
+    together = task in TASKS and TASKS[task].together
+    names, scales, steps = checked("tune", task, agents, None if together else [1.0], steps)
     found, seeds = {}, list(seeds)
     for name in names:
         axes = {
-            "reward_scale": [1.0],
+            "reward_scale": scales,
             "learning_rate": ALGORITHMS[name.split("-")[0]].learning_rates,
             "step_size": STEP_SIZES,
         }
         directory = None if store is None else Path(store) / name
         runs = run_agent(TASKS[task], name, axes, seeds, steps, store=directory, **options)
-        scores = TASKS[task].scores(runs).squeeze("reward_scale", drop=True).mean("seed")
+        scores = TASKS[task].scores(runs).mean(["reward_scale", "seed"])
         best = scores[scores.argmax(list(scores.dims))]
         setting = default_setting(name)._replace(**{str(dim): float(best[dim]) for dim in scores.dims})
         found[name] = Tuned(setting, scores, len(seeds))
