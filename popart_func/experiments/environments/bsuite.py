@@ -26,7 +26,8 @@ def _never(like: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=torch.bool)
 
 
-class Bandit(NamedTuple):
+@dataclass(frozen=True)
+class Bandit:
     """A bandit whose arms give 0, 0.1, ..., 1, one step an episode.
 
     Attributes:

@@ -220,8 +220,8 @@ def _learner(task: Task, name: str, actions: int, reward_scale: Any, learning_ra
     """
 
     def agent_of(key: Tensor) -> Agent:
-        made = task.make(key)
-        if not isinstance(made, tuple):
+        made: Any = task.make(key)
+        if not task.together:
             return make_agent(name, scale_rewards(made, reward_scale), learning_rate, step_size)
         scales = torch.tensor(reward_scale)[_order(key, len(made))]
         scaled = tuple(scale_rewards(*one) for one in zip(made, scales, strict=True))
