@@ -18,7 +18,7 @@ SMALLER = {
     "reinforcement_learning": ("SEEDS, STEPS = range(20), 20_000", "SEEDS, STEPS = range(2), 1_280"),
     "split_vs_unified": ("seeds=range(1000)", "seeds=range(100)"),
     "td_learning": ("logspace(-6, 0, 13), 20, 20_000", "logspace(-6, 0, 13), 5, 4_000"),
-    "your_network": ("SEEDS, STEPS = 20, 2_000", "SEEDS, STEPS = 2, 500"),
+    "your_network": ("SEEDS, STEPS = 20, 2_000", "SEEDS, STEPS = 2, 100"),
 }
 """What makes a notebook run in a quarter of its time; with ``-m slow`` it runs as it is."""
 
