@@ -130,9 +130,10 @@ def main() -> None:
         wall, cpu = (statistics.median(run[place] for run in runs) for place in (0, 1))
         last = runs[0][2][given.steps // 2 :]
         caught = (last > 0).sum() / (last != 0).sum()
+        each = 1e9 * wall / given.steps / len(scales)
         print(
-            f"{name:12} wall {wall:6.3f} s   cpu {cpu:6.3f} s   {1e9 * wall / given.steps / len(scales):6.0f} ns a step of "
-            f"a lane   caught {caught:.2f} in the second half"
+            f"{name:12} wall {wall:6.3f} s   cpu {cpu:6.3f} s   {each:6.0f} ns a step of a lane   "
+            f"caught {caught:.2f} in the second half"
         )
 
 
