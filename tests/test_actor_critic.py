@@ -17,10 +17,10 @@ from popart_func.experiments.agents import make_critic, ppo, v_trace
 from popart_func.experiments.agents.networks import apply_mlp
 from popart_func.experiments.agents.returns import generalized_advantages
 from popart_func.experiments.agents.returns import v_trace as v_trace_estimates
-from popart_func.experiments.environments import scale_rewards
 from popart_func.experiments.environments.bsuite import Catch, CatchState
+from popart_func.experiments.environments.wrappers import scale_rewards
 from popart_func.experiments.reward_scales import report
-from popart_func.experiments.reward_scales.play import ACTIONS, SETTINGS
+from popart_func.experiments.reward_scales.roster import ALGORITHMS
 
 TIME, TRACE = 12, 0.9
 ENDS = torch.tensor([4, 9])
@@ -125,7 +125,7 @@ def test_powers_of_two_change_no_bit_of_what_is_learned_with_popart(algorithm):
         start = torch.vmap(lambda scale: made(scale).init(random.key(1)))(scales)
         step = lambda state, _, hparams: made(hparams["scale"]).step(state)  # noqa: E731
         last, experience = pf.scan_lanes(step, start, length=12, hparams={"scale": scales}, engine="native")
-        return last.actor["head.weight"], experience.reward / scales[:, None]
+        return last.actor["head.weight"], experience.reward
 
     actor, rewards = play("popart")
     assert (actor[0] == actor[1]).all()
@@ -136,13 +136,15 @@ def test_powers_of_two_change_no_bit_of_what_is_learned_with_popart(algorithm):
 
 
 def test_every_agent_has_settings_and_a_line():
-    assert ACTIONS.keys() == SETTINGS.keys() == {name.split("-")[0] for name in names.AGENT_NAMES}
+    assert ALGORITHMS.keys() == {name.split("-")[0] for name in names.AGENT_NAMES}
     agent = {"by_scale": {"0.001": 0.1, "1": 0.2}, "intervals": {"0.001": (0, 1), "1": (0, 1)}}
     picture = io.BytesIO()
     report.draw_scores(
-        {"experiments": {"catch_scale": {"seeds": 2, "agents": dict.fromkeys(names.AGENT_NAMES, agent)}}}, picture
+        {"experiments": {"catch_scale": {"seeds": 2, "agents": dict.fromkeys(names.AGENT_NAMES[::3], agent)}}}, picture
     )
     assert picture.tell() > 10_000
+    assert len({report.label_of(name) for name in names.AGENT_NAMES}) == len(names.AGENT_NAMES)
+    assert len({str(report.style_of(name)) for name in names.AGENT_NAMES}) == len(names.AGENT_NAMES)
 
 
 def test_bad_input():

@@ -14,7 +14,8 @@ from bsuite.environments import mountain_car as bsuite_mountain_car
 
 import popart_func as pf
 from popart_func import random
-from popart_func.experiments.environments import bsuite, classic_control, scale_rewards, step_or_reset
+from popart_func.experiments.environments import bsuite, classic_control, step_or_reset
+from popart_func.experiments.environments.wrappers import scale_rewards
 from popart_func.interop.jax import to_jax, to_jax_function
 
 F64 = torch.float64
@@ -110,7 +111,7 @@ def test_gymnasium_cart_pole(steps):
         seen, reward, terminated, truncated, _ = theirs.step(action)
         transition = ours.step(state, torch.tensor(action), key)
         state = transition.state
-        ours_all.append((*state[:4], *transition.observation, *transition[2:]))
+        ours_all.append((*state[:4], *transition.observation, transition.reward, *transition[4:]))
         theirs_all.append((*theirs.unwrapped.state, *seen, reward, terminated, truncated))
         if terminated or truncated:
             ends["terminated" if terminated else "truncated"] += 1

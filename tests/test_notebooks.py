@@ -15,13 +15,15 @@ SMALLER = {
     "jump": ("JUMP, SEEDS = 500, 300, 8, 1e4, 1000", "JUMP, SEEDS = 100, 110, 8, 1e4, 20"),
     "multi_seed_sweep": ('sweep_grid(store="sweep"', 'sweep_grid(seeds=range(10), chunk_size=256, store="sweep"'),
     "multi_task": ("SEEDS = 8, 10_000, 100", "SEEDS = 8, 1_000, 4"),
+    "reinforcement_learning": ("SEEDS, STEPS = range(20), 20_000", "SEEDS, STEPS = range(2), 1_280"),
     "split_vs_unified": ("seeds=range(1000)", "seeds=range(100)"),
     "td_learning": ("logspace(-6, 0, 13), 20, 20_000", "logspace(-6, 0, 13), 5, 4_000"),
+    "your_network": ("SEEDS, STEPS = 20, 2_000", "SEEDS, STEPS = 2, 100"),
 }
 """What makes a notebook run in a quarter of its time; with ``-m slow`` it runs as it is."""
 
 
-LONGEST = ("jump", "multi_seed_sweep", "multi_task", "td_learning")
+LONGEST = ("jump", "multi_seed_sweep", "multi_task", "reinforcement_learning", "td_learning")
 """Notebooks that take more than ten seconds even so."""
 
 

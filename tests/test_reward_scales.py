@@ -18,11 +18,12 @@ import popart_func as pf
 from popart_func import random
 from popart_func.cli import main
 from popart_func.experiments import names
-from popart_func.experiments.agents import dqn, make_critic, q_learning
-from popart_func.experiments.agents.networks import apply_mlp
-from popart_func.experiments.environments import scale_rewards
+from popart_func.experiments.agents import dqn, make_critic, q_learning, stream_q
+from popart_func.experiments.agents.networks import apply_mlp, apply_normalized_mlp
 from popart_func.experiments.environments.bsuite import Bandit, Catch, CatchState
-from popart_func.experiments.reward_scales.play import SETTINGS, play
+from popart_func.experiments.environments.wrappers import scale_rewards
+from popart_func.experiments.reward_scales.play import play
+from popart_func.experiments.reward_scales.roster import ALGORITHMS, default_setting
 from popart_func.experiments.reward_scales.tasks import TASKS, score_of_scales
 
 THEIRS = {"bandit_scale": bandit, "catch_scale": catch, "cartpole_scale": cartpole, "mountain_car_scale": mountain_car}
@@ -58,14 +59,14 @@ def test_scores_are_bsuite_s(name):
 
 def test_names_are_those_of_the_tasks_and_settings():
     assert tuple(TASKS) == names.SCALE_EXPERIMENTS
-    assert {name.split("-")[0] for name in names.AGENT_NAMES} == set(SETTINGS)
+    assert {name.split("-")[0] for name in names.AGENT_NAMES} == set(ALGORITHMS)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="play: `steps` must be at least 9, an episode of catch_scale, got 8"):
         play("catch_scale", ["q-popart"], steps=8)
     with pytest.raises(ValueError, match=r"play: `settings` must be of the agents \['q-popart'\], got \['q-plain'\]"):
-        play("catch_scale", ["q-popart"], settings={"q-plain": SETTINGS["q"]})
+        play("catch_scale", ["q-popart"], settings={"q-plain": default_setting("q-plain")})
     with pytest.raises(ValueError, match="score: `episodes` must be at least 1 in each run, got 0"):
         TASKS["mountain_car_scale"].score(np.array([2, 0]), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="make_critic: `name` must be one of plain, art, popart, normalized, got 'x'"):
@@ -73,13 +74,18 @@ def test_bad_input():
 
 
 def agent_of(algorithm, environment, scale, learning_rate):
+    """The agent, which acts at random, and ``values(state, observations)`` in the rewards' units."""
     statistics = pf.popart(1, 0.01, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
-    made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
     environment = scale_rewards(environment, scale)
+    if algorithm == "stream":
+        agent = stream_q(environment, statistics, kappa=1 / learning_rate, epsilon=1.0)
+        return agent, lambda state, x: pf.unnormalize(state.statistics, apply_normalized_mlp(state.params, x))
+    made = make_critic("popart", apply_mlp, pf.adam(learning_rate), statistics)
     if algorithm == "q":
-        return q_learning(environment, made, epsilon=1.0), made
-    agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, target_rate=0.05, steps_per_update=2)
-    return agent, made
+        agent = q_learning(environment, made, epsilon=1.0)
+    else:
+        agent = dqn(environment, made, (50,), batch_size=16, epsilon=1.0, capacity=1000, steps_per_update=2)
+    return agent, lambda state, x: made.values(state.learner, state.learner.params, x)
 
 
 def catch_values(discount=0.99):
@@ -119,7 +125,7 @@ def learned_values(algorithm, environment, steps, observations, learning_rate):
         return made(hparams["scale"])[0].step(state)
 
     def values(state, scale):
-        return made(scale)[1].values(state.learner, state.learner.params, observations) / scale
+        return made(scale)[1](state, observations) / scale
 
     start = torch.vmap(lambda key, scale: made(scale)[0].init(key))(random.split(random.key(0), 8), scales)
     last, _ = pf.scan_lanes(step, start, torch.zeros(steps), hparams={"scale": scales}, engine="native")
@@ -134,11 +140,15 @@ def test_the_bandit_s_values_are_its_rewards(algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "steps", "middle", "most"), [("q", 40_000, 0.2, 0.45), ("dqn", 8000, 0.08, 0.2)])
-def test_catch_s_values_are_those_of_dynamic_programming(algorithm, steps, middle, most):
+@pytest.mark.parametrize(
+    ("algorithm", "learning_rate", "steps", "middle", "most"),
+    [("q", 0.003, 40_000, 0.2, 0.45), ("dqn", 0.003, 8000, 0.08, 0.2), ("stream", 1.0, 80_000, 0.25, 0.6)],
+    ids=["q", "dqn", "stream"],
+)
+def test_catch_s_values_are_those_of_dynamic_programming(algorithm, learning_rate, steps, middle, most):
     """The errors' median and 90th percentile; learning from one transition at a time is noisy."""
     boards, best = catch_values()
-    errors = (learned_values(algorithm, Catch(), steps, boards, 0.003) - best).abs()
+    errors = (learned_values(algorithm, Catch(), steps, boards, learning_rate) - best).abs()
     assert errors.median() < middle
     assert errors.quantile(0.9) < most
 
@@ -146,7 +156,7 @@ def test_catch_s_values_are_those_of_dynamic_programming(algorithm, steps, middl
 def test_play_and_report(tmp_path, capsys):
     """The command's files. With Pop-Art the runs of powers of two are the same to the bit; plain ones are not."""
     powers = (2.0**-10, 1.0, 2.0**10)
-    words = ["rl", "--seeds=2", "--steps=1008", "--agents", "q-popart", "q-plain", "--engine=native"]
+    words = ["rl", "--seeds=2", "--steps=1024", "--agents", "q-popart", "q-plain", "--engine=native"]
     assert main([*words, "--reward-scales", *map(str, powers), "--out", str(tmp_path)]) == 0
     assert "catch_scale" in capsys.readouterr().out
     agents = json.loads((tmp_path / "summary.json").read_text())["experiments"]["catch_scale"]["agents"]
@@ -156,10 +166,10 @@ def test_play_and_report(tmp_path, capsys):
         assert agent["by_scale"].keys() == {"0.000976562", "1", "1024"}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scores.png", "curves_catch_scale.png"))
 
-    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1008, store=tmp_path / "catch_scale")
+    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1024, store=tmp_path / "catch_scale")
     assert found.attrs["lane_steps"] == 0, "the command's store has it all"
-    popart, plain = (found["total_return"].sel(learner=f"q_{critic}") for critic in ("popart", "plain"))
+    popart, plain = (found["total_return"].sel(agent=f"q-{critic}") for critic in ("popart", "plain"))
     for scale in (powers[0], powers[2]):
         np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
         assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
-    assert (found["episodes"].isel(step=-1) == 112).all()
+    assert (found["episodes"].isel(step=-1) == 113).all()

@@ -14,8 +14,12 @@ __all__ = [
     "JAX_COMPETITORS",
     "LABELS",
     "REWARD_SCALES",
+    "REWARD_TREATMENTS",
     "SCALE_EXPERIMENTS",
+    "SINGLE_AGENT_NAMES",
     "STYLES",
+    "TASK_AGENT_NAMES",
+    "TASK_SCALES",
     "WORKLOAD_COMPETITORS",
     "WORKLOAD_NAMES",
     "Algorithm",
@@ -62,8 +66,12 @@ WORKLOAD_NAMES = ("regression", "mlp", "catch", "replay", "ppo", "ensemble", "co
 WORKLOAD_COMPETITORS = ("jax", "jax_sharded")
 """What `workload_bench` measures the engines against: JAX on one device, and with its lanes on several."""
 
-SCALE_EXPERIMENTS = ("bandit_scale", "catch_scale", "cartpole_scale", "mountain_car_scale")
-"""bsuite's experiments with the scale of rewards, see `reward_scales.tasks`."""
+SCALE_EXPERIMENTS = ("bandit_scale", "catch_scale", "cartpole_scale", "mountain_car_scale", "catch_tasks")
+"""bsuite's experiments with the scale of rewards, and one network that learns Catch at all scales at once: see
+`reward_scales.tasks`."""
+
+TASK_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
+"""The scales of the rewards of ``catch_tasks``, one for each task."""
 
 REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
 """bsuite's scales of the rewards."""
@@ -71,5 +79,17 @@ REWARD_SCALES = (0.001, 0.03, 1.0, 30.0, 1000.0)
 CRITICS = ("plain", "art", "popart", "normalized")
 """What learns the values of an agent, see `agents.critics`."""
 
-AGENT_NAMES = tuple(f"{algorithm}-{critic}" for algorithm in ("q", "dqn", "ppo", "vtrace") for critic in CRITICS)
-"""The agents: an algorithm and a critic."""
+REWARD_TREATMENTS = ("clipped", "scaled")
+"""What is done to the rewards of an agent with plain values, see `environments.wrappers`."""
+
+SINGLE_AGENT_NAMES = (
+    *(f"{algorithm}-{one}" for algorithm in ("q", "dqn", "ppo", "vtrace") for one in (*CRITICS, *REWARD_TREATMENTS)),
+    *(f"stream-{one}" for one in ("plain", "popart", *REWARD_TREATMENTS)),
+)
+"""The agents of one task: an algorithm, and what it does about the size of rewards."""
+
+TASK_AGENT_NAMES = (*(name for name in SINGLE_AGENT_NAMES if name.startswith("q-")), "q-shared")
+"""The agents of ``catch_tasks``: with ``q-shared`` all tasks share one statistic."""
+
+AGENT_NAMES = (*SINGLE_AGENT_NAMES, "q-shared")
+"""All agents."""

@@ -191,14 +191,14 @@ def _agent(
     def step(state: ActorCriticState) -> tuple[ActorCriticState, Experience]:
         key, for_rollout, for_learning = random.split(state.key, 3)
 
-        def act(place: tuple[Any, Tensor], key: Tensor) -> tuple[tuple[Any, Tensor], Rollout]:
+        def act(place: tuple[Any, Tensor], key: Tensor) -> tuple[tuple[Any, Tensor], tuple[Rollout, Experience]]:
             now, seen = place
             for_action, for_step = random.split(key)
             logits = apply_mlp(state.actor, seen).log_softmax(-1)
             action = random.categorical(for_action, logits)
             now, following, transition = step_or_reset(environment, now, action, for_step)
             ended = transition.terminated | transition.truncated
-            return (now, following), Rollout(
+            rollout = Rollout(
                 seen,
                 action,
                 logits.gather(-1, action[None]).squeeze(-1),
@@ -207,12 +207,12 @@ def _agent(
                 discount * (~transition.terminated).to(logits.dtype),
                 (~ended).to(logits.dtype),
             )
+            return (now, following), (rollout, Experience(transition.raw_reward, ended))
 
         place = state.environment, state.observation
-        (now, seen), rollout = scan(act, place, random.split(for_rollout, length))
+        (now, seen), (rollout, experience) = scan(act, place, random.split(for_rollout, length))
         state = learn(state, rollout, for_learning)
-        state = state._replace(environment=now, observation=seen, key=key)
-        return state, Experience(rollout.reward, rollout.goes_on == 0)
+        return state._replace(environment=now, observation=seen, key=key), experience
 
     return Agent(init, step, actions=length)
 

@@ -21,7 +21,7 @@ class Experience(NamedTuple):
     """What happened in a step of an agent, which may be several actions.
 
     Attributes:
-        reward: of each action, ``[actions]``.
+        reward: the environment's own of each action, ``[actions]``: `Transition.raw_reward`.
         ended: whether an episode ended behind it, ``[actions]``.
     """
 

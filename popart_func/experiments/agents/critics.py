@@ -61,7 +61,9 @@ def make_critic(
     """
 
     def unnormalized(state: LearnerState, params: Params, x: Tensor) -> Tensor:
-        return unnormalize(state.statistics, apply(params, x))
+        outputs = apply(params, x)
+        tasks = popart.tasks_of(state.statistics, outputs)
+        return unnormalize(state.statistics, outputs, None if tasks is None else tasks.expand(outputs.shape))
 
     def raw(state: LearnerState, params: Params, x: Tensor) -> Tensor:
         return apply(params, x)

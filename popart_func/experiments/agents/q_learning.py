@@ -10,7 +10,6 @@ Guez and Silver, *Deep reinforcement learning with double Q-learning* (2016).
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from popart_func import random
 from popart_func.experiments.agents.agent import Agent, Experience
 from popart_func.experiments.agents.critics import Critic
-from popart_func.experiments.agents.networks import init_mlp
+from popart_func.experiments.agents.exploration import epsilon_greedy
+from popart_func.experiments.agents.networks import init_mlp, layer_sizes
 from popart_func.experiments.environments import Environment, step_or_reset
 from popart_func.learners import LearnerState
 from popart_func.pop_art import pop
@@ -80,19 +80,19 @@ def q_learning(
 
     def init(key: Tensor) -> QLearningState:
         key, for_network, for_reset = random.split(key, 3)
-        params = init_mlp(for_network, _sizes(environment, hidden))
+        params = init_mlp(for_network, layer_sizes(environment, hidden))
         return QLearningState(critic.learner.init(params), *environment.reset(for_reset), key)
 
     def step(state: QLearningState) -> tuple[QLearningState, Experience]:
         key, for_action, for_step = random.split(state.key, 3)
         learner, seen = state.learner, state.observation
-        action = _act(for_action, critic.values(learner, learner.params, seen), epsilon)
+        action = epsilon_greedy(for_action, critic.values(learner, learner.params, seen), epsilon)
         now, observation, transition = step_or_reset(environment, state.environment, action, for_step)
         best = critic.values(learner, learner.params, transition.observation).amax(-1)
         target = transition.reward + discount * torch.where(transition.terminated, torch.zeros_like(best), best)
         learner, _ = critic.learner.update(learner, (seen, target, action))
         ended = transition.terminated | transition.truncated
-        return QLearningState(learner, now, observation, key), Experience(transition.reward[None], ended[None])
+        return QLearningState(learner, now, observation, key), Experience(transition.raw_reward[None], ended[None])
 
     return Agent(init, step, actions=1)
 
@@ -104,10 +104,10 @@ def dqn(
     *,
     discount: Scalar = 0.99,
     epsilon: Scalar = 0.05,
-    capacity: int = 1000,
+    capacity: int = 10_000,
     batch_size: int = 32,
-    steps_per_update: int = 1,
-    target_rate: Scalar = 0.01,
+    steps_per_update: int = 4,
+    target_rate: Scalar = 0.05,
 ) -> Agent:
     """Double DQN: a replay buffer, a batch from it for each gradient step, and a target network that follows.
 
@@ -127,7 +127,7 @@ def dqn(
 
     def init(key: Tensor) -> DQNState:
         key, for_network, for_reset = random.split(key, 3)
-        params = init_mlp(for_network, _sizes(environment, hidden))
+        params = init_mlp(for_network, layer_sizes(environment, hidden))
         state, observation = environment.reset(for_reset)
         rows, row = torch.zeros(capacity), torch.zeros(capacity, *environment.observation_shape)
         count = torch.zeros((), dtype=torch.int32)
@@ -137,13 +137,13 @@ def dqn(
     def act(state: DQNState) -> tuple[DQNState, Experience]:
         key, for_action, for_step = random.split(state.key, 3)
         learner, seen = state.learner, state.observation
-        action = _act(for_action, critic.values(learner, learner.params, seen), epsilon)
+        action = epsilon_greedy(for_action, critic.values(learner, learner.params, seen), epsilon)
         now, observation, transition = step_or_reset(environment, state.environment, action, for_step)
         goes_on = discount * (~transition.terminated).to(seen.dtype)
         row = seen, action, transition.reward, transition.observation, goes_on
         replay = _insert(state.replay, row)
         state = state._replace(replay=replay, environment=now, observation=observation, key=key)
-        return state, Experience(transition.reward, transition.terminated | transition.truncated)
+        return state, Experience(transition.raw_reward, transition.terminated | transition.truncated)
 
     def learn(state: DQNState) -> DQNState:
         key, for_batch = random.split(state.key)
@@ -169,17 +169,6 @@ def dqn(
         return learn(state), Experience(torch.stack(rewards), torch.stack(ends))
 
     return Agent(init, step, actions=steps_per_update)
-
-
-def _sizes(environment: Environment, hidden: tuple[int, ...]) -> list[int]:
-    return [math.prod(environment.observation_shape), *hidden, environment.num_actions]
-
-
-def _act(key: Tensor, values: Tensor, epsilon: Scalar) -> Tensor:
-    """The action of the largest value, or one at random with probability ``epsilon``."""
-    explore, choice = random.split(key)
-    at_random = random.randint(choice, (), 0, values.shape[-1]).long()
-    return torch.where(random.uniform(explore) < epsilon, at_random, values.argmax(-1))
 
 
 def _insert(replay: Replay, row: tuple[Tensor, ...]) -> Replay:

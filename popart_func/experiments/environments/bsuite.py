@@ -26,7 +26,8 @@ def _never(like: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=torch.bool)
 
 
-class Bandit(NamedTuple):
+@dataclass(frozen=True)
+class Bandit:
     """A bandit whose arms give 0, 0.1, ..., 1, one step an episode.
 
     Attributes:
@@ -54,7 +55,7 @@ class Bandit(NamedTuple):
     def step(self, state: tuple[()], action: Tensor, key: Tensor) -> Transition:
         reward = self.rewards.gather(-1, action.long()[None]).squeeze(-1)
         ended = torch.ones_like(reward, dtype=torch.bool)
-        return Transition((), torch.ones_like(self.rewards[:1]), reward, ended, ~ended)
+        return Transition((), torch.ones_like(self.rewards[:1]), reward, reward, ended, ~ended)
 
 
 class CatchState(NamedTuple):
@@ -93,7 +94,7 @@ class Catch:
         terminated = state.ball_y == self.rows - 1
         caught = torch.where(state.ball_x == paddle_x, 1.0, -1.0)
         reward = torch.where(terminated, caught, 0.0).to(self.dtype)
-        return Transition(state, self.observe(state), reward, terminated, _never(terminated))
+        return Transition(state, self.observe(state), reward, reward, terminated, _never(terminated))
 
     def observe(self, state: CatchState) -> Tensor:
         """The board of a state."""
@@ -157,7 +158,8 @@ class CartPole:
         )
         balanced = (state.theta.cos() > self.height_threshold) & (state.x.abs() < self.x_threshold)
         terminated = ~balanced | (state.time_elapsed > self.max_time)
-        return Transition(state, self.observe(state), balanced.to(self.dtype), terminated, _never(terminated))
+        reward = balanced.to(self.dtype)
+        return Transition(state, self.observe(state), reward, reward, terminated, _never(terminated))
 
     def observe(self, state: CartPoleState) -> Tensor:
         """What the agent sees of a state."""
@@ -200,7 +202,7 @@ class MountainCar:
         state = MountainCarState(position, velocity, state.timestep + 1)
         terminated = (position >= 0.5) | (state.timestep >= self.max_steps)
         reward = torch.full_like(position, -1.0)
-        return Transition(state, self.observe(state), reward, terminated, _never(terminated))
+        return Transition(state, self.observe(state), reward, reward, terminated, _never(terminated))
 
     def observe(self, state: MountainCarState) -> Tensor:
         """What the agent sees of a state."""

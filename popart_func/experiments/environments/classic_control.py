@@ -61,4 +61,5 @@ class CartPoleV1:
         terminated = (state.x.abs() > 2.4) | (state.theta.abs() > 12 * 2 * math.pi / 360)
         truncated = ~terminated & (state.timestep >= self.max_steps)
         observation = torch.stack(state[:4])
-        return Transition(state, observation, torch.ones_like(x), terminated, truncated)
+        reward = torch.ones_like(x)
+        return Transition(state, observation, reward, reward, terminated, truncated)

@@ -5,7 +5,8 @@ step:  environment.step(state, action, key) -> Transition
 
 A state is a NamedTuple of tensors. Everything is written for one environment of one lane: `torch.vmap` runs many, an
 engine runs them inside of a step, and `interop.jax.to_jax_function` in JAX. Keys are those of `popart_func.random`.
-An environment that ends stays where it is told to; `step_or_reset` starts the next episode.
+An environment that ends stays where it is told to; `step_or_reset` starts the next episode. `wrappers` change rewards,
+observations or actions of any environment.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from popart_func import random
 
-__all__ = ["Environment", "Transition", "scale_rewards", "step_or_reset"]
+__all__ = ["Environment", "Transition", "restart", "step_or_reset"]
 
 
 class Transition(NamedTuple):
@@ -27,7 +28,8 @@ class Transition(NamedTuple):
     Attributes:
         state: the state that was reached.
         observation: what the agent sees of it, float.
-        reward: 0-d, float.
+        reward: 0-d, float: what the agent learns from. Wrappers may change it.
+        raw_reward: the environment's own reward, which no wrapper changes: what an agent is scored by.
         terminated: the episode is over, and what follows is worth 0; 0-d, bool.
         truncated: the episode was cut off by a time limit, and what would follow has a value; 0-d, bool.
     """
@@ -35,6 +37,7 @@ class Transition(NamedTuple):
     state: Any
     observation: Tensor
     reward: Tensor
+    raw_reward: Tensor
     terminated: Tensor
     truncated: Tensor
 
@@ -73,32 +76,18 @@ def step_or_reset(environment: Environment, state: Any, action: Tensor, key: Ten
     for_step, for_reset = random.split(key, 2)
     transition = environment.step(state, action, for_step)
     ended = transition.terminated | transition.truncated
-    first: Any = environment.reset(for_reset)
+    first: Any = restart(environment, transition.state, for_reset)
     last: Any = transition.state, transition.observation
     following: Any = optree.tree_map(lambda new, old: torch.where(ended, new, old), first, last)
     return *following, transition
 
 
-class _Scaled(NamedTuple):
-    environment: Environment
-    scale: float | Tensor
+def restart(environment: Environment, state: Any, key: Tensor) -> tuple[Any, Tensor]:
+    """The first state of the next episode and its observation.
 
-    @property
-    def num_actions(self) -> int:
-        return self.environment.num_actions
-
-    @property
-    def observation_shape(self) -> tuple[int, ...]:
-        return self.environment.observation_shape
-
-    def reset(self, key: Tensor) -> tuple[Any, Tensor]:
-        return self.environment.reset(key)
-
-    def step(self, state: Any, action: Tensor, key: Tensor) -> Transition:
-        transition = self.environment.step(state, action, key)
-        return transition._replace(reward=transition.reward * self.scale)
-
-
-def scale_rewards(environment: Environment, scale: float | Tensor) -> Environment:
-    """The environment with its rewards multiplied by ``scale``, which may be a hyper-parameter of the lane."""
-    return _Scaled(environment, scale)
+    An environment whose state holds something that outlives an episode has a method ``restart(state, key)``; the state
+    of any other one starts anew, by `reset`.
+    """
+    found = getattr(environment, "restart", None)
+    first: tuple[Any, Tensor] = environment.reset(key) if found is None else found(state, key)
+    return first

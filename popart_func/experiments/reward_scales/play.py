@@ -1,9 +1,9 @@
-"""Runs agents on an experiment at every scale and seed: lanes of one sweep, one learner for each agent."""
+"""Runs agents on an experiment at every scale and seed, each a lane: one sweep for each agent."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
@@ -13,47 +13,35 @@ import xarray
 from torch import Tensor
 
 from popart_func import random, sweeps
-from popart_func.engines import scan
-from popart_func.experiments.agents import Agent, dqn, make_critic, ppo, q_learning, v_trace
-from popart_func.experiments.agents.networks import apply_mlp
-from popart_func.experiments.environments import Environment, scale_rewards
-from popart_func.experiments.names import AGENT_NAMES, REWARD_SCALES
+from popart_func.engines import load_engine, scan
+from popart_func.experiments.agents import Agent
+from popart_func.experiments.environments.wrappers import scale_rewards
+from popart_func.experiments.names import SINGLE_AGENT_NAMES, TASK_AGENT_NAMES
+from popart_func.experiments.reward_scales.roster import (
+    ALGORITHMS,
+    Setting,
+    default_setting,
+    has_statistics,
+    make_agent,
+)
 from popart_func.experiments.reward_scales.tasks import TASKS, Task
 from popart_func.learners import Learner
-from popart_func.optim import adam, chain, clip_by_global_norm
-from popart_func.pop_art import popart
 from popart_func.sweeps._checks import as_count, as_names
 from popart_func.sweeps.records import Record
 from popart_func.sweeps.workers import Workers
 
-__all__ = ["SETTINGS", "Setting", "Tally", "play"]
+__all__ = ["Tally", "checked", "play", "run_agent"]
+
+_PERIOD = 128
+"""The points of learning curves are multiples of this number of actions, which every agent's step divides."""
+
+POINTS = 200
+"""How many points a learning curve has."""
 
 _DESCRIPTION = "episodes, the sum of their returns and the best of them, at the points of a curve"
 
 _NO_EPISODE = -1e9
 """The best return before an episode has ended: finite, since infinity says that a lane diverged."""
-
-POINTS = 200
-"""How many points a learning curve has."""
-
-
-class Setting(NamedTuple):
-    """An agent's hyper-parameters: Adam's learning rate, and the step size of the statistics."""
-
-    learning_rate: float
-    step_size: float
-
-
-SETTINGS: dict[str, Setting] = {
-    "q": Setting(0.005, 0.001),
-    "dqn": Setting(0.003, 0.001),
-    "ppo": Setting(0.003, 0.01),
-    "vtrace": Setting(0.003, 0.01),
-}
-"""What each algorithm runs with by default, whichever critic it has."""
-
-ACTIONS = {"q": 1, "dqn": 4, "ppo": 128, "vtrace": 16}
-"""How many actions each algorithm takes in a step. A sample of the sweep has at least 4, and a step of each agent."""
 
 
 class Tally(NamedTuple):
@@ -72,33 +60,10 @@ class Tally(NamedTuple):
     running: Tensor
 
 
-def _make_agent(name: str, environment: Environment, learning_rate: Any, step_size: Any) -> Agent:
-    """The agent of a name."""
-    algorithm, critic_name = name.split("_")
-    # The lower bound lies far below bsuite's smallest rewards. With bias correction the scale is that of the first
-    # targets, instead of 1 for as long as statistics with a small step size remember it.
-    statistics = popart(1, step_size, scale_lb=1e-9, scale_ub=1e9, bias_correction=True)
-    critic = make_critic(critic_name, apply_mlp, adam(learning_rate), statistics)
-    actions = ACTIONS[algorithm]
-    if algorithm == "q":
-        return q_learning(environment, critic)
-    if algorithm == "dqn":
-        return dqn(environment, critic, batch_size=16, steps_per_update=actions)
-    actor = chain(clip_by_global_norm(0.5), adam(learning_rate))
-    if algorithm == "ppo":
-        return ppo(environment, critic, actor, length=actions)
-    return v_trace(environment, critic, actor, length=actions)
-
-
-def _tally_of(state: Any, info: Tensor) -> Tensor:
-    """What is recorded of a step: the episodes, the sum of their returns, and the best of them."""
-    return info
-
-
 def play(
     task: str,
     agents: Iterable[str],
-    reward_scales: Iterable[SupportsFloat] = REWARD_SCALES,
+    reward_scales: Iterable[SupportsFloat] | None = None,
     seeds: Iterable[SupportsIndex] = range(100),
     *,
     settings: Mapping[str, Setting] | None = None,
@@ -114,78 +79,158 @@ def play(
     Args:
         task: one of `TASKS`.
         agents: one or more of `names.AGENT_NAMES`.
-        reward_scales: what rewards are multiplied by.
+        reward_scales: what rewards are multiplied by; by default as the experiment says. Where one network learns
+            several tasks there is one for each, and each seed shares them out at random.
         seeds: distinct integers: of the environment, the network and the actions.
-        settings: hyper-parameters by the agent's name; by default those of `SETTINGS`.
-        steps: how many actions, rounded up to a multiple of four and of the actions in a step of each agent; by default
-            the experiment's.
+        settings: hyper-parameters by the agent's name, such as `tuning.tune` chooses; by default those of `roster`.
+        steps: how many actions, rounded up to a multiple of 128; by default the experiment's.
         chunk_size: as in `sweeps.run`.
         engine: as in `sweeps.run`.
-        store: as in `sweeps.run`.
+        store: as in `sweeps.run`: a directory with a sweep for each agent.
         workers: as in `sweeps.run`.
         quiet: as in `sweeps.run`.
 
     Returns:
-        ``episodes``, ``total_return`` and ``best_episode`` over learner, reward_scale, seed and ``step``: learning
+        ``episodes``, ``total_return`` and ``best_episode`` over agent, reward_scale, seed and ``step``: learning
         curves of at most 200 points, the last of which bsuite scores. ``step`` is the number of actions before a point.
+        Over agent: ``seconds``, how long this call took for it, and its ``learning_rate`` and ``step_size``.
 
     Raises:
         TypeError, ValueError: an unknown experiment, agent or setting; fewer steps than an episode may have, so that a
             run could end without one; and as `sweeps.run`.
     """
-    as_names("play", "task", [task], list(TASKS))
-    agents = as_names("play", "agents", agents, AGENT_NAMES)
-    names = [name.replace("-", "_") for name in agents]  # the sweep's learners are identifiers
-    chosen = TASKS[task]
-    steps = as_count("play", "steps", chosen.steps if steps is None else steps)
-    if steps < chosen.longest:
-        raise ValueError(f"play: `steps` must be at least {chosen.longest}, an episode of {task}, got {steps}.")
+    agents, scales, steps = checked("play", task, agents, reward_scales, steps)
     given = dict(settings or {})
     if unknown := given.keys() - set(agents):
         raise ValueError(f"play: `settings` must be of the agents {list(agents)}, got {sorted(unknown)}.")
-    actions = max(4, *(ACTIONS[name.split("_")[0]] for name in names))
-    learners = {}
-    for name in names:
-        setting = given.get(name.replace("_", "-"), SETTINGS[name.split("_")[0]])
-        learners[name] = functools.partial(_counted, chosen, name, setting, actions)
-    samples = -(-steps // actions)
+    found = []
+    seeds = list(seeds)
+    for name in agents:
+        setting = given.get(name, default_setting(name))
+        one = run_agent(
+            TASKS[task],
+            name,
+            {"reward_scale": scales, "learning_rate": [setting[0]], "step_size": [setting[1]]},
+            seeds,
+            steps,
+            chunk_size=chunk_size,
+            engine=engine,
+            store=None if store is None else Path(store) / name,
+            workers=workers,
+            quiet=quiet,
+        )
+        one = one.isel({axis: 0 for axis in Setting._fields if axis in one.dims}, drop=True)
+        found.append(one.assign(seconds=one.attrs["seconds"], learning_rate=setting[0], step_size=setting[1]))
+    whole = xarray.concat(found, xarray.Variable("agent", np.array(agents, object)), combine_attrs="drop")
+    return whole.assign_attrs(lane_steps=sum(one.attrs["lane_steps"] for one in found))
+
+
+def run_agent(
+    task: Task,
+    name: str,
+    axes: Mapping[str, Sequence[SupportsFloat]],
+    seeds: Iterable[SupportsIndex],
+    steps: int,
+    *,
+    engine: str = "auto",
+    **options: Any,
+) -> xarray.Dataset:
+    """The sweep of one agent over reward scales, hyper-parameters and seeds.
+
+    Args:
+        task: the experiment.
+        name: one of `names.AGENT_NAMES`.
+        axes: values of ``reward_scale``, ``learning_rate`` and ``step_size``; the last is left out where the agent has
+            no statistics.
+        seeds: as in `play`.
+        steps: how many actions, rounded up to a multiple of 128.
+        engine: as in `sweeps.run`.
+        **options: of `sweeps.run`.
+
+    Returns:
+        ``episodes``, ``total_return`` and ``best_episode`` over the axes, seed and ``step``.
+    """
+    periods = -(-steps // _PERIOD)
+    # A sample has at least 4 actions: the series of a tally is in memory.
+    actions = max(4, ALGORITHMS[name.split("-")[0]].actions)
+    scales = [float(scale) for scale in axes["reward_scale"]]
+
+    def learner(learning_rate: Tensor, reward_scale: Any = scales, step_size: Any = 1.0) -> Learner:
+        return _learner(task, name, actions, reward_scale, learning_rate, step_size)
+
+    left_out = {"step_size": not has_statistics(name), "reward_scale": task.together}
+    lanes: dict[str, Any] = {axis: values for axis, values in axes.items() if not left_out.get(axis)}
     found = sweeps.run(
-        learners,
-        torch.zeros(samples, dtype=torch.int8),
+        learner,
+        torch.zeros(periods * _PERIOD // actions, dtype=torch.int8),
         _start,
-        sweeps.lanes(seeds, reward_scale=reward_scales),
-        record={"tally": Record(_tally_of, _points, None, _DESCRIPTION)},
-        chunk_size=chunk_size,
-        engine=engine,
-        store=store,
-        workers=workers,
-        quiet=quiet,
+        sweeps.lanes(seeds, **lanes),
+        engine=_compiled(engine),
+        record={"tally": Record(_tally_of, functools.partial(_points, _PERIOD // actions), None, _DESCRIPTION)},
+        **options,
     )
     tally = found["tally"]
+    if task.together:
+        tally = tally.rename({tally.dims[-1]: "reward_scale"}).assign_coords(reward_scale=scales)
+        tally = tally.transpose("reward_scale", ...)
     point, quantity = tally.dims[-2:]
-    parts = {name: tally.isel({quantity: i}) for i, name in enumerate(Tally._fields[:3])}
-    at = actions * (_kept(samples) + 1)
+    parts = {part: tally.isel({quantity: i}) for i, part in enumerate(Tally._fields[:3])}
+    at = _PERIOD * (_kept(periods) + 1)
     return xarray.Dataset(parts, attrs=found.attrs).rename({point: "step"}).assign_coords(step=at)
+
+
+def checked(
+    caller: str, task: str, agents: Iterable[str], reward_scales: Iterable[SupportsFloat] | None, steps: int | None
+) -> tuple[list[str], list[SupportsFloat], int]:
+    """The agents' names, the scales of the rewards and the number of actions."""
+    as_names(caller, "task", [task], list(TASKS))
+    chosen = TASKS[task]
+    names = list(as_names(caller, "agents", agents, TASK_AGENT_NAMES if chosen.together else SINGLE_AGENT_NAMES))
+    scales = list(chosen.reward_scales if reward_scales is None else reward_scales)
+    if chosen.together and len(scales) != len(chosen.reward_scales):
+        raise ValueError(
+            f"{caller}: `reward_scales` must have one for each of the {len(chosen.reward_scales)} tasks of {task}, got "
+            f"{len(scales)}."
+        )
+    steps = as_count(caller, "steps", chosen.steps if steps is None else steps)
+    if steps < chosen.longest:
+        raise ValueError(f"{caller}: `steps` must be at least {chosen.longest}, an episode of {task}, got {steps}.")
+    return names, scales, steps
+
+
+def _compiled(engine: str) -> str:
+    """`native` for "auto", where it can run. A step has so many actions that few of them earn back its compilation."""
+    can_run = load_engine("native").why_not(torch.device("cpu")) is None
+    return "native" if engine == "auto" and can_run else engine
 
 
 def _start(seed: int) -> dict[str, Tensor]:
     return {"key": random.key(seed)}
 
 
-def _counted(task: Task, name: str, setting: Setting, actions: int, reward_scale: Tensor) -> Learner:
+def _tally_of(state: Any, info: Tensor) -> Tensor:
+    """What is recorded of a sample: the episodes, the sum of their returns, and the best of them."""
+    return info
+
+
+def _learner(task: Task, name: str, actions: int, reward_scale: Any, learning_rate: Any, step_size: Any) -> Learner:
     """An agent as a learner of a sweep: its parameters are a key, its samples say nothing, its info is the tally.
 
     An update is so many actions.
     """
 
     def agent_of(key: Tensor) -> Agent:
-        environment = scale_rewards(task.make(key), reward_scale)
-        return _make_agent(name, environment, *setting)
+        made: Any = task.make(key)
+        if not task.together:
+            return make_agent(name, scale_rewards(made, reward_scale), learning_rate, step_size)
+        scales = torch.tensor(reward_scale)[_order(key, len(made))]
+        scaled = tuple(scale_rewards(*one) for one in zip(made, scales, strict=True))
+        return make_agent(name, scaled, learning_rate, step_size)
 
     def init(params: Any) -> Any:
         for_task, for_agent = random.split(params["key"], 2)
-        zero = torch.zeros(())
-        tally = Tally(zero, zero.clone(), torch.full((), _NO_EPISODE), zero.clone())
+        zero = torch.zeros(len(reward_scale) if task.together else ())
+        tally = Tally(zero, zero.clone(), torch.full_like(zero, _NO_EPISODE), zero.clone())
         return agent_of(for_task).init(for_agent), tally, for_task
 
     def update(state: Any, _: Any) -> Any:
@@ -195,16 +240,24 @@ def _counted(task: Task, name: str, setting: Setting, actions: int, reward_scale
         def act(carry: Any, _: Any) -> tuple[Any, Any]:
             agent_state, tally = carry
             agent_state, experience = agent.step(agent_state)
-            tally, _ = scan(count, tally, (experience.reward / reward_scale, experience.ended))
+            tally, _ = scan(count, tally, (experience.reward, experience.ended))
             return (agent_state, tally), ()
 
         def count(tally: Tally, action: tuple[Tensor, Tensor]) -> tuple[Tally, tuple[()]]:
             return _count(task, tally, *action), ()
 
         (agent_state, tally), _ = scan(act, (agent_state, tally), length=actions // agent.actions)
-        return (agent_state, tally, for_task), torch.stack(tally[:3])
+        counts = torch.stack(tally[:3])
+        if task.together:  # by scale: the tasks are in another order in each seed
+            counts = counts[:, _order(for_task, counts.shape[1]).argsort()]
+        return (agent_state, tally, for_task), counts
 
     return Learner(init, update)
+
+
+def _order(key: Tensor, tasks: int) -> Tensor:
+    """The place of each task's scale among the scales."""
+    return random.permutation(random.fold_in(key, 1), tasks)
 
 
 def _count(task: Task, tally: Tally, reward: Tensor, ended: Tensor) -> Tally:
@@ -218,10 +271,11 @@ def _count(task: Task, tally: Tally, reward: Tensor, ended: Tensor) -> Tally:
     )
 
 
-def _points(series: Tensor) -> Tensor:
-    """The series at `POINTS` points, the last one among them."""
-    return series[_kept(series.shape[0])]
+def _points(samples: int, series: Tensor) -> Tensor:
+    """The series at `POINTS` points, the last one among them; so many of its samples are a period."""
+    return series[samples * (_kept(series.shape[0] // samples) + 1) - 1]
 
 
-def _kept(samples: int) -> np.ndarray:
-    return np.unique(np.linspace(0, samples, min(POINTS, samples) + 1).round().astype(int)[1:] - 1)
+def _kept(periods: int) -> np.ndarray:
+    """The periods that have a point."""
+    return np.unique(np.linspace(0, periods, min(POINTS, periods) + 1).round().astype(int)[1:] - 1)
