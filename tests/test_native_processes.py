@@ -57,6 +57,11 @@ total()
 before = count_threads()
 total(0, lambda c, x: (c - x, ()))
 assert count_threads() == before, "kernels share their threads"
+if torch.set_flush_denormal(True):
+    carry, x = torch.full((400_000,), 1e-30), torch.full((1,), 1e-10)
+    tiny, _ = scan_lanes(lambda c, x: (c * x, ()), carry, x, engine="native")
+    torch.set_flush_denormal(False)
+    assert not tiny.count_nonzero(), "all threads round as that of the caller does"
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(total, range(4)) == [3.0, 4.0, 5.0, 6.0]
 if (child := os.fork()) == 0:

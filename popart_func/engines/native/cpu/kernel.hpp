@@ -1,6 +1,7 @@
 // The beginning of every kernel for a CPU: vector registers and functions, and blocks of lanes.
 // arithmetic.hpp follows. The including source defines BLOCK, the number of lanes in a block, which may depend on
 // REGISTER, the bytes of a vector register.
+#include <fenv.h>
 #include <pthread.h>
 
 #include <atomic>

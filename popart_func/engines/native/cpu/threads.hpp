@@ -6,8 +6,9 @@
 struct SharedCall {
   void (*run)(void*);
   void* argument;
-  int open;     // how many more threads may join
-  int running;  // how many have joined and not ended
+  int open;       // how many more threads may join
+  int running;    // how many have joined and not ended
+  fenv_t floats;  // how the caller's thread treats numbers: whether it flushes the smallest to zero
   SharedCall* next;
 };
 
@@ -16,7 +17,8 @@ class Threads {
   // Calls work() here and on up to `others` threads at once; returns when all that have begun have ended. Threads that
   // can't be had are left out: whoever runs takes the work of all.
   template <class Work> void share(Work& work, int others) {
-    SharedCall call{[](void* argument) { (*static_cast<Work*>(argument))(); }, &work, others, 0, nullptr};
+    SharedCall call{[](void* argument) { (*static_cast<Work*>(argument))(); }, &work, others, 0, {}, nullptr};
+    fegetenv(&call.floats);
     pthread_mutex_lock(&mutex);
     while (count < others && start()) ++count;
     call.next = calls;
@@ -55,6 +57,7 @@ class Threads {
       }
       --call->open, ++call->running;
       pthread_mutex_unlock(&mutex);
+      fesetenv(&call->floats);
       call->run(call->argument);
       pthread_mutex_lock(&mutex);
       if (!--call->running) pthread_cond_broadcast(&left);
