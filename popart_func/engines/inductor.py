@@ -42,8 +42,12 @@ Scanned = Callable[..., tuple[Leaves, Leaves]]
 _scan = scan_operator()
 
 # One thread for pointwise loops: they are too small to share, and waiting for each other costs twelve times the work at
-# 50 lanes. The C++ wrapper halves the time of a step at 50 lanes against the Python one.
-_CPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"cpp.threads": 1, "cpp_wrapper": True}
+# 50 lanes. The C++ wrapper halves the time of a step at 50 lanes against the Python one; it can't hold a scan before
+# PyTorch 2.13.
+_CPU_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "cpp.threads": 1,
+    "cpp_wrapper": torch.torch_version.TorchVersion(torch.__version__) >= "2.13",
+}
 
 
 def why_not(device: torch.device) -> str | None:
