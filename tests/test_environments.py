@@ -14,7 +14,7 @@ from bsuite.environments import mountain_car as bsuite_mountain_car
 
 import popart_func as pf
 from popart_func import random
-from popart_func.experiments.environments import bsuite, classic_control, step_or_reset
+from popart_func.experiments.environments import bsuite, classic_control, step_or_reset, wrappers
 from popart_func.experiments.environments.wrappers import scale_rewards
 from popart_func.interop.jax import to_jax, to_jax_function
 
@@ -182,3 +182,63 @@ def test_next_episode():
     assert torch.equal(observation, env.observe(state))
     assert not torch.equal(observation, transition.observation)
     assert state.ball_x == env.reset(random.split(random.key(2), 2)[1])[0].ball_x
+
+
+def played(env, steps, actions=None):
+    """The transitions of an environment, and the first observation."""
+    state, first = env.reset(random.key(0))
+    found = []
+    for i in range(steps):
+        action = torch.tensor(i % 3 if actions is None else actions[i])
+        state, _, transition = step_or_reset(env, state, action, random.fold_in(random.key(1), i))
+        found.append(transition)
+    return first, found
+
+
+def test_wrappers_of_rewards():
+    """Clipped, and divided by the deviation of their discounted sums, over the ends of episodes; raw ones stay."""
+    env, steps = scale_rewards(bsuite.Catch(), 30.0), 40
+    _, plain = played(env, steps)
+    rewards = np.array([one.reward for one in plain])
+    assert set(rewards) == {-30.0, 0.0, 30.0}
+    _, clipped = played(wrappers.clip_rewards(env), steps)
+    np.testing.assert_array_equal([one.reward for one in clipped], rewards.clip(-1, 1))
+
+    _, standardized = played(wrappers.standardize_rewards(env, 0.9), steps)
+    total, sums, expected = 0.0, [], []
+    for reward, transition in zip(rewards, plain, strict=True):
+        total = 0.9 * total * (not transition.terminated) + reward
+        sums.append(total)
+        expected.append(reward / (np.var(sums, ddof=1) if len(sums) > 1 else 1.0) ** 0.5 if reward else 0.0)
+    np.testing.assert_allclose([one.reward for one in standardized], expected, rtol=1e-4)
+    for found in (clipped, standardized):
+        np.testing.assert_array_equal([one.raw_reward for one in found], rewards / 30)
+
+
+def test_standardized_observations():
+    first, plain = played(bsuite.Catch(), 20)
+    begin, found = played(wrappers.standardize_observations(bsuite.Catch()), 20)
+    torch.testing.assert_close(begin, torch.zeros(50))
+    seen = [first]
+    for i, (one, other) in enumerate(zip(plain, found, strict=True)):
+        seen.append(one.observation)
+        stacked = torch.stack(seen)
+        expected = (one.observation - stacked.mean(0)) / (stacked.var(0) + 1e-8).sqrt()
+        torch.testing.assert_close(other.observation, expected, atol=1e-3, rtol=1e-3)
+        if one.terminated:  # what the next episode begins with is seen, too
+            key = random.split(random.fold_in(random.key(1), i), 2)[1]
+            seen.append(bsuite.Catch().reset(key)[1])
+
+
+def test_wrappers_of_actions_and_cells():
+    env = bsuite.Catch()
+    actions = [0, 0, 2, 1, 2, 2, 0, 1]
+    paddles = lambda env, actions: [one.state.paddle_x.item() for one in played(env, 8, actions)[1]]  # noqa: E731
+    assert paddles(wrappers.mirror_actions(env), actions) == paddles(env, [2 - action for action in actions])
+    assert paddles(wrappers.slip(env, 0.0), actions) == paddles(env, actions)
+    assert paddles(wrappers.slip(env, 1.0), actions) == paddles(wrappers.slip(env, 1.0), actions[::-1])
+    first, transitions = played(wrappers.flip_cells(env, 1.0), 12)
+    assert first.sum() == 48
+    assert all(one.observation.sum() >= 48 for one in transitions)
+    few = torch.stack([one.observation for one in played(wrappers.flip_cells(env, 0.1), 60)[1]])
+    assert 0.1 < few.mean() < 0.17

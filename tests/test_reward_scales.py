@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray
 from bsuite.experiments.bandit import analysis as bandit
 from bsuite.experiments.cartpole import analysis as cartpole
 from bsuite.experiments.catch import analysis as catch
@@ -21,15 +22,16 @@ from popart_func.experiments import names
 from popart_func.experiments.agents import dqn, make_critic, q_learning, stream_q
 from popart_func.experiments.agents.networks import apply_mlp, apply_normalized_mlp
 from popart_func.experiments.environments.bsuite import Bandit, Catch, CatchState
-from popart_func.experiments.environments.wrappers import scale_rewards
+from popart_func.experiments.environments.wrappers import mirror_actions, scale_rewards
+from popart_func.experiments.reward_scales import tuning
 from popart_func.experiments.reward_scales.play import play
-from popart_func.experiments.reward_scales.roster import ALGORITHMS, default_setting
+from popart_func.experiments.reward_scales.roster import ALGORITHMS, Setting, default_setting, make_agent
 from popart_func.experiments.reward_scales.tasks import TASKS, score_of_scales
 
 THEIRS = {"bandit_scale": bandit, "catch_scale": catch, "cartpole_scale": cartpole, "mountain_car_scale": mountain_car}
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", THEIRS)
 def test_scores_are_bsuite_s(name):
     """The score of a run, and that of an experiment, against bsuite's functions of its data frame."""
     task, analysis = TASKS[name], THEIRS[name]
@@ -67,6 +69,12 @@ def test_bad_input():
         play("catch_scale", ["q-popart"], steps=8)
     with pytest.raises(ValueError, match=r"play: `settings` must be of the agents \['q-popart'\], got \['q-plain'\]"):
         play("catch_scale", ["q-popart"], settings={"q-plain": default_setting("q-plain")})
+    with pytest.raises(ValueError, match=r"play: `agents` must be among .*, got 'dqn-popart'"):
+        play("catch_tasks", ["dqn-popart"])
+    with pytest.raises(ValueError, match="play: `reward_scales` must have one for each of the 7 tasks of catch_tasks"):
+        play("catch_tasks", ["q-popart"], [1.0])
+    with pytest.raises(ValueError, match="multi_task_q_learning: `environments` must have one shape of observations"):
+        make_agent("q-popart", (Catch(), Catch(rows=5)), 0.1, 0.1)
     with pytest.raises(ValueError, match="score: `episodes` must be at least 1 in each run, got 0"):
         TASKS["mountain_car_scale"].score(np.array([2, 0]), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="make_critic: `name` must be one of plain, art, popart, normalized, got 'x'"):
@@ -153,23 +161,94 @@ def test_catch_s_values_are_those_of_dynamic_programming(algorithm, learning_rat
     assert errors.quantile(0.9) < most
 
 
-def test_play_and_report(tmp_path, capsys):
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "tuned"])
+def test_play_and_report(tuned, tmp_path, capsys):
     """The command's files. With Pop-Art the runs of powers of two are the same to the bit; plain ones are not."""
     powers = (2.0**-10, 1.0, 2.0**10)
     words = ["rl", "--seeds=2", "--steps=1024", "--agents", "q-popart", "q-plain", "--engine=native"]
+    words += ["--tune"] * tuned
     assert main([*words, "--reward-scales", *map(str, powers), "--out", str(tmp_path)]) == 0
-    assert "catch_scale" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "catch_scale" in printed
+    assert ("tuned at x 1 on 10 other" in printed) == tuned
     agents = json.loads((tmp_path / "summary.json").read_text())["experiments"]["catch_scale"]["agents"]
     assert agents.keys() == {"q-popart", "q-plain"}
-    for agent in agents.values():
+    for name, agent in agents.items():
         assert agent["low"] <= agent["score"] <= agent["high"]
         assert agent["by_scale"].keys() == {"0.000976562", "1", "1024"}
+        assert agent["seconds"] > 0
+        grid = agent["tuning"]["scores"] if tuned else [{"score": 0.0, **default_setting(name)._asdict()}]
+        best = max(grid, key=lambda one: one["score"])
+        assert agent["learning_rate"] == best["learning_rate"]
+        assert agent["step_size"] == best.get("step_size", default_setting(name).step_size)
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("scores.png", "curves_catch_scale.png"))
 
-    found = play("catch_scale", ["q-popart", "q-plain"], powers, range(2), steps=1024, store=tmp_path / "catch_scale")
+    settings = {name: Setting(agent["learning_rate"], agent["step_size"]) for name, agent in agents.items()}
+    store = tmp_path / "catch_scale"
+    found = play("catch_scale", agents, powers, range(2), settings=settings, steps=1024, store=store, engine="native")
     assert found.attrs["lane_steps"] == 0, "the command's store has it all"
     popart, plain = (found["total_return"].sel(agent=f"q-{critic}") for critic in ("popart", "plain"))
     for scale in (powers[0], powers[2]):
         np.testing.assert_array_equal(popart.sel(reward_scale=scale), popart.sel(reward_scale=1.0))
         assert not np.array_equal(plain.sel(reward_scale=scale), plain.sel(reward_scale=1.0))
     assert (found["episodes"].isel(step=-1) == 113).all()
+
+
+def test_tuning_takes_the_best_setting_of_one_grid(monkeypatch):
+    """Every treatment has the grid of its algorithm, at rewards times 1, and seeds that are not reported."""
+    asked = {}
+
+    def run_agent(task, name, axes, seeds, steps, **options):
+        asked[name] = axes, seeds
+        coordinates = {"reward_scale": [1.0], "learning_rate": list(axes["learning_rate"]), "seed": seeds, "step": [9]}
+        if name == "q-popart":
+            coordinates["step_size"] = list(axes["step_size"])
+        total = xarray.DataArray(-90.0, coordinates, list(coordinates))
+        chosen = {"learning_rate": 0.01} | ({"step_size": 0.1} if name == "q-popart" else {})
+        total.loc[chosen] = 50.0
+        return xarray.Dataset({"total_return": total, "episodes": total * 0 + 100, "best_episode": total * 0})
+
+    monkeypatch.setattr(tuning, "run_agent", run_agent)
+    tuned = tuning.tune("catch_scale", ["q-popart", "q-plain"])
+    assert tuned["q-popart"].setting == Setting(0.01, 0.1)
+    assert tuned["q-plain"].setting == Setting(0.01, default_setting("q-plain").step_size)
+    assert tuned["q-popart"].scores.dims == ("learning_rate", "step_size")
+    assert tuned["q-popart"].seeds == 10
+    assert asked["q-popart"] == asked["q-plain"]
+    assert asked["q-popart"][0]["reward_scale"] == [1.0]
+    assert min(asked["q-popart"][1]) > 2**31
+
+
+@pytest.mark.parametrize("treatment", ["popart", "shared"])
+def test_each_task_learns_the_same_whatever_the_others_rewards_are(treatment):
+    """Two tasks of one network, with rewards times 2⁷ and 2⁻⁷ or the other way round, each with its own statistic.
+
+    All that is learned is equal to the bit. With a shared statistic it is not.
+    """
+
+    def learned(*scales):
+        environments = tuple(map(scale_rewards, (Catch(), mirror_actions(Catch(rows=5, columns=10))), scales))
+        agent = make_agent(f"q-{treatment}", environments, 0.01, 0.01)
+        state = agent.init(random.key(1))
+        for _ in range(10):
+            state, experience = agent.step(state)
+        assert experience.reward.shape == (1, 2)
+        return state.learner.params
+
+    one, other = learned(2.0**7, 2.0**-7), learned(2.0**-7, 2.0**7)
+    equal = all(torch.equal(one[name], other[name]) for name in one)
+    assert equal == (treatment == "popart")
+    assert one["head.weight"].shape == (6, 50)
+
+
+@pytest.mark.slow
+def test_tasks_are_reported_by_their_scales():
+    """Seven variants in one network: at powers of two in either order, the same returns at the same places."""
+    powers = [2.0**power for power in range(-6, 8, 2)]
+    options = {"seeds": range(3), "steps": 1024, "quiet": True}
+    found = play("catch_tasks", ["q-popart"], powers, **options)
+    turned = play("catch_tasks", ["q-popart"], powers[::-1], **options)
+    assert found["total_return"].dims == ("agent", "reward_scale", "seed", "step")
+    assert (found["reward_scale"] == powers).all()
+    np.testing.assert_array_equal(found["total_return"], turned["total_return"])
+    assert (found["episodes"].isel(step=-1) >= 113).all(), "nine actions an episode, or four on a wide board"

@@ -45,8 +45,8 @@ def rl(
 
     * **summary.json**: the scores, with 95 % intervals.
     * **scores.png**: scores against the scale of the rewards.
-    * **curves_<experiment>.png**: learning curves by scale.
-    * **<experiment>/<agent>/lanes.zarr**: every lane's episodes and returns, for xarray.open_zarr.
+    * **curves_EXPERIMENT.png**: learning curves by scale.
+    * **EXPERIMENT/AGENT/lanes.zarr**: every lane's episodes and returns, for xarray.open_zarr.
 
     For a quick look: popart-func rl --seeds 10 --steps 20000 --out quick
 

@@ -134,16 +134,15 @@ def dqn(
         replay = Replay(row, torch.zeros(capacity, dtype=torch.long), rows, row.clone(), rows.clone(), count)
         return DQNState(critic.learner.init(params), dict(params), replay, state, observation, key)
 
-    def act(state: DQNState) -> tuple[DQNState, Experience]:
+    def act(state: DQNState) -> tuple[DQNState, tuple[Tensor, ...], Experience]:
         key, for_action, for_step = random.split(state.key, 3)
         learner, seen = state.learner, state.observation
         action = epsilon_greedy(for_action, critic.values(learner, learner.params, seen), epsilon)
         now, observation, transition = step_or_reset(environment, state.environment, action, for_step)
         goes_on = discount * (~transition.terminated).to(seen.dtype)
         row = seen, action, transition.reward, transition.observation, goes_on
-        replay = _insert(state.replay, row)
-        state = state._replace(replay=replay, environment=now, observation=observation, key=key)
-        return state, Experience(transition.raw_reward, transition.terminated | transition.truncated)
+        state = state._replace(environment=now, observation=observation, key=key)
+        return state, row, Experience(transition.raw_reward, transition.terminated | transition.truncated)
 
     def learn(state: DQNState) -> DQNState:
         key, for_batch = random.split(state.key)
@@ -161,20 +160,24 @@ def dqn(
         return state._replace(learner=new, target=target, key=key)
 
     def step(state: DQNState) -> tuple[DQNState, Experience]:
-        rewards, ends = [], []
+        rows, experiences = [], []
         for _ in range(steps_per_update):
-            state, experience = act(state)
-            rewards.append(experience.reward)
-            ends.append(experience.ended)
-        return learn(state), Experience(torch.stack(rewards), torch.stack(ends))
+            state, row, experience = act(state)
+            rows.append(row)
+            experiences.append(experience)
+        # All rows at once: the buffer is then written in place.
+        state = state._replace(replay=_insert(state.replay, tuple(map(torch.stack, zip(*rows, strict=True)))))
+        return learn(state), Experience(*map(torch.stack, zip(*experiences, strict=True)))
 
     return Agent(init, step, actions=steps_per_update)
 
 
-def _insert(replay: Replay, row: tuple[Tensor, ...]) -> Replay:
-    at = (replay.inserted % replay.reward.shape[0]).long()[None]
-    parts = (part.index_copy(0, at, new.to(part.dtype)[None]) for part, new in zip(replay[:5], row, strict=True))
-    return Replay._make((*parts, replay.inserted + 1))
+def _insert(replay: Replay, rows: tuple[Tensor, ...]) -> Replay:
+    """The buffer with new rows, ``[new, ...]``, in the place of the oldest ones."""
+    new, capacity = rows[0].shape[0], replay.reward.shape[0]
+    at = (replay.inserted + torch.arange(new)).remainder(capacity).long()
+    parts = (part.index_copy(0, at, row.to(part.dtype)) for part, row in zip(replay[:5], rows, strict=True))
+    return Replay._make((*parts, replay.inserted + new))
 
 
 def _popped_head(params: dict[str, Tensor], old: LearnerState, new: LearnerState) -> dict[str, Tensor]:
