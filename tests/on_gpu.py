@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
@@ -42,7 +44,6 @@ EXPERIMENTS = ("cloudpickle", "cyclopts", "filelock", "loky", "matplotlib", "ric
 def run_tests(options: argparse.Namespace, done: list[Row], emit: Emit) -> None:
     """The tests that are marked ``gpu``, without those that are done."""
     import pytest
-    import torch
 
     class Recorder:
         session: Any = None
@@ -123,7 +124,6 @@ def workloads(options: argparse.Namespace, done: list[Row], emit: Emit) -> None:
 
     stand_in(EXPERIMENTS)
     import optree
-    import torch
 
     from popart_func.engines import scan_lanes
     from popart_func.experiments.workload_bench import WORKLOADS
@@ -183,11 +183,12 @@ def attempt(about: Row, measure: Callable[[], Row]) -> Row:
 
 def run_part(name: str, arguments: list[str], seconds: float, rows: Path) -> Row:
     """Runs a part in a process of its own, and ends it when its time is over."""
-    began, status = time.perf_counter(), AGAIN
-    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # PyTorch needs memory, too
+    began, status, found = time.perf_counter(), AGAIN, -1
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": paths, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # PyTorch needs memory, too
     command = [sys.executable, __file__, *arguments, "--part", name, "--rows", str(rows)]
-    before = -1
-    while status == AGAIN and before < (before := rows.stat().st_size if rows.exists() else 0):
+    while status == AGAIN and len(read(rows)) > found:  # as long as each process finds something
+        found = len(read(rows))
         process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
         try:
             status = process.wait(timeout=max(1, seconds - (time.perf_counter() - began)))
@@ -213,8 +214,6 @@ def read(rows: Path) -> list[Row]:
 
 def about_here(device: str) -> Row:
     """Card, date and versions."""
-    import torch
-
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda, "commit": None}
     for package in ("torch", "jax", "optree", "numpy", "pytest"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -246,6 +245,8 @@ def main() -> int:
             find, _ = PARTS[options.part]
             find(options, read(options.rows), lambda row: print(json.dumps(row), file=file, flush=True))
         return 0
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: PyTorch finds no CUDA device; --device cpu tries the command itself.")
     found: Row = about_here(options.device) | {"device": options.device, "parts": {}}
     end = time.perf_counter() + 60 * options.minutes
     for number, name in enumerate(options.parts):
