@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import mutants
 import mutation
 import pytest
+import surroundings
 from filelock import FileLock
 
 from popart_func import verify
@@ -45,11 +46,11 @@ def test_exactly_the_checks_that_guard_it_go_red(found, name):
     assert set(found[name]) == mutants.MUTANTS[name].red
 
 
-@pytest.mark.parametrize("name", mutants.SURROUNDINGS)
+@pytest.mark.parametrize("name", surroundings.SURROUNDINGS)
 def test_other_surroundings_are_noticed(found, name):
     if "native" in name and available_engines()["native"] is not None:
         pytest.skip("needs a compiler")
-    assert set(found[f"surroundings: {name}"]) == mutants.SURROUNDINGS[name][2]
+    assert set(found[f"surroundings: {name}"]) == surroundings.SURROUNDINGS[name][2]
 
 
 def test_a_mutant_is_found_where_a_local_has_another_name():
@@ -65,5 +66,5 @@ def test_a_mutant_is_found_where_a_local_has_another_name():
 
 def test_every_check_has_a_mutant():
     noticed = set().union(*(mutant.red for mutant in mutants.MUTANTS.values()))
-    noticed |= set().union(*(red for _, _, red in mutants.SURROUNDINGS.values()))
+    noticed |= set().union(*(red for _, _, red in surroundings.SURROUNDINGS.values()))
     assert noticed == set(verify.CHECKS)

@@ -78,6 +78,24 @@ def _popped(params: Any, mean: Any, scale: Any, new_mean: Any, new_scale: Any) -
     }
 
 
+def _learn(network: Callable[[Any, Any], Any], carry: Any, x: Any, y: Any) -> Any:
+    """A step on one sample; of one lane, or of several in the last axis of all arrays."""
+    import jax
+    import jax.numpy as jnp
+
+    params, (mean, second, scale) = carry
+    new_mean, second, new_scale = _statistics(mean, second, y)
+    params = _popped(params, mean, scale, new_mean, new_scale)
+
+    def loss(params: Any) -> Any:
+        prediction = network(params, x)[0]
+        return (0.5 * (prediction - (y - new_mean) / new_scale) ** 2).sum(), prediction
+
+    grads, prediction = jax.grad(loss, has_aux=True)(params)
+    params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
+    return (params, (new_mean, second, new_scale)), jnp.abs(prediction * new_scale + new_mean - y)
+
+
 def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream:
     """Idiomatic JAX: the step of one lane written in JAX, and ``jit(vmap(scan(step)))``."""
     import jax
@@ -89,19 +107,8 @@ def jax_scan(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> RunStream
         return params["output_linear.weight"] @ x + params["output_linear.bias"]
 
     def step(carry: Any, number: Any) -> Any:
-        params, (mean, second, scale) = carry
         x = ((number >> jnp.arange(15, -1, -1)) & 1).astype(jnp.float32)
-        y = number.astype(jnp.float32)
-        new_mean, second, new_scale = _statistics(mean, second, y)
-        params = _popped(params, mean, scale, new_mean, new_scale)
-
-        def loss(params: Any) -> Any:
-            prediction = network(params, x)[0]
-            return 0.5 * (prediction - (y - new_mean) / new_scale) ** 2, prediction
-
-        grads, prediction = jax.grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
-        return (params, (new_mean, second, new_scale)), jnp.abs(prediction * new_scale + new_mean - y)
+        return _learn(network, carry, x, number.astype(jnp.float32))
 
     def one_lane(params: Any, numbers: Any) -> Any:
         start = (jnp.float32(0), jnp.float32(1), jnp.float32(1))
@@ -140,23 +147,14 @@ def jax_lanes_last(params: Mapping[str, np.ndarray], numbers: np.ndarray) -> Run
     def linear(params: Any, name: str, x: Any) -> Any:
         return (params[f"{name}.weight"] * x[None]).sum(1) + params[f"{name}.bias"]
 
+    def network(params: Any, x: Any) -> Any:
+        for name in HIDDEN:
+            x = jnp.tanh(linear(params, name, x))
+        return linear(params, "output_linear", x)
+
     def step(carry: Any, number: Any) -> Any:
-        params, (mean, second, scale) = carry
         x = ((number[None] >> jnp.arange(15, -1, -1)[:, None]) & 1).astype(jnp.float32)
-        y = number.astype(jnp.float32)
-        new_mean, second, new_scale = _statistics(mean, second, y)
-        params = _popped(params, mean, scale, new_mean, new_scale)
-
-        def loss(params: Any) -> Any:
-            h = x
-            for name in HIDDEN:
-                h = jnp.tanh(linear(params, name, h))
-            prediction = linear(params, "output_linear", h)[0]
-            return (0.5 * (prediction - (y - new_mean) / new_scale) ** 2).sum(), prediction
-
-        grads, prediction = jax.grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads)
-        return (params, (new_mean, second, new_scale)), jnp.abs(prediction * new_scale + new_mean - y)
+        return _learn(network, carry, x, number.astype(jnp.float32))
 
     @jax.jit
     def run(params: Any, numbers: Any) -> Any:

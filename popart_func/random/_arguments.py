@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_shape", "check_dtype", "check_integers", "check_key", "parameters"]
+__all__ = ["as_shape", "check_draw", "check_dtype", "check_integers", "check_key", "parameters"]
 
 
 def check_key(caller: str, key: Tensor) -> None:
@@ -42,6 +42,12 @@ def check_dtype(caller: str, dtype: Any, expected: torch.dtype = torch.float32) 
         f"{caller}: `dtype` must be {expected} or None, got {got}. Convert the numbers that are drawn; "
         "give what follows `dtype` by name."
     )
+
+
+def check_draw(caller: str, key: Tensor, dtype: Any, expected: torch.dtype = torch.float32) -> None:
+    """Checks the key of a draw, and its dtype."""
+    check_key(caller, key)
+    check_dtype(caller, dtype, expected)
 
 
 def parameters(

@@ -12,7 +12,7 @@ from torch import Tensor
 from popart_func._typing import Float, Integer, Scalar, Shaped
 from popart_func._xla import erfinv, float32, multiply_add
 from popart_func.random import keys
-from popart_func.random._arguments import as_shape, check_dtype, check_integers, check_key
+from popart_func.random._arguments import as_shape, check_draw, check_integers, check_key
 
 __all__ = [
     "bernoulli",
@@ -38,8 +38,7 @@ def bits(
     >>> bits(keys.key(0), (2,))
     tensor([-224768089,  -91998574], dtype=torch.int32)
     """
-    check_key("bits", key)
-    check_dtype("bits", dtype, torch.int32)
+    check_draw("bits", key, dtype, torch.int32)
     first, second = keys.threefry(key, *keys.counters(as_shape("bits", shape), key))
     return first ^ second
 
@@ -63,8 +62,7 @@ def uniform(
     >>> uniform(keys.key(0), (2,))
     tensor([0.9477, 0.9786])
     """
-    check_key("uniform", key)
-    check_dtype("uniform", dtype)
+    check_draw("uniform", key, dtype)
     units = to_unit(bits(key, shape))
     if isinstance(minval, int | float) and isinstance(maxval, int | float):
         if (minval, maxval) == (0, 1):
@@ -82,8 +80,7 @@ def normal(
     >>> normal(keys.key(0), (2,))
     tensor([1.6226, 2.0253])
     """
-    check_key("normal", key)
-    check_dtype("normal", dtype)
+    check_draw("normal", key, dtype)
     return to_normal(to_unit(bits(key, shape)))
 
 
@@ -106,8 +103,7 @@ def randint(
     >>> randint(keys.key(0), (4,), 0, 6)
     tensor([1, 0, 2, 1], dtype=torch.int32)
     """
-    check_key("randint", key)
-    check_dtype("randint", dtype, torch.int32)
+    check_draw("randint", key, dtype, torch.int32)
     shape = as_shape("randint", shape)
     first, second = keys.split(key)
     low, span, power = _range(minval, maxval, shape, key)
@@ -152,8 +148,7 @@ def rademacher(
     >>> rademacher(keys.key(0), (4,))
     tensor([-1, -1,  1,  1], dtype=torch.int32)
     """
-    check_key("rademacher", key)
-    check_dtype("rademacher", dtype, torch.int32)
+    check_draw("rademacher", key, dtype, torch.int32)
     return bernoulli(key, 0.5, shape).to(torch.int32) * 2 - 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from popart_func._typing import Float, Integer, Num
 from popart_func._xla import log, log1p
 from popart_func.random import keys
-from popart_func.random._arguments import as_shape, check_dtype, check_key
+from popart_func.random._arguments import as_shape, check_draw, check_key
 from popart_func.random.basic import bits, randint, uniform
 
 __all__ = ["categorical", "choice", "gumbel", "permutation"]
@@ -39,8 +39,7 @@ def gumbel(
     >>> gumbel(keys.key(0), (2,))
     tensor([2.9234, 3.8326])
     """
-    check_key("gumbel", key)
-    check_dtype("gumbel", dtype)
+    check_draw("gumbel", key, dtype)
     return -_negative_gumbel("gumbel", key, as_shape("gumbel", shape), mode)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from popart_func._typing import Float, Integer, Num
 from popart_func._xla import erf, erfinv, exp, log, log1p, multiply_add, power, sqrt, step_inside, tan
 from popart_func.random import keys
-from popart_func.random._arguments import as_shape, check_dtype, check_key, parameters
+from popart_func.random._arguments import as_shape, check_draw, parameters
 from popart_func.random.basic import normal, rademacher, scaled_normal, uniform
 
 __all__ = [
@@ -56,8 +56,7 @@ def truncated_normal(
     >>> truncated_normal(keys.key(0), -2, 2, (2,))
     tensor([1.4560, 1.7147])
     """
-    check_key("truncated_normal", key)
-    check_dtype("truncated_normal", dtype)
+    check_draw("truncated_normal", key, dtype)
     shape, (lower, upper) = parameters("truncated_normal", key, shape, lower=lower, upper=upper)
     root = torch.full((), math.sqrt(2), dtype=torch.float32, device=key.device)
     u = uniform(key, shape, minval=erf(lower / root), maxval=erf(upper / root))
@@ -74,8 +73,7 @@ def exponential(
     >>> exponential(keys.key(0), (2,))
     tensor([2.9501, 3.8434])
     """
-    check_key("exponential", key)
-    check_dtype("exponential", dtype)
+    check_draw("exponential", key, dtype)
     return -log1p(-uniform(key, shape))
 
 
@@ -87,8 +85,7 @@ def laplace(
     >>> laplace(keys.key(0), (2,))
     tensor([-2.2570, -3.1503])
     """
-    check_key("laplace", key)
-    check_dtype("laplace", dtype)
+    check_draw("laplace", key, dtype)
     u = uniform(key, shape, minval=-1 + 2.0**-24, maxval=1.0)
     return u.sign() * log1p(-u.abs())
 
@@ -101,8 +98,7 @@ def logistic(
     >>> logistic(keys.key(0), (2,))
     tensor([2.8964, 3.8218])
     """
-    check_key("logistic", key)
-    check_dtype("logistic", dtype)
+    check_draw("logistic", key, dtype)
     u = uniform(key, shape, minval=_TINY, maxval=1.0)
     return log(u) - log1p(-u)
 
@@ -115,8 +111,7 @@ def cauchy(
     >>> cauchy(keys.key(0), (2,))
     tensor([ 6.0275, 14.8379])
     """
-    check_key("cauchy", key)
-    check_dtype("cauchy", dtype)
+    check_draw("cauchy", key, dtype)
     return tan((uniform(key, shape, minval=2.0**-23, maxval=1.0) - 0.5) * math.pi)
 
 
@@ -131,8 +126,7 @@ def pareto(
     >>> pareto(keys.key(0), 2.0, (2,))
     tensor([4.3713, 6.8326])
     """
-    check_key("pareto", key)
-    check_dtype("pareto", dtype)
+    check_draw("pareto", key, dtype)
     shape, (b,) = parameters("pareto", key, shape, b=b)
     return exp(divide(exponential(key, shape), b))
 
@@ -148,8 +142,7 @@ def rayleigh(
     >>> rayleigh(keys.key(0), 1.0, (2,))
     tensor([0.3279, 0.2081])
     """
-    check_key("rayleigh", key)
-    check_dtype("rayleigh", dtype)
+    check_draw("rayleigh", key, dtype)
     shape, (scale,) = parameters("rayleigh", key, shape, scale=scale)
     return scale * sqrt(log(uniform(key, shape)) * -2)
 
@@ -173,8 +166,7 @@ def weibull_min(
     >>> weibull_min(keys.key(0), 1.0, 2.0, (2,))
     tensor([1.7176, 1.9605])
     """
-    check_key("weibull_min", key)
-    check_dtype("weibull_min", dtype)
+    check_draw("weibull_min", key, dtype)
     _, (scale, concentration) = parameters("weibull_min", key, None, scale=scale, concentration=concentration)
     return power(exponential(key, shape), 1 / concentration) * scale
 
@@ -190,8 +182,7 @@ def lognormal(
     >>> lognormal(keys.key(0), 0.5, (2,))
     tensor([2.2509, 2.7528])
     """
-    check_key("lognormal", key)
-    check_dtype("lognormal", dtype)
+    check_draw("lognormal", key, dtype)
     shape, (sigma,) = parameters("lognormal", key, shape, sigma=sigma)
     return exp(scaled_normal(key, shape, sigma))
 
@@ -209,8 +200,7 @@ def triangular(
     >>> triangular(keys.key(0), 0.0, 1.0, 2.0, (2,))
     tensor([1.6765, 1.7930])
     """
-    check_key("triangular", key)
-    check_dtype("triangular", dtype)
+    check_draw("triangular", key, dtype)
     shape, (left, mode, right) = parameters("triangular", key, shape, left=left, mode=mode, right=right)
     u = uniform(key, shape)
     rising = left + sqrt(u * (right - left) * (mode - left))
@@ -226,8 +216,7 @@ def maxwell(
     >>> maxwell(keys.key(0), (2,))
     tensor([2.6311, 0.9910])
     """
-    check_key("maxwell", key)
-    check_dtype("maxwell", dtype)
+    check_draw("maxwell", key, dtype)
     x, y, z = normal(key, (*as_shape("maxwell", shape), 3)).square().unbind(-1)
     return sqrt(x + z + y)  # XLA's order
 
@@ -251,8 +240,7 @@ def double_sided_maxwell(
     >>> double_sided_maxwell(keys.key(0), 0.0, 1.0, (2,))
     tensor([1.5457, 1.5741])
     """
-    check_key("double_sided_maxwell", key)
-    check_dtype("double_sided_maxwell", dtype)
+    check_draw("double_sided_maxwell", key, dtype)
     inner, (loc, scale) = parameters("double_sided_maxwell", key, None, loc=loc, scale=scale)
     shape = (*(as_shape("double_sided_maxwell", shape) or inner), *inner)
     first, second = keys.split(key)
@@ -270,8 +258,7 @@ def wald(
     >>> wald(keys.key(0), 1.0, (2,))
     tensor([0.3806, 0.4157])
     """
-    check_key("wald", key)
-    check_dtype("wald", dtype)
+    check_draw("wald", key, dtype)
     shape, (mean,) = parameters("wald", key, shape, mean=mean)
     first, second = keys.split(key)
     root = normal(first, shape)

@@ -21,7 +21,7 @@ from torch import Tensor
 from popart_func._typing import Float, Integer, Num
 from popart_func._xla import lgamma, log, log1p, multiply_add, sqrt
 from popart_func.random import keys
-from popart_func.random._arguments import as_shape, check_dtype, check_key, parameters
+from popart_func.random._arguments import as_shape, check_draw, parameters
 from popart_func.random.basic import uniform
 from popart_func.random.continuous import divide
 
@@ -51,8 +51,7 @@ def geometric(
     >>> geometric(keys.key(0), 0.5, (3,))
     tensor([1, 1, 2], dtype=torch.int32)
     """
-    check_key("geometric", key)
-    check_dtype("geometric", dtype, torch.int32)
+    check_draw("geometric", key, dtype, torch.int32)
     shape, (p,) = parameters("geometric", key, shape, p=p)
     u = uniform(key, shape)
     return (torch.floor(divide(log(torch.where(u == 0, 1.0, u)), log1p(-p))) + 1).to(torch.int32)
@@ -81,8 +80,7 @@ def poisson(
     >>> poisson(keys.key(0), 3.0, (3,))
     tensor([0, 0, 4], dtype=torch.int32)
     """
-    check_key("poisson", key)
-    check_dtype("poisson", dtype, torch.int32)
+    check_draw("poisson", key, dtype, torch.int32)
     if isinstance(lam, int | float) and not lam >= 0:
         raise ValueError(f"poisson: `lam` must be at least 0, got {lam}.")
     is_small = lam < 10
@@ -117,8 +115,7 @@ def binomial(
     >>> binomial(keys.key(0), 10, 0.3, (3,))
     tensor([2., 2., 1.])
     """
-    check_key("binomial", key)
-    check_dtype("binomial", dtype)
+    check_draw("binomial", key, dtype)
     shape, (n, p) = parameters("binomial", key, shape, n=n, p=p)
     is_below_half = p < 0.5
     rarer = torch.where(is_below_half, p, 1 - p)
@@ -155,8 +152,7 @@ def multinomial(
     >>> multinomial(keys.key(0), 10, torch.tensor([0.2, 0.3, 0.5]))
     tensor([1., 1., 8.])
     """
-    check_key("multinomial", key)
-    check_dtype("multinomial", dtype)
+    check_draw("multinomial", key, dtype)
     if not isinstance(p, Tensor) or not p.ndim:
         raise ValueError("multinomial: `p` must be a tensor with an axis of outcomes.")
     shape = tuple(p.shape) if shape is None else as_shape("multinomial", shape)

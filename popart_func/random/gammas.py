@@ -24,7 +24,7 @@ from popart_func._torch import standard_gamma_grad
 from popart_func._typing import Float, Integer, Num
 from popart_func._xla import exp, float32, log, log1p, multiply_add, power, reciprocal_sqrt, sqrt
 from popart_func.random import keys
-from popart_func.random._arguments import as_shape, check_dtype, check_key, parameters
+from popart_func.random._arguments import as_shape, check_draw, parameters
 from popart_func.random.basic import normal, rademacher, to_normal, to_unit
 from popart_func.random.continuous import divide, exponential
 
@@ -47,8 +47,7 @@ def gamma(
     >>> gamma(keys.key(0), 2.0, (2,))
     tensor([1.5898, 1.7599])
     """
-    check_key("gamma", key)
-    check_dtype("gamma", dtype)
+    check_draw("gamma", key, dtype)
     shape, (a,) = parameters("gamma", key, shape, a=a)
     return _gamma(key, a.expand(shape), in_logarithms=False)
 
@@ -64,8 +63,7 @@ def loggamma(
     >>> loggamma(keys.key(0), 2.0, (2,))
     tensor([0.4636, 0.5653])
     """
-    check_key("loggamma", key)
-    check_dtype("loggamma", dtype)
+    check_draw("loggamma", key, dtype)
     shape, (a,) = parameters("loggamma", key, shape, a=a)
     return _gamma(key, a.expand(shape), in_logarithms=True)
 
@@ -82,8 +80,7 @@ def beta(
     >>> beta(keys.key(0), 2.0, 3.0, (2,))
     tensor([0.2363, 0.4905])
     """
-    check_key("beta", key)
-    check_dtype("beta", dtype)
+    check_draw("beta", key, dtype)
     shape, (a, b) = parameters("beta", key, shape, a=a, b=b)
     first, second = keys.split(key)
     log_a, log_b = loggamma(first, a, shape), loggamma(second, b, shape)
@@ -109,8 +106,7 @@ def dirichlet(
     >>> dirichlet(keys.key(0), torch.tensor([1.0, 2.0, 3.0])).shape
     torch.Size([3])
     """
-    check_key("dirichlet", key)
-    check_dtype("dirichlet", dtype)
+    check_draw("dirichlet", key, dtype)
     if not isinstance(alpha, Tensor) or not alpha.ndim:
         raise ValueError("dirichlet: `alpha` must be a tensor with an axis of concentrations.")
     size = alpha.shape[-1:]
@@ -131,8 +127,7 @@ def chisquare(
     >>> chisquare(keys.key(0), 3.0, (2,))
     tensor([2.2051, 2.4900])
     """
-    check_key("chisquare", key)
-    check_dtype("chisquare", dtype)
+    check_draw("chisquare", key, dtype)
     shape, (df,) = parameters("chisquare", key, shape, df=df)
     return exp(loggamma(key, df / 2, shape)) * 2
 
@@ -149,8 +144,7 @@ def f(
     >>> f(keys.key(0), 3.0, 5.0, (2,))
     tensor([2.5797, 0.1922])
     """
-    check_key("f", key)
-    check_dtype("f", dtype)
+    check_draw("f", key, dtype)
     shape, (dfnum, dfden) = parameters("f", key, shape, dfnum=dfnum, dfden=dfden)
     below, above = keys.split(key)
     return (chisquare(above, dfnum, shape) / dfnum) / (chisquare(below, dfden, shape) / dfden)
@@ -167,8 +161,7 @@ def t(
     >>> t(keys.key(0), 3.0, (2,))
     tensor([ 0.6902, -3.2393])
     """
-    check_key("t", key)
-    check_dtype("t", dtype)
+    check_draw("t", key, dtype)
     shape, (df,) = parameters("t", key, shape, df=df)
     first, second = keys.split(key)
     half = df / 2
@@ -183,8 +176,7 @@ def generalized_normal(
     >>> generalized_normal(keys.key(0), 2.0, (2,))
     tensor([0.9543, 0.0902])
     """
-    check_key("generalized_normal", key)
-    check_dtype("generalized_normal", dtype)
+    check_draw("generalized_normal", key, dtype)
     _, (exponent,) = parameters("generalized_normal", key, None, p=p)
     first, second = keys.split(key)
     return rademacher(second, shape) * power(
@@ -206,8 +198,7 @@ def ball(
     >>> ball(keys.key(0), 3).norm() < 1
     tensor(True)
     """
-    check_key("ball", key)
-    check_dtype("ball", dtype)
+    check_draw("ball", key, dtype)
     shape = as_shape("ball", shape)
     _, (exponent,) = parameters("ball", key, None, p=p)
     first, second = keys.split(key)

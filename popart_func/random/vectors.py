@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from popart_func._typing import Float, Integer
-from popart_func.random._arguments import as_shape, check_dtype, check_key
+from popart_func.random._arguments import as_shape, check_draw
 from popart_func.random.basic import normal
 
 __all__ = ["multivariate_normal", "orthogonal"]
@@ -38,8 +38,7 @@ def orthogonal(
     >>> torch.allclose(matrix @ matrix.mT, torch.eye(3), atol=1e-6)
     True
     """
-    check_key("orthogonal", key)
-    check_dtype("orthogonal", dtype)
+    check_draw("orthogonal", key, dtype)
     m = n if m is None else m
     shape = as_shape("orthogonal", (*shape, max(n, m), min(n, m)))
     q, r = torch.linalg.qr(normal(key, shape))
@@ -69,8 +68,7 @@ def multivariate_normal(
     >>> multivariate_normal(key(0), torch.tensor([0.0, 10.0]), torch.eye(2))
     tensor([ 1.6226, 12.0253])
     """
-    check_key("multivariate_normal", key)
-    check_dtype("multivariate_normal", dtype)
+    check_draw("multivariate_normal", key, dtype)
     if method != "cholesky":
         raise ValueError(f"multivariate_normal: `method` must be 'cholesky', got {method!r}.")
     for name, tensor, axes in (("mean", mean, 1), ("cov", cov, 2)):

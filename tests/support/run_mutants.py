@@ -18,8 +18,9 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
-from mutants import MUTANTS, OTHERS, SINGLE, SURROUNDINGS
+from mutants import MUTANTS
 from mutation import mutate, observe
+from surroundings import OTHERS, SINGLE, SURROUNDINGS
 
 from popart_func import verify
 from popart_func.learners import algorithms

@@ -42,10 +42,10 @@ def _clipped(place: Tensor, size: int) -> Tensor:
 
 
 def _reflected(place: Tensor, low: int | float, high: int | float) -> Tensor:
-    """A place mirrored at two borders until it lies between them; the first place where it is NaN or infinite."""
+    """A place mirrored at two borders until it lies between them; 0 where it is NaN or infinite."""
     if low == high:
         return torch.zeros_like(place)
-    place = torch.where(place.abs() < torch.inf, place, -1)
+    place = torch.where(place.abs() < torch.inf, place, 0)
     distance = torch.where(place < low, low - place, place - low)
     rest = torch.fmod(distance, high - low)
     return torch.where((distance / (high - low)).floor() % 2 == 0, rest + low, high - rest)

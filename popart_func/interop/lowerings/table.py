@@ -14,7 +14,6 @@ from typing import Any
 
 from popart_func.engines.composed import COMPOSED
 from popart_func.engines.tracing.decompositions import name_to_register
-from popart_func.interop.lowerings.convolutions import CONVOLUTIONS
 from popart_func.interop.lowerings.indexing import INDEXING
 from popart_func.interop.lowerings.linalg import LINALG
 from popart_func.interop.lowerings.movement import MOVEMENT
@@ -34,7 +33,6 @@ LOWERINGS: dict[str, Lowering] = {
     **PRODUCTS,
     **MOVEMENT,
     **INDEXING,
-    **CONVOLUTIONS,
     **RESAMPLING,
     **LINALG,
     **ORDER,
