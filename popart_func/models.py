@@ -174,6 +174,12 @@ def stateless(module: nn.Module) -> Stateless:
     if not isinstance(module, nn.Module):
         raise TypeError(f"stateless: `module` must be a torch.nn.Module, got {type(module).__name__}.")
     _refuse_lazy("stateless", module)
+    hooked = [name for name, one in module.named_parameters() if one._backward_hooks or one._post_accumulate_grad_hooks]
+    if hooked:
+        raise ValueError(
+            f"stateless: no parameter may have a hook, which PyTorch calls for the module's own tensor only, got hooks "
+            f"of {hooked}: change gradients in a transformation of the optimizer, such as optim.chain."
+        )
     return Stateless(module)
 
 

@@ -77,7 +77,8 @@ class Runner:
     def run(self, items: list[pytest.Item]) -> str:
         """The first test that fails, or nothing."""
         self.failed = ""
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for place, item in enumerate(items):
+            following = items[place + 1] if place + 1 < len(items) else None
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 break
