@@ -277,6 +277,16 @@ def test_purity():
             lambda: pf.rescale_moments(optim.trace(0.9).init(PARAMS), {"x": torch.ones(1)}),
             r"rescale_moments: `factors` must name parameters, one of \['b', 'w'\], got \['x'\]",
         ),
+        (lambda: optim.chain(pf.sgd(0.1), "sgd"), "^chain: `transforms` must be popart_func.GradientTrans.*, got str"),
+        (
+            lambda: optim.trace(0.9).update({"x": torch.ones(1)}, optim.trace(0.9).init(PARAMS)),
+            "^optim: .*one structure",
+        ),
+        (
+            lambda: pf.rescale_moments({"w": torch.ones(2, dtype=torch.int8)}, {}),
+            r"got a tensor of shape \(2,\) at .*moment",
+        ),
+        (lambda: pf.rescale_moments([object()], {}), r"got an object of type object at \[0\] that is in none of them"),
         (
             lambda: optim.gradient_factors(torch.ones(2), ["head.bias"], ["hidden.bias"]),
             "gradient_factors: `lower` can be rescaled with one statistic only, got 2: a gradient below the head is",
@@ -285,7 +295,7 @@ def test_purity():
 )
 @pytest.mark.usefixtures("unchecked")
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
 
 
