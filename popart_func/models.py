@@ -166,6 +166,11 @@ def stateless(module: nn.Module) -> Stateless:
     layers such as dropout draw from a key, ``apply(params, x, rngs=key)``; a learner's update takes one by
     ``with random.keyed(key):``. Threads that call one module run one after the other: give each a copy to run at once.
 
+    Raises:
+        TypeError: ``module`` is no module.
+        ValueError: a parameter has no shape yet, or has a hook; or, in a call, the module changes a buffer that it has
+            registered in a call.
+
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
     >>> apply(params, torch.ones(2))
