@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from popart_func._torch import is_batched
+from popart_func._torch import is_batched, mutation_count
 
 __all__ = ["aliases_of", "call_module", "copied"]
 
@@ -29,6 +30,7 @@ def call_module(
     """A module's results with parameters and buffers in the place of its own, and its buffers afterwards.
 
     `torch.func.functional_call` takes half as long again, and does not tell what a module puts in place of a buffer.
+    A module may register a buffer in its first call, such as a table: that one stays its own, and must not change.
 
     Args:
         module: the module.
@@ -36,11 +38,19 @@ def call_module(
         buffers: the names of the buffers.
         args: the module's arguments.
         kwargs: the module's arguments by name.
+
+    Raises:
+        ValueError: the module changes a buffer that it has registered in a call, or registers one while it is traced.
     """
     with nullcontext() if torch.compiler.is_compiling() else _locks.setdefault(module, threading.RLock()):
-        # A module may register a buffer in its first call, such as a table: that one stays its own.
-        places = [place for place in _places(module) if place[-1] in given]
+        all_places = _places(module)
+        places = [place for place in all_places if place[-1] in given]
         own = [held[key] for held, key, _ in places]
+        others = [] if len(places) == len(all_places) else [place for place in all_places if place[-1] not in given]
+        kept = [(held[key], _changes(held[key])) for held, key, _ in others]
+        # TorchDynamo itself sees what a call changes.
+        is_traced = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        before = _BeforeTrace(module) if is_traced else None
         try:
             for held, key, name in places:
                 held[key] = given[name]
@@ -49,7 +59,61 @@ def call_module(
         finally:
             for (held, key, _), leaf in zip(places, own, strict=True):
                 held[key] = leaf
+        for (held, key, name), (leaf, count) in zip(others, kept, strict=True):
+            if held.get(key) is not leaf or _changes(leaf) != count:
+                held[key] = leaf
+                raise ValueError(f"stateless: {_described(module, name)} changes in a call. {_REGISTER}")
+        if before is not None:
+            before.check()
         return result, after
+
+
+_REGISTER = (
+    "Register it in `__init__`, or by calling the module on an example in `make_module`: then popart_func.init_params "
+    "gives it, and it is carried from step to step."
+)
+
+
+def _changes(tensor: Any) -> int:
+    return 0 if tensor.is_inference() else mutation_count(tensor)
+
+
+def _described(module: nn.Module, name: str) -> str:
+    return f"the buffer {name!r} that {type(module).__name__} has registered in a call"
+
+
+class _BeforeTrace:
+    """What a module holds before a call that is traced, beside what `call_module` gives it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._buffers = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+        self._numbers = self._read_numbers()
+
+    def _read_numbers(self) -> dict[str, int | float]:
+        return {
+            f"{below}.{key}".lstrip("."): value
+            for below, part in self._module.named_modules()
+            for key, value in vars(part).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+    def check(self) -> None:
+        """Refuses a buffer, and warns of a number, that a call would change each time, and a graph of it does not."""
+        for held, before in self._buffers:
+            new = [name for name, leaf in held.items() if leaf is not None and before.get(name) is None]
+            if new:
+                held.clear()
+                held.update(before)
+                raise ValueError(f"stateless: {_described(self._module, new[0])} would be new in each. {_REGISTER}")
+        for name, value in self._read_numbers().items():
+            if self._numbers.get(name, value) != value:
+                warnings.warn(
+                    f"stateless: {type(self._module).__name__} changes its attribute {name!r} from "
+                    f"{self._numbers[name]} to {value} while it is traced: the graph keeps the number. Make it a "
+                    f"buffer if outputs depend on it.",
+                    stacklevel=2,
+                )
 
 
 def _places(module: nn.Module) -> list[tuple[dict[str, Any], str, str]]:

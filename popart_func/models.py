@@ -166,6 +166,11 @@ def stateless(module: nn.Module) -> Stateless:
     layers such as dropout draw from a key, ``apply(params, x, rngs=key)``; a learner's update takes one by
     ``with random.keyed(key):``. Threads that call one module run one after the other: give each a copy to run at once.
 
+    Raises:
+        TypeError: ``module`` is no module.
+        ValueError: a parameter has no shape yet, or has a hook; or, in a call, the module changes a buffer that it has
+            registered in a call.
+
     >>> apply = stateless(UpperLayer(2, 1))
     >>> params = {"output_linear.weight": torch.tensor([[3.0, 4.0]]), "output_linear.bias": torch.tensor([1.0])}
     >>> apply(params, torch.ones(2))
@@ -174,6 +179,12 @@ def stateless(module: nn.Module) -> Stateless:
     if not isinstance(module, nn.Module):
         raise TypeError(f"stateless: `module` must be a torch.nn.Module, got {type(module).__name__}.")
     _refuse_lazy("stateless", module)
+    hooked = [name for name, one in module.named_parameters() if one._backward_hooks or one._post_accumulate_grad_hooks]
+    if hooked:
+        raise ValueError(
+            f"stateless: no parameter may have a hook, which PyTorch calls for the module's own tensor only, got hooks "
+            f"of {hooked}: change gradients in a transformation of the optimizer, such as optim.chain."
+        )
     return Stateless(module)
 
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 import torch
 from torch import nn
 from torch.nn import init
 
 import popart_func as pf
+from popart_func.engines import UnsupportedError
+from popart_func.interop.jax import to_jax, to_jax_function
 
 
 def make_unified():
@@ -323,3 +326,89 @@ def test_a_buffer_that_a_module_registers_in_a_call_stays_its_own():
 
     apply, params = pf.stateless(Table(1, 2)), pf.init_params(lambda: nn.Linear(1, 2), 0)
     assert torch.equal(apply(params, torch.ones(1)), apply(params, torch.ones(1)))
+
+
+class Growing(nn.Linear):
+    """Registers a buffer in its first call, or gives one a value, and changes it in each."""
+
+    def __init__(self, how):
+        super().__init__(1, 1)
+        self.how = how
+        if how == "none at first":
+            self.register_buffer("total", None)
+
+    def forward(self, x):
+        if getattr(self, "total", None) is None:
+            self.register_buffer("total", torch.zeros(1))
+        if self.how == "in place":
+            self.total.add_(1)
+        else:
+            self.total = self.total + 1
+        return super().forward(x) + self.total
+
+
+@pytest.mark.parametrize("how", ["replaced", "in place", "none at first"])
+def test_state_that_a_module_makes_in_a_call_is_refused(how):
+    params = pf.init_params(lambda: nn.Linear(1, 1), 0)
+    apply = pf.stateless(Growing(how))
+    apply(params, torch.ones(1))
+    with pytest.raises(ValueError, match="stateless: the buffer 'total' that Growing has registered in a call changes"):
+        apply(params, torch.ones(1))
+    module = Growing(how)
+    with pytest.raises(UnsupportedError, match="'total' that Growing has registered in a call would be new in each"):
+        to_jax_function(pf.stateless(module))(to_jax(params), jax.numpy.ones(1))
+    assert all(type(one) is torch.Tensor for one in module.buffers())  # none of the trace is left
+
+    def make():
+        module = Growing(how)
+        module(torch.ones(1))
+        return module
+
+    _, buffers = pf.stateless(make()).with_buffers(pf.init_params(make, 0), torch.ones(1))
+    assert buffers["total"] == 2
+
+
+def test_a_number_that_a_module_counts_is_told_of_in_a_trace():
+    class Counts(nn.Linear):
+        calls = 0
+
+        def __init__(self):
+            super().__init__(1, 1)
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    apply, params = pf.stateless(Counts()), pf.init_params(Counts, 0)
+    apply(params, torch.ones(1))
+    with pytest.warns(UserWarning, match="Counts changes its attribute 'calls' from 1 to 2 while it is traced"):
+        to_jax_function(apply)(to_jax(params), jax.numpy.ones(1))
+
+
+def test_hooks_of_parameters_are_refused():
+    module = nn.Sequential(nn.Linear(1, 1))
+    module[0].weight.register_hook(lambda grad: 0 * grad)
+    with pytest.raises(ValueError, match=r"stateless: no parameter may have a hook, .* of \['0.weight'\]"):
+        pf.stateless(module)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight normalization:FutureWarning")
+@pytest.mark.parametrize("normalized", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_in_lanes(normalized):
+    """Its vectors are those of a module that is called as often; they are written with ``out=``."""
+    make = lambda: normalized(nn.Linear(3, 2))  # noqa: E731
+    apply, x = pf.stateless(make()), torch.randn(3)
+
+    def step(params, _):
+        output, buffers = apply.with_buffers(params, x)
+        return {**params, **buffers}, output
+
+    lanes, outputs = pf.scan_lanes(step, pf.init_lanes(make, range(2)), length=3, engine="eager")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = make()
+    for output in outputs[:, 1]:
+        torch.testing.assert_close(output, module(x).detach())
+    for name, buffer in module.named_buffers():
+        torch.testing.assert_close(lanes[name][1], buffer)

@@ -178,6 +178,17 @@ def test_no_gradient_under_hooks_of_saved_tensors() -> None:
             scan(step, torch.zeros(()), torch.ones(3), engine=engine)
 
 
+def test_a_full_backward_hook_is_refused_by_name() -> None:
+    module = torch.nn.Linear(1, 1)
+    module.register_full_backward_hook(lambda *_: None)
+    step = lambda c, _: (c + grad(lambda x: module(x).sum())(c), ())  # noqa: E731
+    for engine in ("eager", *COMPILED):
+        with pytest.raises(
+            TypeError, match=r"^scan: an autograd.Function without `setup_context`.* full backward hook"
+        ):
+            scan(step, torch.ones(1), length=3, engine=engine)
+
+
 def test_fake_tensors() -> None:
     for steps in LENGTHS:
         with FakeTensorMode() as mode:

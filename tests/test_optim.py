@@ -277,6 +277,16 @@ def test_purity():
             lambda: pf.rescale_moments(optim.trace(0.9).init(PARAMS), {"x": torch.ones(1)}),
             r"rescale_moments: `factors` must name parameters, one of \['b', 'w'\], got \['x'\]",
         ),
+        (lambda: optim.chain(pf.sgd(0.1), "sgd"), "^chain: `transforms` must be popart_func.GradientTrans.*, got str"),
+        (
+            lambda: optim.trace(0.9).update({"x": torch.ones(1)}, optim.trace(0.9).init(PARAMS)),
+            "^optim: .*one structure",
+        ),
+        (
+            lambda: pf.rescale_moments({"w": torch.ones(2, dtype=torch.int8)}, {}),
+            r"got a tensor of shape \(2,\) at .*moment",
+        ),
+        (lambda: pf.rescale_moments([object()], {}), r"got an object of type object at \[0\] that is in none of them"),
         (
             lambda: optim.gradient_factors(torch.ones(2), ["head.bias"], ["hidden.bias"]),
             "gradient_factors: `lower` can be rescaled with one statistic only, got 2: a gradient below the head is",
@@ -285,7 +295,7 @@ def test_purity():
 )
 @pytest.mark.usefixtures("unchecked")
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
 
 
@@ -359,6 +369,10 @@ class TestComposing:
             torch.testing.assert_close(leaf, expected.detach(), rtol=1e-4, atol=1e-5)
 
     def test_a_mask_says_what_decays(self):
+        nested, ones = {"a": {"w": torch.tensor([8.0], dtype=torch.float64)}}, {"a": {"w": torch.ones(1)}}
+        update = optim.add_decayed_weights(0.5, mask=lambda name: name == "a.w").update
+        decayed, _ = update(ones, optim.DecayState({"a": {"w": torch.tensor([2.0])}}), nested)
+        assert (decayed["a"]["w"].tolist(), decayed["a"]["w"].dtype) == ([1 + 0.5 * (8 - 2)], torch.float32)
         transformation = optim.add_decayed_weights(0.5, mask=lambda name: name == "w")
         zeros = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
         updates, _ = transformation.update(zeros, transformation.init(PARAMS), PARAMS)
@@ -460,6 +474,8 @@ class TestComposing:
         old = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
         half = optim.incremental_update(PARAMS, old, torch.tensor(0.5))
         assert pf.tree.max_difference(half, optim.incremental_update(PARAMS, old, 0.5)) == 0
+        moved = optim.incremental_update({"w": torch.tensor([4.0])}, {"w": torch.tensor([8.0])}, 0.25)
+        assert moved == {"w": 7}
         assert torch.equal(half["w"], PARAMS["w"] / 2)
         assert optim.periodic_update(PARAMS, old, torch.tensor(6), 3)["w"].equal(PARAMS["w"])
         assert optim.periodic_update(PARAMS, old, torch.tensor(7), 3)["w"].equal(old["w"])

@@ -53,6 +53,24 @@ def test_keys(seed: int) -> None:
         same(mine, np.asarray(jax.random.key_data(theirs)).view(np.int32))
 
 
+@pytest.mark.parametrize("seed", [780233, 5158431])
+def test_where_the_first_number_is_0_or_a_half(seed: int) -> None:
+    """Of all seeds the first ones with these; a logarithm of 0 would be infinite."""
+    key, expected = random.key(seed), jax.random.key(seed)
+    assert random.uniform(key, (1,)) in (0, 0.5)
+    same(random.normal(key, (1,)), jax.random.normal(expected, (1,)))
+    for mode in (None, "low", "high"):
+        drawn = random.gumbel(key, (1,), mode=mode)
+        assert drawn.isfinite().all()
+        same(drawn, jax.random.gumbel(expected, (1,), mode=mode))
+
+
+def test_a_seed_of_32_bits_is_not_one_of_64() -> None:
+    for seed in (5, -1):
+        expected = jax.random.key_data(jax.random.key(jnp.int32(seed)))
+        same(random.key(torch.tensor(seed, dtype=torch.int32)), np.asarray(expected).view(np.int32))
+
+
 def test_a_seed_of_64_bits_uses_all_of_them() -> None:
     with jax.enable_x64(True):
         expected = np.asarray(jax.random.key_data(jax.random.key(2**40 + 3)))
@@ -637,11 +655,18 @@ def test_all_may_be_drawn_without_replacement() -> None:
     assert torch.equal(random.choice(key, 3, (3,), False, LIMITS).sort().values, everything)
 
 
+def test_draws_from_one_element_and_no_draws() -> None:
+    assert random.choice(random.key(3), 1, (4,)).tolist() == [0] * 4
+    none = random.choice(random.key(3), 3, (0,))
+    assert (none.dtype, none.shape) == (torch.int64, (0,))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: random.key(-1), ValueError, r"key: `seed` must lie in \[0, 2\*\*64\), got -1"),
+        (lambda: random.key(2**64), ValueError, r"key: `seed` must lie in \[0, 2\*\*64\), got 18446744073709551616"),
         (lambda: random.key(1.0), TypeError, "key: `seed` must be an integer or a 0-d integer tensor, got float"),
         (lambda: random.key(torch.zeros(3).long()), ValueError, r"must be 0-d, got shape \(3,\). For many seeds"),
         (lambda: random.key(torch.tensor(1.0)), TypeError, "key: `seed` must be integers, got dtype torch.float32"),

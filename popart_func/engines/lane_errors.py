@@ -22,16 +22,14 @@ __all__ = ["named_errors"]
 
 _READS = ("calling .item()", "data-dependent control flow", "data pointer of Tensor that doesn't have storage")
 _SHAPES = ("can output dynamic shape", "can support dynamic shape")
+_SETUP = "Give it one; a full backward hook of a module has none."
 # Parts of PyTorch's messages, what can't be done in lanes, and what to write instead.
 _OTHERS = (
     ("doesn't work on out=", "`out=` can't be given", "Use what the function returns."),
     ("attempting to call Tensor.requires_grad_()", "`requires_grad_` can't be called", "Use torch.func.grad."),
     ("backward() called inside a functorch transform", "`backward` can't be called", "Use torch.func.grad."),
-    (
-        "support saved tensor hooks",
-        "no gradient can be taken under hooks of saved tensors",
-        "Leave saved_tensors_hooks.",
-    ),
+    ("must override the setup_context", "an autograd.Function without `setup_context` can't be called", _SETUP),
+    ("support saved tensor hooks", "no gradient can be taken under saved tensors' hooks", "Leave saved_tensors_hooks."),
 )
 
 
@@ -43,8 +41,7 @@ def named_errors(caller: str) -> Iterator[None]:
         caller: the function that the user has called.
 
     Raises:
-        TypeError: the step draws random numbers without a key, writes to ``out=``, calls `requires_grad_` or
-            `backward`, or takes a gradient under hooks of saved tensors.
+        TypeError: the step draws random numbers without a key, or does something that `torch.vmap` refuses.
         TraceError: it reads values, or has shapes that depend on them.
     """
     try:

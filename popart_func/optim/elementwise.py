@@ -30,18 +30,31 @@ def map_elements(function: Callable[..., tuple[Tensor, ...]], *trees: PyTree) ->
             that place alone.
         *trees: of one structure.
 
+    Raises:
+        ValueError: of several structures.
+
     >>> import torch
     >>> map_elements(lambda a, b: (a + b, a * b), {"w": torch.tensor([2.0])}, {"w": torch.tensor([3.0])})
     ({'w': tensor([5.])}, {'w': tensor([6.])})
     """
     leaves, structure = optree.tree_flatten(trees[0])
-    columns: list[list[Any]] = [leaves, *(structure.flatten_up_to(tree) for tree in trees[1:])]
+    columns: list[list[Any]] = [leaves, *(_leaves_of(tree, structure) for tree in trees[1:])]
     if _can_be_joined(columns):
         results = function(*map(flatten_tensors, columns))
         parts = [unflatten_tensors(result, leaves) for result in results]
     else:
         parts = list(zip(*map(function, *columns), strict=True))
     return tuple(structure.unflatten(part) for part in parts)
+
+
+def _leaves_of(tree: PyTree, structure: optree.PyTreeSpec) -> list[Any]:
+    try:
+        return structure.flatten_up_to(tree)
+    except ValueError:  # whose message holds all numbers
+        raise ValueError(
+            f"optim: gradients, moments and parameters must have one structure, got {structure} and "
+            f"{optree.tree_structure(tree)}."
+        ) from None
 
 
 def _can_be_joined(columns: Sequence[Sequence[Any]]) -> bool:

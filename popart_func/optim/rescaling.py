@@ -115,7 +115,7 @@ def rescale_moments(
         The state, with the named parameters' moments rescaled.
 
     Raises:
-        TypeError: floats that belong to no known state: whether they are moments is not known.
+        TypeError: floats, bytes or objects that belong to no known state: whether they are moments is not known.
         ValueError: a name that the moments do not have; with ``network``, a state of another network; or
             an infinite factor, where it can be read (on the CPU, outside of transforms): it makes NaN of a moment of
             zero. A factor that is NaN makes its moments NaN.
@@ -194,13 +194,23 @@ def map_parameters(change: Callable[[Leaves], Leaves], state: PyTree) -> PyTree:
 
 
 def _check_known(path: tuple[Any, ...], part: Any) -> None:
-    if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex()):
-        raise TypeError(
-            f"rescale_moments: `state` must be made of the states of popart_func.optim, or of those that "
-            f"popart_func.optim.register_state knows, got a tensor of shape {tuple(part.shape)} at {list(path)} that "
-            f"is in none of them and may be a moment. Say how it scales with register_state, or, with a learner, pass "
-            f"rescale_moments=False."
-        )
+    """Raises if a part of a state that is not known may be a moment: as floats, quantized, or inside of an object."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return
+    if isinstance(part, Tensor):
+        is_quantized = part.ndim > 0 and part.dtype in (torch.int8, torch.uint8)
+        if not part.is_floating_point() and not part.is_complex() and not is_quantized:
+            return
+    got = (
+        f"a tensor of shape {tuple(part.shape)}"
+        if isinstance(part, Tensor)
+        else f"an object of type {type(part).__name__}"
+    )
+    raise TypeError(
+        f"rescale_moments: `state` must be made of the states of popart_func.optim, or of those that "
+        f"popart_func.optim.register_state knows, got {got} at {list(path)} that is in none of them and may be a "
+        f"moment. Say how it scales with register_state, or, with a learner, pass rescale_moments=False."
+    )
 
 
 def gradient_factors(ratio: Tensor, upper: Iterable[str], lower: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -132,8 +132,16 @@ def adam(learning_rate: Rate, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar 
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Applies transformations one after the other. The state is the tuple of their states.
 
+    Raises:
+        TypeError: something else than a `GradientTransformation`.
+
     >>> init, update = chain(trace(0.9), scale_by_learning_rate(0.1))
     """
+    for one in transforms:
+        if not isinstance(one, GradientTransformation):
+            raise TypeError(
+                f"chain: `transforms` must be popart_func.GradientTransformation, got {type(one).__name__}."
+            )
 
     def init(params: PyTree) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)

@@ -5,7 +5,7 @@
 All is imported once, and each mutant is tried by a fork of that process: most take less than a second. JAX is imported,
 but starts its threads in the forks only. `[tool.mutmut]` in `pyproject.toml` names what is mutated. A line of
 `mutants/results.jsonl` tells of a mutant: ``killed`` and by which test, ``survived`` and how many tests it passed,
-``timeout``, or ``unreached``. Mutants that are in this file are not run again.
+``timeout``, or ``unreached``. Mutants that are in this file are not run again, but for the last kind.
 """
 
 from __future__ import annotations
@@ -48,20 +48,21 @@ def lines_of(function: ast.FunctionDef, line: int) -> Iterator[int]:
     yield from range(innermost.lineno, body[0].lineno if body else (innermost.end_lineno or 0) + 1)
 
 
-def mutants(pattern: str) -> Iterator[tuple[str, str, list[int]]]:
-    """Each mutant's name, its file and the lines of the unchanged function that it changes."""
+def mutants(pattern: str) -> Iterator[tuple[str, str, list[int], list[int]]]:
+    """Each mutant's name, its file, the lines that it changes in the unchanged function, and all lines of that."""
     for meta in sorted(Path("popart_func").rglob("*.meta")):
         path = meta.with_suffix("")
         names = [name for name in json.loads(meta.read_text())["exit_code_by_key"] if fnmatch.fnmatch(name, pattern)]
-        source = path.read_text().splitlines()
-        functions = {node.name: node for node in ast.walk(ast.parse("\n".join(source))) if hasattr(node, "args")
-                     and hasattr(node, "name")} if names else {}  # fmt: skip
+        source = path.read_text().splitlines() if names else []
+        nodes = ast.walk(ast.parse("\n".join(source)))
+        functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
         for name in names:
             variant = functions[name.rpartition(".")[2]]
             original = functions[variant.name.rpartition("__mutmut_")[0] + "__mutmut_orig"]
             texts = [source[node.lineno : node.end_lineno] for node in (original, variant)]
             offset = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
-            yield name, str(path), list(lines_of(original, original.lineno + 1 + offset))
+            every = list(range(original.lineno, (original.end_lineno or 0) + 1))
+            yield name, str(path), list(lines_of(original, original.lineno + 1 + offset)), every
 
 
 class Runner:
@@ -77,7 +78,8 @@ class Runner:
     def run(self, items: list[pytest.Item]) -> str:
         """The first test that fails, or nothing."""
         self.failed = ""
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for place, item in enumerate(items):
+            following = items[place + 1] if place + 1 < len(items) else None
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
                 break
@@ -111,13 +113,16 @@ class Runner:
                 reached[os.path.relpath(file), line].update(contexts)
         items = {item.nodeid: item for item in session.items}
         results = Path("results.jsonl")
-        done = {json.loads(line)["mutant"] for line in results.read_text().splitlines()} if results.exists() else set()
+        before = map(json.loads, results.read_text().splitlines() if results.exists() else [])
+        done = {found["mutant"] for found in before if found["state"] != "unreached"}
         killers: dict[str, Counter[str]] = defaultdict(Counter)
-        for name, path, lines in mutants(self.pattern):
+        for name, path, *places in mutants(self.pattern):
             if name in done:
                 continue
             kills = killers[name.rpartition("__mutmut_")[0]]
-            tests = set().union(*(reached[path, line] for line in lines)) & set(seconds)
+            # A default is read where no test is recorded: it is tried on the tests that reach its function.
+            reaching = (set().union(*(reached[path, line] for line in lines)) & set(seconds) for lines in places)
+            tests = next(filter(None, reaching), set())
             tests = {test for test in tests if seconds[test] < SECONDS} or tests
             in_turn = sorted(tests, key=lambda test: (-kills[test], seconds[test]))
             os.environ["MUTANT_UNDER_TEST"], start = name, time.time()

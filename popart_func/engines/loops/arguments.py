@@ -94,7 +94,7 @@ def check_same(caller: str, function: str, before: Outline, result: PyTree, what
 
 
 def check_predicate(caller: str, name: str, value: Any) -> Tensor:
-    """A predicate as a bool tensor without axes; raises TypeError if it is something else, or would be kept."""
+    """A predicate as a bool tensor without axes; raises TypeError if it is not, or is read in torch.jit.trace."""
     if isinstance(value, bool):
         return torch.tensor(value)
     if not isinstance(value, Tensor) or value.ndim or value.dtype != torch.bool:

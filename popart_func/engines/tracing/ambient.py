@@ -39,7 +39,7 @@ def ambient_settings() -> Hashable:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         memory.fill_uninitialized_memory,
-        tuple(part.fp32_precision.replace("none", "ieee") for part in parts),
+        tuple(part.fp32_precision.replace("none", "ieee") for part in parts),  # what is not set is computed as "ieee"
         (einsum.enabled, einsum.strategy),
     )
 

@@ -1,8 +1,8 @@
 """Functions that `torch.vmap` or a trace can't run, replaced by equal ones that they can.
 
 PyTorch reads the values of `one_hot` to check that they are in range. It can't in a traced step, nor of tensors that
-`torch.func.grad` or `torch.vmap` wraps. Recurrent layers, and ``x[mask] = value``, have no rule for `torch.vmap`, but
-consist of ops that have one.
+`torch.func.grad` or `torch.vmap` wraps. Recurrent layers, ``x[mask] = value`` and ``out=`` have no rule for
+`torch.vmap`, but consist of ops that have one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RECURRENT = {getattr(torch, name): getattr(torch.ops.aten, name) for name in ("
 
 
 class Batchable(TorchFunctionMode):
-    """Replaces `one_hot`, recurrent layers, and ``x[mask] = value``.
+    """Replaces `one_hot`, recurrent layers, ``x[mask] = value``, and `normalize` with ``out``.
 
     `one_hot` becomes a comparison, so that a class out of range gives a row of zeros.
 
@@ -41,6 +41,9 @@ class Batchable(TorchFunctionMode):
             x, mask, value = args
             mask = mask.reshape(*mask.shape, *(1 for _ in x.shape[mask.ndim :]))
             return x.copy_(torch.where(mask, value, x))  # `masked_fill_` runs lane by lane where the value is a tensor
+        if func is torch.nn.functional.normalize and kwargs.get("out") is not None:  # of spectral normalization
+            self.used = True
+            return kwargs["out"].copy_(func(*args, **{**kwargs, "out": None}))
         if func in _RECURRENT:
             self.used = True
             is_packed = not isinstance(args[3], bool)
