@@ -216,33 +216,40 @@ class _NestWriter(CodeWriter):
     def _reduce_across(
         self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str, blocks: range
     ) -> None:
-        """Reduces neighbours at once, block by block: each has a place in ``best``, and is combined in order."""
+        """Reduces neighbours at once, block by block: each has a place in an array, and is combined in order.
+
+        An array is as long as a register, so that the compiler keeps it in one, and not in memory.
+        """
         shape, name, size = statement.value.shape, kept[-1].name, blocks.step
         indices = indices_of(shape, [*kept, along])
-        each, wide = Axis(len(shape), size, 0), size
+        checked, width = _is_checked(statement.value), 64 // statement.value.dtype.itemsize
         loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
         strides = [load.layout.strides[kept[-1].axis] for load in loads]
-        inside = all(self.storage.place_of(load.buffer) not in self._constant for load in loads) and not _is_checked(
-            statement.value
-        )
-        if inside and all(stride in (0, 1) for stride in strides):
-            wide = -(-size // SPARE) * SPARE
-        every = each._replace(size=wide)
-        indices[kept[-1].axis] = f"({name} + {each.name})"
+        inside = not checked and all(self.storage.place_of(load.buffer) not in self._constant for load in loads)
+        surplus = inside and all(stride in (0, 1) for stride in strides)
+        parts = []  # name, place of the first element, how many are kept, how many are computed
+        for begin in range(0, size, width):
+            length = min(width, size - begin)
+            wide = min(width, -(-length // SPARE) * SPARE) if surplus else length
+            parts.append((f"best{begin // width}", begin, length, wide))
         with self.block(f"for (int {name} = {blocks.start}; {name} < {blocks.stop}; {name} += {size})"):
-            self.line(f"alignas(64) {ctype} best[{wide}];")
-            with self._loop(every, simd=True):
-                self.line(f"best[{each.name}] = {start};")
-            with (
-                self._loop(along),
-                self._loop(every, simd=True, checked=_is_checked(statement.value)),
-                self.lanes(),
-            ):
-                value = self.value(statement.value, indices)
-                combined = statement.combine.format(f"best[{each.name}]", value)
-                self.line(f"best[{each.name}] = ({ctype})({combined});")
-            with self._loop(each, simd=True), self.lanes():
-                self.line(f"{self.element(statement.target, indices[:-1])} = best[{each.name}];")
+            for best, _, _, wide in parts:
+                self.line(f"alignas(64) {ctype} {best}[{wide}];")
+                with self._loop(Axis(len(shape), wide, 0), simd=True):
+                    self.line(f"{best}[i{len(shape)}] = {start};")
+            with self._loop(along):
+                for best, begin, _, wide in parts:
+                    each = Axis(len(shape), wide, 0)
+                    indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
+                    with self._loop(each, simd=True, checked=checked), self.lanes():
+                        value = self.value(statement.value, indices)
+                        combined = statement.combine.format(f"{best}[{each.name}]", value)
+                        self.line(f"{best}[{each.name}] = ({ctype})({combined});")
+            for best, begin, length, _ in parts:
+                each = Axis(len(shape), length, 0)
+                indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
+                with self._loop(each, simd=True), self.lanes():
+                    self.line(f"{self.element(statement.target, indices[:-1])} = {best}[{each.name}];")
 
     def _reduce_along(self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str) -> None:
         """Reduces every n-th element at once, and then the n results."""
