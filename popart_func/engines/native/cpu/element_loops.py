@@ -18,6 +18,7 @@ from popart_func.engines.native.cpu.element_axes import (
     indices_of,
     innermost_last,
     layouts_of,
+    strides_of,
     without_last,
 )
 from popart_func.engines.native.cpu.element_memory import SPARE, Memory
@@ -227,26 +228,24 @@ class _NestWriter(CodeWriter):
         strides = [load.layout.strides[kept[-1].axis] for load in loads]
         inside = not checked and all(self.storage.place_of(load.buffer) not in self._constant for load in loads)
         surplus = inside and all(stride in (0, 1) for stride in strides)
-        parts = []  # name, place of the first element, how many are kept, how many are computed
+        parts = []  # the name of an array, its first element, the loop over what is kept, and over what is computed
         for begin in range(0, size, width):
             length = min(width, size - begin)
             wide = min(width, -(-length // SPARE) * SPARE) if surplus else length
-            parts.append((f"best{begin // width}", begin, length, wide))
+            parts.append((f"best{begin}", begin, Axis(len(shape), length, 0), Axis(len(shape), wide, 0)))
         with self.block(f"for (int {name} = {blocks.start}; {name} < {blocks.stop}; {name} += {size})"):
-            for best, _, _, wide in parts:
-                self.line(f"alignas(64) {ctype} {best}[{wide}];")
-                with self._loop(Axis(len(shape), wide, 0), simd=True):
-                    self.line(f"{best}[i{len(shape)}] = {start};")
+            for best, _, _, each in parts:
+                self.line(f"alignas(64) {ctype} {best}[{each.size}];")
+                with self._loop(each, simd=True):
+                    self.line(f"{best}[{each.name}] = {start};")
             with self._loop(along):
-                for best, begin, _, wide in parts:
-                    each = Axis(len(shape), wide, 0)
+                for best, begin, _, each in parts:
                     indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
                     with self._loop(each, simd=True, checked=checked), self.lanes():
                         value = self.value(statement.value, indices)
                         combined = statement.combine.format(f"{best}[{each.name}]", value)
                         self.line(f"{best}[{each.name}] = ({ctype})({combined});")
-            for best, begin, length, _ in parts:
-                each = Axis(len(shape), length, 0)
+            for best, begin, each, _ in parts:
                 indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
                 with self._loop(each, simd=True), self.lanes():
                     self.line(f"{self.element(statement.target, indices[:-1])} = {best}[{each.name}];")
@@ -328,8 +327,8 @@ class _NestWriter(CodeWriter):
     def _matmul(self, statement: MatMul) -> None:
         batch, rows, columns = statement.target.shape
         inner, dtype = statement.left.shape[2], statement.target.dtype
-        (across, *left), (along, *right) = (_strides(load.layout) for load in (statement.left, statement.right))
-        (step, *_) = _strides(statement.target.layout)
+        (across, *left), (along, *right) = (strides_of(load.layout) for load in (statement.left, statement.right))
+        (step, *_) = strides_of(statement.target.layout)
         starts = [
             self._pointer(self.storage.place_of(load.buffer), load.layout.offset)
             for load in (statement.target, statement.left, statement.right)
@@ -342,11 +341,6 @@ class _NestWriter(CodeWriter):
         sizes = ", ".join(map(str, (rows, columns, inner, *left, *right)))
         with self._all([Axis(0, batch, 0)] if batch != 1 else []):
             self.line(f"multiply<{sizes}>({first}, {second}, {out}, ({C_TYPES[dtype]}*)room);")
-
-
-def _strides(layout: StridedLayout) -> list[int]:
-    """The strides, 0 along axes of length 1."""
-    return [stride if size != 1 else 0 for size, stride in zip(layout.shape, layout.strides, strict=True)]
 
 
 def _is_checked(value: Expr) -> bool:

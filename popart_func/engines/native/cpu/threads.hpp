@@ -76,8 +76,9 @@ template <class Block, class Work> static int32_t for_each_block(int64_t lanes, 
   std::atomic<int64_t> next{0};
   std::atomic<int32_t> bad{0};
   auto worker = [&] {
-    Block* const block = new (std::nothrow) Block();
+    Block* const block = new (std::nothrow) Block;  // of any numbers: to clear it takes as long as a step of a large lane
     if (!block) return;
+    memset(block->bad, 0, sizeof block->bad);
     for (int64_t i; (i = next++) < blocks;) {
       const int64_t first = i * L;
       work(*block, first, int(lanes - first < L ? lanes - first : L));
