@@ -1,6 +1,6 @@
 """The cost model: predicts a step's time on a CPU, by which `native` chooses its schedule and ``"auto"`` an engine.
 
-The rule counts operations in the step graph, and nothing else. A register holds ``width`` numbers, and a *vector* is a
+The rule counts operations and values in the step graph. A register holds ``width`` numbers, and a *vector* is a
 row of numbers cut into whole registers. In nanoseconds for a step of all lanes, with the names of `Constants`:
 
     lanes in registers = (lane_product · products + lane_other · others) · ⌈⌈lanes / width⌉ / threads⌉ · spilling

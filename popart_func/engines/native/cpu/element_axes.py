@@ -8,7 +8,7 @@ from typing import NamedTuple
 from popart_func.engines.native.expressions import Expr, Iota, Load, index_names, leaves
 from popart_func.engines.native.layouts import StridedLayout
 
-__all__ = ["Axis", "axes_of", "indices_of", "innermost_last", "layouts_of", "without_last"]
+__all__ = ["Axis", "axes_of", "indices_of", "innermost_last", "layouts_of", "strides_of", "without_last"]
 
 
 class Axis(NamedTuple):
@@ -33,6 +33,11 @@ class Axis(NamedTuple):
 def layouts_of(*values: Expr) -> list[StridedLayout]:
     """The layouts of the leaves of expressions, those of computed indices included."""
     return [leaf.layout for value in values for leaf in leaves(value) if isinstance(leaf, Load | Iota)]
+
+
+def strides_of(layout: StridedLayout) -> list[int]:
+    """The strides, 0 along axes of length 1."""
+    return [stride if size != 1 else 0 for size, stride in zip(layout.shape, layout.strides, strict=True)]
 
 
 def without_last(layout: StridedLayout) -> StridedLayout:

@@ -18,6 +18,7 @@ from popart_func.engines.native.cpu.element_axes import (
     indices_of,
     innermost_last,
     layouts_of,
+    strides_of,
     without_last,
 )
 from popart_func.engines.native.cpu.element_memory import SPARE, Memory
@@ -41,7 +42,7 @@ SIDE_BY_SIDE = 64
 """The most partial results that a reduction computes at once."""
 
 SHORT = 4
-"""Axes that are shorter than this are not vectorized."""
+"""Axes that are shorter than this are not vectorized but unrolled."""
 
 
 class NestFunction(NamedTuple):
@@ -122,7 +123,9 @@ class _NestWriter(CodeWriter):
 
     @contextmanager
     def _loop(self, axis: Axis, *, simd: bool = False, checked: bool = False) -> Iterator[None]:
-        if simd and axis.size >= SHORT:
+        if axis.size < SHORT:
+            self.line(f"#pragma GCC unroll {SHORT}")  # the windows of a convolution: 1.1 times as fast
+        elif simd:
             self.line(f"#pragma omp simd{' reduction(|: bad)' * checked}")
         with self.block(f"for (int {axis.name} = 0; {axis.name} < {axis.size}; ++{axis.name})"):
             yield
@@ -216,33 +219,38 @@ class _NestWriter(CodeWriter):
     def _reduce_across(
         self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str, blocks: range
     ) -> None:
-        """Reduces neighbours at once, block by block: each has a place in ``best``, and is combined in order."""
+        """Reduces neighbours at once, block by block: each has a place in an array, and is combined in order.
+
+        An array is as long as a register, so that the compiler keeps it in one, and not in memory.
+        """
         shape, name, size = statement.value.shape, kept[-1].name, blocks.step
         indices = indices_of(shape, [*kept, along])
-        each, wide = Axis(len(shape), size, 0), size
+        checked, width = _is_checked(statement.value), 64 // statement.value.dtype.itemsize
         loads = [leaf for leaf in leaves(statement.value) if isinstance(leaf, Load)]
         strides = [load.layout.strides[kept[-1].axis] for load in loads]
-        inside = all(self.storage.place_of(load.buffer) not in self._constant for load in loads) and not _is_checked(
-            statement.value
-        )
-        if inside and all(stride in (0, 1) for stride in strides):
-            wide = -(-size // SPARE) * SPARE
-        every = each._replace(size=wide)
-        indices[kept[-1].axis] = f"({name} + {each.name})"
+        inside = not checked and all(self.storage.place_of(load.buffer) not in self._constant for load in loads)
+        surplus = inside and all(stride in (0, 1) for stride in strides)
+        parts = []  # the name of an array, its first element, the loop over what is kept, and over what is computed
+        for begin in range(0, size, width):
+            length = min(width, size - begin)
+            wide = min(width, -(-length // SPARE) * SPARE) if surplus else length
+            parts.append((f"best{begin}", begin, Axis(len(shape), length, 0), Axis(len(shape), wide, 0)))
         with self.block(f"for (int {name} = {blocks.start}; {name} < {blocks.stop}; {name} += {size})"):
-            self.line(f"alignas(64) {ctype} best[{wide}];")
-            with self._loop(every, simd=True):
-                self.line(f"best[{each.name}] = {start};")
-            with (
-                self._loop(along),
-                self._loop(every, simd=True, checked=_is_checked(statement.value)),
-                self.lanes(),
-            ):
-                value = self.value(statement.value, indices)
-                combined = statement.combine.format(f"best[{each.name}]", value)
-                self.line(f"best[{each.name}] = ({ctype})({combined});")
-            with self._loop(each, simd=True), self.lanes():
-                self.line(f"{self.element(statement.target, indices[:-1])} = best[{each.name}];")
+            for best, _, _, each in parts:
+                self.line(f"alignas(64) {ctype} {best}[{each.size}];")
+                with self._loop(each, simd=True):
+                    self.line(f"{best}[{each.name}] = {start};")
+            with self._loop(along):
+                for best, begin, _, each in parts:
+                    indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
+                    with self._loop(each, simd=True, checked=checked), self.lanes():
+                        value = self.value(statement.value, indices)
+                        combined = statement.combine.format(f"{best}[{each.name}]", value)
+                        self.line(f"{best}[{each.name}] = ({ctype})({combined});")
+            for best, begin, each, _ in parts:
+                indices[kept[-1].axis] = f"({name} + {begin} + {each.name})"
+                with self._loop(each, simd=True), self.lanes():
+                    self.line(f"{self.element(statement.target, indices[:-1])} = {best}[{each.name}];")
 
     def _reduce_along(self, statement: Reduce, kept: Sequence[Axis], along: Axis, ctype: str, start: str) -> None:
         """Reduces every n-th element at once, and then the n results."""
@@ -321,8 +329,8 @@ class _NestWriter(CodeWriter):
     def _matmul(self, statement: MatMul) -> None:
         batch, rows, columns = statement.target.shape
         inner, dtype = statement.left.shape[2], statement.target.dtype
-        (across, *left), (along, *right) = (_strides(load.layout) for load in (statement.left, statement.right))
-        (step, *_) = _strides(statement.target.layout)
+        (across, *left), (along, *right) = (strides_of(load.layout) for load in (statement.left, statement.right))
+        (step, *_) = strides_of(statement.target.layout)
         starts = [
             self._pointer(self.storage.place_of(load.buffer), load.layout.offset)
             for load in (statement.target, statement.left, statement.right)
@@ -335,11 +343,6 @@ class _NestWriter(CodeWriter):
         sizes = ", ".join(map(str, (rows, columns, inner, *left, *right)))
         with self._all([Axis(0, batch, 0)] if batch != 1 else []):
             self.line(f"multiply<{sizes}>({first}, {second}, {out}, ({C_TYPES[dtype]}*)room);")
-
-
-def _strides(layout: StridedLayout) -> list[int]:
-    """The strides, 0 along axes of length 1."""
-    return [stride if size != 1 else 0 for size, stride in zip(layout.shape, layout.strides, strict=True)]
 
 
 def _is_checked(value: Expr) -> bool:

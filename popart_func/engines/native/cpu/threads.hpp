@@ -1,6 +1,6 @@
 // Threads that share a kernel's blocks of lanes. They are started once and wait for the next call: to wake one takes
-// 10 µs; to start one takes 100 µs, and milliseconds where other programs keep the processors busy. They are POSIX's own,
-// since C++'s take a tenth of a second to compile.
+// 10 µs; to start one takes 100 µs, and milliseconds where other programs keep the processors busy. They are POSIX's
+// own, since C++'s take a tenth of a second to compile.
 
 // A call that threads may join.
 struct SharedCall {
@@ -65,8 +65,8 @@ class Threads {
   }
 };
 
-// The threads of a process, which the linker makes one for all kernels where it can. They are never ended nor deleted: they
-// may wait when the process exits. A fork has none of them, and begins anew.
+// The threads of a process. All kernels have the same ones, where the linker can make one variable of those in several
+// libraries. They never end, and may wait when the process exits. A fork has none of them, and begins anew.
 __attribute__((visibility("default"))) inline Threads* process_threads = [] {
   pthread_atfork(nullptr, nullptr, [] { process_threads = new Threads; });
   return new Threads;
@@ -79,8 +79,9 @@ template <class Block, class Work> static int32_t for_each_block(int64_t lanes, 
   std::atomic<int64_t> next{0};
   std::atomic<int32_t> bad{0};
   auto worker = [&] {
-    Block* const block = new (std::nothrow) Block();
+    Block* const block = new (std::nothrow) Block;  // not cleared: that takes as long as a step of a large lane
     if (!block) return;
+    memset(block->bad, 0, sizeof block->bad);
     for (int64_t i; (i = next++) < blocks;) {
       const int64_t first = i * L;
       work(*block, first, int(lanes - first < L ? lanes - first : L));
