@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from popart_func.engines import (
-    ENGINES,
-    available_engines,
-)
+from popart_func.engines import ENGINES, available_engines
 
 RUNNABLE = [name for name in ENGINES if available_engines()[name] is None]
-
-
 COMPILED = [name for name in RUNNABLE if name != "eager"]
 
 
