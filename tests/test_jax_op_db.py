@@ -255,7 +255,7 @@ def test_special_functions_at_the_edges(where: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(("where", "rank"), [("jax", 2), ("jax", 3), ("native", 2)])
+@pytest.mark.parametrize(("where", "rank"), [("jax", 2), ("jax", 3), ("native", 2), ("native", 3)])
 def test_a_grid_with_places_that_are_no_numbers(where: str, rank: int) -> None:
     """A conversion of NaN or infinity to an index gave another element, or 0; volumes have rules of their own."""
     image = torch.arange(1.0, 13).reshape(1, 1, 3, 4)

@@ -14,7 +14,7 @@ from popart_func._torch import OpOverload, core_decompositions
 
 __all__ = ["RESAMPLING"]
 
-_ZEROS, _REFLECTION = 0, 2
+_ZEROS, _BORDER, _REFLECTION = 0, 1, 2
 _NEAREST, _CUBIC = 1, 2
 
 
@@ -60,6 +60,12 @@ def _inside(place: Tensor, size: int, padding: int, align: bool) -> Tensor:
     return _clipped(place, size)
 
 
+def _found(place: Tensor, size: int, padding: int) -> Tensor:
+    """A place in a volume: what is no number is the last place, or one outside where zeros surround the volume."""
+    is_lost = place.isnan() if padding == _BORDER else ~place.isfinite()
+    return torch.where(is_lost, -1 if padding == _ZEROS else size - 1, place)
+
+
 def _linear_taps(place: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The places that are read for a place, and their weights."""
     low = place.floor()
@@ -85,6 +91,8 @@ def _grid_sample(x: Tensor, grid: Tensor, mode: int, padding: int, align: bool) 
         return x.new_zeros((*x.shape[:2], *grid.shape[1:-1]))
     inside = [functools.partial(_inside, size=size, padding=padding, align=align) for size in sizes]
     places = [_unnormalized(grid[..., rank - 1 - axis], sizes[axis], align) for axis in axes]
+    if rank == 3:
+        places = [_found(place, size, padding) for place, size in zip(places, sizes, strict=True)]
     if mode != _CUBIC:
         places = [inside[axis](places[axis]) for axis in axes]
     images = x.movedim(1, -1)
