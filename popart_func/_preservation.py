@@ -77,8 +77,8 @@ def check_preservation(
         return  # neither can run anything beside what it records; a call outside of it is checked
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in params.items())
     tasks = statistics.shift.shape[-1]
-    heads = tuple((head.name, head.axis) for head in network.heads)
-    key = (_identity(network.apply), heads, tasks, groups is None, shapes)
+    heads = tuple((head.name, head.axis, _values(head.indices)) for head in network.heads)
+    key = (_identity(network.apply), heads, tasks, _values(groups), shapes)
     if key in _checked:
         return
     leaves, structure = optree.tree_flatten(x)
@@ -266,6 +266,13 @@ def _random_state(params: Mapping[str, Tensor]) -> Callable[[], None]:
 
 def _copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _values(indices: Tensor | None) -> Hashable:
+    """What tells indices from others: their values, or which tensor it is where they can't be read."""
+    if indices is None:
+        return None
+    return (indices.shape, *indices.reshape(-1).tolist()) if is_known(indices) else id(indices)
 
 
 def _identity(value: Any, depth: int = 0) -> Hashable:

@@ -26,6 +26,8 @@ X = torch.zeros(3, 6, dtype=F64)
     [
         (X, ValueError, r"`batch` must be \(x, y\), .* or a dict of them, got Tensor"),
         ((X,), ValueError, "got 1 parts"),
+        ({"x": X, "y": X, "mask": X}, ValueError, "holds 'mask', which a learner does not read: write 'weights'"),
+        ({"x": X, "y": X, "index": X}, ValueError, "holds 'index', which a learner does not read: write 'indices'"),
         ((X, 3.0), TypeError, "the targets y of `batch` must be a tensor, got float"),
         ((X, torch.zeros(3), 1), TypeError, "the indices of `batch` must be a tensor, got int"),
         ((X, torch.zeros(2, 2)), ValueError, r"targets must have the shape of the outputs, \(3, 2\), got \(2, 2\)"),

@@ -298,6 +298,27 @@ def test_a_function_that_closes_over_itself() -> None:
     assert len(_preservation._checked) == 1
 
 
+def test_heads_are_checked_for_each_order_of_their_statistics() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.first(x), self.second(x)], -1)
+
+    apply, params = pf.stateless(Two()), pf.init_params(Two, 0)
+
+    def update(first: int, second: int) -> None:
+        heads = [pf.Head(n, indices=torch.tensor([i])) for n, i in (("first", first), ("second", second))]
+        learner = pf.popart_learner(apply, pf.sgd(0.0), pf.popart(2, 0.5), head=heads)
+        learner.update(learner.init(params), (torch.ones(3), torch.tensor([100.0, -5.0])))
+
+    update(0, 1)
+    with pytest.raises(ValueError, match="popart_learner: "):
+        update(1, 0)
+
+
 def test_statistics_that_stand_still_are_not_checked() -> None:
     custom = pf.PopArt(pf.popart(1, 0.5).init, lambda state, targets, indices=None: state)
     learner = pf.popart_learner(pf.stateless(Behind()), pf.sgd(0.0), custom, head="head")

@@ -28,6 +28,13 @@ Batch = Any
 """``(x, y)``, ``(x, y, indices)``, ``(x, y, indices, weights)`` or a dict with these names."""
 
 
+_MISTAKEN = {
+    **dict.fromkeys(("mask", "masks", "weight", "w", "sample_weight", "sample_weights"), "weights"),
+    **dict.fromkeys(("index", "idx", "task", "tasks"), "indices"),
+}
+"""Names in a batch that would be taken for what the loss reads, and what was meant."""
+
+
 class LearnerState(NamedTuple):
     """What the next step needs. All learners have the same; with SGD the statistics stay at 0 and 1.
 
@@ -191,6 +198,11 @@ def unpack(caller: str, batch: Batch, statistics: PopArtState, popart: PopArt | 
         given = dict(batch)
         if not {"x", "y"} <= given.keys():
             raise ValueError(f"{caller}: `batch` must have 'x' and 'y', got {sorted(given)}.")
+        for name in given.keys() & _MISTAKEN.keys():
+            raise ValueError(
+                f"{caller}: `batch` holds {name!r}, which a learner does not read: write {_MISTAKEN[name]!r}. What "
+                f"your own loss reads needs another name."
+            )
     elif isinstance(batch, tuple | list) and len(batch) in (2, 3, 4):
         given = dict(zip(("x", "y", "indices", "weights"), batch, strict=False))
     else:
