@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optree
 import pytest
 import torch
 from torch import Tensor, distributions, nn, vmap
@@ -18,6 +20,8 @@ from torch.nn import functional
 import popart_func as pf
 from popart_func import random
 from popart_func.engines import native, scan_lanes
+from popart_func.engines.tracing.step_graph import TensorSpec, TraceError
+from popart_func.engines.tracing.tracer import trace_step
 from popart_func.interop.jax import to_jax, to_jax_function, to_torch
 from popart_func.random.torch_draws import DRAWS
 
@@ -355,3 +359,33 @@ def test_without_a_key_the_cure_is_named(engine: str) -> None:
         scan_lanes(lambda c, x: (functional.dropout(c), ()), torch.ones(2), length=1, engine=engine)
     with pytest.raises(TypeError, match=r"rngs=key\).* popart_func\.random\.keyed\(key\)"):
         to_jax_function(functional.dropout)(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        lambda draw: pf.fori_loop(0, 3, lambda i, c: c + draw(), torch.zeros(6)),
+        lambda draw: pf.scan(lambda c, x: (c + draw(), ()), torch.zeros(6), torch.zeros(3))[0],
+        lambda draw: pf.while_loop(lambda c: c.sum() < 9, lambda c: c + draw(), torch.zeros(6)),
+        lambda draw: pf.cond(torch.ones(()) > 0, lambda c: c + draw(), lambda c: c, torch.zeros(6)),
+    ],
+)
+def test_a_body_does_not_draw_from_a_key_around_its_loop(loop):
+    """Each round would draw the same numbers; a key of the body's own is right."""
+
+    def within(key):
+        with random.keyed(key):
+            return loop(lambda: torch.rand(6))
+
+    def inside(key):
+        def draw():
+            with random.keyed(key):
+                return torch.rand(6)
+
+        return loop(draw)
+
+    one = random.key(0)
+    for function, is_refused in ((within, True), (inside, False)):
+        refused = pytest.raises(TraceError, match="the body draws from a key that `keyed`")
+        with refused if is_refused else nullcontext():
+            trace_step(function, optree.tree_structure((one,)), [TensorSpec.of(one)])

@@ -62,6 +62,36 @@ def test_native_computes_what_eager_does(names: tuple[str, ...]):
             close(got[name], expected[name])
 
 
+def with_tangents(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda x: torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+
+
+ODD = {
+    # PyTorch gives the tangent of a 0-d tensor times a Python number in float64.
+    "scan": with_tangents(lambda v: pf.scan(lambda g, r: (r + 0.99 * g, ()), v.sum(), v)[0]),
+    "fori_loop": with_tangents(lambda v: pf.fori_loop(0, 3, lambda i, s: s * 0.3 + i, v.sum())),
+    "while_loop": with_tangents(lambda v: pf.while_loop(lambda s: s > 0.1, lambda s: s * 0.3, v.square().sum())),
+    "cond": with_tangents(lambda v: pf.cond(v.sum() > 0, lambda c: c * 0.3, lambda c: c.sin(), v.sum())),
+    # Real results without a tangent.
+    "a counter": with_tangents(lambda v: pf.scan(lambda c, t: ((c[0] * t, c[1] + 1.0), ()), (v, v[0] * 0), v)[0][0]),
+    "a constant y": with_tangents(lambda v: pf.scan(lambda c, t: (c * t, torch.ones(2)), v, v)[0]),
+    "a sum": torch.func.hessian(lambda v: pf.scan(lambda s, t: (s + (t * v).square().sum(), ()), 0 * v[0], v)[0]),
+    # A result of a choice that nothing reads.
+    "a choice": lambda v: pf.cond(v.sum() > 0, lambda z: (z * 3, z + 1), lambda z: (z.exp(), z), v)[0],
+}
+
+
+@pytest.mark.parametrize("schedule", ["lanes", "elements"])
+def test_native_computes_odd_derivatives_and_choices(schedule: str) -> None:
+    def step(carry: Tensor, _: None) -> tuple[Tensor, dict[str, Any]]:
+        return carry, {name: function(carry) for name, function in ODD.items()}
+
+    carry = torch.stack([torch.tensor([0.3, -0.7, 0.9]), torch.tensor([-0.4, -0.2, 0.1])])
+    got, expected = (pf.scan_lanes(step, carry, length=1, engine=e)[1] for e in (f"native:{schedule}", "eager"))
+    for name in ODD:
+        torch.testing.assert_close(got[name].to(carry.dtype), expected[name].to(carry.dtype), msg=name)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_rows_of_all_lengths(shared: bool):
     carry, rates = (torch.randn(LANES, 5), torch.randn(LANES, 20)), torch.rand(LANES)

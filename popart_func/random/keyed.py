@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional, init
 from torch.overrides import TorchFunctionMode
 
-from popart_func._torch import TorchDispatchMode, dispatch_modes, is_functorch_wrapped_tensor, schema
+from popart_func._torch import TorchDispatchMode, dispatch_modes, function_modes, is_functorch_wrapped_tensor, schema
 from popart_func._typing import Integer
 from popart_func.random._arguments import check_key
 from popart_func.random.keys import fold_in
 from popart_func.random.torch_draws import CREATIONS, DRAWS
 
-__all__ = ["keyed"]
+__all__ = ["count_draws", "keyed"]
 
 
 @contextlib.contextmanager
@@ -33,7 +33,8 @@ def keyed(key: Integer[Tensor, "2"]) -> Iterator[None]:
 
     Numbers are float32, cast to the dtype that PyTorch returns. A `torch.vmap` *inside* draws the same numbers for each
     of its examples, since they share the key: `split` the key and enter `keyed` inside the vmapped function where they
-    should differ; a layer that is called with a whole batch draws for each example anyway.
+    should differ; a layer that is called with a whole batch draws for each example anyway. So do the rounds of a loop
+    (`scan`, `while_loop`, ...) and the branches of a `cond`: in a traced step they may not draw from a key around them.
 
     Args:
         key: a key, used once: give every step its own, by `split` or `fold_in`.
@@ -56,6 +57,11 @@ def keyed(key: Integer[Tensor, "2"]) -> Iterator[None]:
     refuse_draws = contextlib.nullcontext() if dispatch_modes() else _RefuseDraws()  # a trace refuses them itself
     with refuse_draws, no_checkpoints, _DrawFromKey(key):
         yield
+
+
+def count_draws() -> int:
+    """How many draws there have been from the keys of all `keyed` that this thread is within."""
+    return sum(mode.draws for mode in function_modes() if isinstance(mode, _DrawFromKey))
 
 
 class _DrawFromKey(TorchFunctionMode):

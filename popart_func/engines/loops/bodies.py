@@ -30,8 +30,9 @@ from popart_func.engines.tracing.source_lines import TraceError, describe_line
 from popart_func.engines.tracing.traced import Traced
 from popart_func.engines.tracing.tracer import record
 from popart_func.engines.tracing.walk import Values, op_name, substitute, walk
+from popart_func.random.keyed import count_draws
 
-__all__ = ["closed", "replay", "trace_bodies", "trace_body", "with_same_inputs"]
+__all__ = ["check_carry_stays", "closed", "in_dtype_of", "replay", "trace_bodies", "trace_body", "with_same_inputs"]
 
 
 def trace_body(
@@ -80,7 +81,15 @@ def closed(
         marks = contextlib.nullcontext() if is_marked else StopGradientMarks(caller, kept=False)
         lifts = _Lifts(recording)
         with through_hooks(lifts.lift, lifts.call), lifts, marks:
-            return [lifts.lift(result) for result in function(*arguments)]
+            before = count_draws()
+            results = function(*arguments)
+            if count_draws() != before:
+                raise TraceError(
+                    f"{caller}: the body draws from a key that `keyed` was given outside of the loop: each round would "
+                    f"draw the same numbers. Enter popart_func.random.keyed within the body, with a key that the carry "
+                    f"or the xs hold."
+                )
+            return [lifts.lift(result) for result in results]
 
     return trace_body(caller, lifted, inputs)
 
@@ -115,6 +124,21 @@ def with_same_inputs(traced: Sequence[tuple[Body, list[Tensor]]], inputs: int) -
             last = node
         bodies.append(Body(body.graph, (*body.inputs[:inputs], *map(TensorSpec.of, order)), body.outputs))
     return bodies, list(found.values())
+
+
+def check_carry_stays(caller: str, body: Body, carries: int) -> None:
+    """Raises if a body that the library has made gives a carry of other shapes or dtypes than it takes."""
+    for before, after in zip(body.inputs[:carries], body.outputs, strict=False):
+        if (before.shape, before.dtype) != (after.shape, after.dtype):
+            raise TypeError(
+                f"{caller}: a transform of the loop makes {after.dtype} {tuple(after.shape)} of a carry's "
+                f"{before.dtype} {tuple(before.shape)}. Write the numbers in the loop as tensors of the carry's dtype."
+            )
+
+
+def in_dtype_of(value: Tensor, tangent: Any) -> Any:
+    """A tangent in the dtype of its value: PyTorch gives that of a 0-d tensor times a Python number in float64."""
+    return tangent if tangent is None or tangent.dtype == value.dtype else tangent.to(value.dtype)
 
 
 def replay(body: Body, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from popart_func.engines.loops.bodies import replay, trace_bodies
+from popart_func.engines.loops.bodies import in_dtype_of, replay, trace_bodies
 from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real, wants_gradient
 from popart_func.engines.stop_gradients import StopGradient, keeps_marks
 from popart_func.engines.tracing.loop_nodes import Body
@@ -82,18 +83,20 @@ class Cond(Loop):
         """The tangents of the results, by a loop that computes them along with the values."""
         places = [n for n, one in enumerate(tangents[1:]) if one is not None and is_real(tensors[1 + n])]
         real = [n for n, spec in enumerate(self.outputs) if is_real(spec)]
-        moved = [tangents[1 + n] for n in places]
+        moved = [in_dtype_of(tensors[1 + n], tangents[1 + n]) for n in places]
 
         def branch(body: Body) -> Callable[..., list[Tensor]]:
             def pushed(*flat: Tensor) -> list[Tensor]:
                 primals, given = flat[: len(body.inputs)], flat[len(body.inputs) :]
                 of_chosen = _of_chosen(body, primals, places, real)
-                return list(jvp(of_chosen, tuple(primals[n] for n in places), tuple(given))[1])
+                found: Any = jvp(of_chosen, tuple(primals[n] for n in places), tuple(given))
+                outputs, moved = found
+                return [in_dtype_of(*pair) for pair in zip(outputs, moved, strict=True)]
 
             return pushed
 
         specs = [*self.true.inputs, *(self.true.inputs[n] for n in places)]
-        results = self._with_branches((branch(self.true), branch(self.false)), specs, [*tensors, *moved])  # type: ignore[list-item]
+        results = self._with_branches((branch(self.true), branch(self.false)), specs, [*tensors, *moved])
         found = dict(zip(real, results, strict=True))
         return [found.get(n) for n in range(len(self.outputs))]
 

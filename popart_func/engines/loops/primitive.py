@@ -109,7 +109,11 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         inputs = [forward_ad.unpack_dual(value).primal for value in ctx.saved_tensors]
-        return tuple(ctx.loop.pushed_forward(inputs, tangents[1:]))
+        moved = ctx.loop.pushed_forward(inputs, tangents[1:])
+        return tuple(
+            torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device) if one is None and is_real(spec) else one
+            for one, spec in zip(moved, ctx.loop.outputs, strict=True)
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, loop: Loop, *tensors: Tensor) -> Any:

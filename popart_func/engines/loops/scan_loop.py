@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.func import jvp, vjp, vmap
 
-from popart_func.engines.loops.bodies import replay, trace_body
+from popart_func.engines.loops.bodies import check_carry_stays, in_dtype_of, replay, trace_body
 from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real
 from popart_func.engines.loops.reverse import split_backward
 from popart_func.engines.loops.same import covering
@@ -116,10 +116,10 @@ class ScanLoop(Loop):
             if kinds[position] == kind and (active[position] or not is_tangent)
         ]
         filled = [
-            torch.zeros_like(tensor) if tangent is None and one else tangent
+            torch.zeros_like(tensor) if tangent is None and one else in_dtype_of(tensor, tangent)
             for tensor, tangent, one in zip(tensors, tangents, active, strict=True)
         ]
-        operands: list[Tensor] = [filled[p] if is_tangent else tensors[p] for p, is_tangent in order]  # type: ignore[misc]
+        operands: list[Tensor] = [filled[p] if is_tangent else tensors[p] for p, is_tangent in order]
         carry_out = [n for n, one in enumerate(outputs) if one and n < self.carries]
         ys_out = [n for n, one in enumerate(outputs) if one and n >= self.carries]
 
@@ -136,7 +136,8 @@ class ScanLoop(Loop):
 
             chosen, given = tuple(primals[p] for p in places), tuple(values[p, True] for p in places)
             found: Any = jvp(of_active, chosen, given, has_aux=True)
-            _, moved, results = found
+            outputs, moved, results = found
+            moved = [in_dtype_of(*pair) for pair in zip(outputs, moved, strict=True)]
             carry_moved, ys_moved = moved[: len(carry_out)], moved[len(carry_out) :]
             return [*results[: self.carries], *carry_moved, *ys_moved]
 
@@ -255,6 +256,7 @@ class ScanLoop(Loop):
     ) -> list[Tensor]:
         """The results of a loop with another body."""
         body, more = trace_body(self.caller, function, specs)  # type: ignore[arg-type]
+        check_carry_stays(self.caller, body, carries)
         return replace(self, body=body, carries=carries, xs=xs)(*operands, *more)
 
     def _active(self, given: Sequence[bool]) -> tuple[list[bool], list[bool]]:

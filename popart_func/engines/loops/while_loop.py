@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from popart_func.engines.loops.bodies import replay, trace_bodies
+from popart_func.engines.loops.bodies import check_carry_stays, in_dtype_of, replay, trace_bodies
 from popart_func.engines.loops.primitive import Loop, Maybe, Tensors, is_real
 from popart_func.engines.tracing.loop_nodes import Body
 from popart_func.engines.tracing.shapes import TensorSpec
@@ -111,7 +111,9 @@ class WhileLoop(Loop):
             *((n, False) for n in range(self.carries, len(tensors))),
             *((n, True) for n in places if n >= self.carries),
         ]
-        filled = [torch.zeros_like(t) if m is None else m for t, m in zip(tensors, tangents, strict=True)]
+        filled = [
+            torch.zeros_like(t) if m is None else in_dtype_of(t, m) for t, m in zip(tensors, tangents, strict=True)
+        ]
         operands = [filled[n] if is_tangent else tensors[n] for n, is_tangent in order]
 
         def primals(flat: Sequence[Tensor]) -> list[Tensor]:
@@ -129,8 +131,8 @@ class WhileLoop(Loop):
 
             chosen = tuple(values[n] for n in places)
             found: Any = jvp(of_active, chosen, tuple(tangent[n, True] for n in places), has_aux=True)
-            _, moved, results = found
-            return [*results, *moved]
+            outputs, moved, results = found
+            return [*results, *(in_dtype_of(*pair) for pair in zip(outputs, moved, strict=True))]
 
         specs = [self.body.inputs[n] for n, _ in order]
         if not carried:
@@ -154,4 +156,5 @@ class WhileLoop(Loop):
     ) -> list[Tensor]:
         """The results of a loop with other bodies."""
         (test, step), more = trace_bodies(self.caller, (condition, body), specs)
+        check_carry_stays(self.caller, step, carries)
         return replace(self, condition=test, body=step, carries=carries)(*operands, *more)

@@ -107,6 +107,7 @@ def make_plan(program: Program, windows: Sequence[Window] = ()) -> KernelPlan:
     for statement, plans in nested.items():
         for plan in plans:
             inside = (buffer for buffer in plan.buffers if buffer not in plan.program.inputs)
-            written |= dict.fromkeys(buffer for buffer in (*statement.stacks, *inside) if buffer not in elsewhere)
+            filled = (*statement.stacks, *statement.chosen, *inside)
+            written |= dict.fromkeys(buffer for buffer in filled if buffer not in elsewhere)
     buffers = [buffer for buffer in program.inputs if not buffer.uniform and buffer not in apart] + list(written)
     return KernelPlan(program, once, always, merged, local, buffers, nested)

@@ -160,6 +160,11 @@ class Nested:
         """The buffers of a scan's ys. Each round fills a part of them, while later rounds are still to come."""
         return tuple(window.whole for window in self.windows if window.is_written)
 
+    @property
+    def chosen(self) -> tuple[Buffer, ...]:
+        """The buffers of a choice's results: a branch writes each of them, though nothing may read it."""
+        return tuple(load.buffer for load in self.loads_of_results[1:]) if self.kind == "if" else ()
+
     def loads(self) -> Iterator[Load]:
         """What it reads of the program around it: carries, stacks, and what its parts close over."""
         own = {window.part for window in self.windows}
