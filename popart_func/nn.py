@@ -117,8 +117,16 @@ class PopArtHead(nn.Linear):
                 layer a parameter group with ``weight_decay=0``.
 
         Raises:
-            TypeError, ValueError: as `pop_art.art`; an optimizer whose state is not known.
+            TypeError, ValueError: as `pop_art.art`; an optimizer whose state is not known; a weight or bias that is no
+                parameter of the layer, such as one that `torch.nn.utils.parametrizations.weight_norm` computes.
         """
+        for name in ("weight", "bias"):
+            if self._parameters.get(name) is None:
+                raise TypeError(
+                    f"PopArtHead.update: `{name}` must be the layer's own parameter, changed in place, got "
+                    f"one that is computed by a parametrization or a hook, or none. Take weight_norm, spectral_norm or "
+                    f"pruning off this layer, such as with torch.nn.utils.parametrize.remove_parametrizations."
+                )
         params = {"weight": self.weight, "bias": self.bias}
         opt_state: Any = () if optimizer is None else state_of(optimizer, params)
         before = {} if optimizer is None else opt_state.entries

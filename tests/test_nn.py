@@ -12,6 +12,7 @@ import new_process
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import popart_func as pf
 from popart_func import optim, scales
@@ -139,6 +140,28 @@ def test_an_optimizer_of_ones_own_is_refused():
         head.update(torch.ones(3, 1), optimizer="adam")
     with pytest.raises(ValueError, match="`optimizer` must train this layer, got one without its weight and bias"):
         copy.deepcopy(head).update(torch.ones(3, 1), optimizer=torch.optim.SGD(head.parameters(), 0.1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("weight", nn.utils.parametrizations.weight_norm),
+        ("weight", nn.utils.parametrizations.spectral_norm),
+        ("weight", nn.utils.weight_norm),
+        ("weight", nn.utils.spectral_norm),
+        ("weight", lambda head: prune.l1_unstructured(head, "weight", 1)),
+        ("bias", lambda head: nn.utils.parametrize.register_parametrization(head, "bias", nn.Tanh())),
+        ("bias", lambda head: head.register_parameter("bias", None) or head),
+    ],
+)
+def test_a_weight_or_bias_that_is_no_parameter_is_refused(name, wrap):
+    """A change of it in place would be lost."""
+    head = wrap(PopArtHead(4, 1, 0.5))
+    with pytest.raises(TypeError, match=f"PopArtHead.update: `{name}` must be the layer's own parameter, .*remove_"):
+        head.update(torch.full((8, 1), 1000.0))
+    assert head.shift == 0
 
 
 @pytest.mark.usefixtures("unchecked")
