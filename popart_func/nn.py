@@ -6,7 +6,8 @@ underneath, and equals them to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,25 @@ from popart_func.pop_art import PopArt, PopArtState
 
 __all__ = ["PopArtHead"]
 
+_OPTIONS = inspect.signature(pop_art.popart).parameters.keys() - {"num_outputs", "step_size"}
+
+
+def _check_options(popart: PopArt | None, options: Mapping[str, Any], given: list[str]) -> None:
+    """Raises where `PopArtHead` gets options that the default statistics lack, or that ``popart`` would not follow."""
+    unknown = sorted(options.keys() - _OPTIONS)
+    if unknown:
+        raise TypeError(
+            f"PopArtHead: options must be among {sorted(_OPTIONS)}, got {unknown}. The layer always has a bias, which "
+            f"Pop-Art needs."
+        )
+    if popart is not None and (options or given):
+        raise TypeError(
+            f"PopArtHead: {sorted([*options, *given])} belong to the default statistics and can't be given with "
+            f"`popart`. Give them where you make `popart`, or leave `popart` out."
+        )
+    if "gather" in options and "process_group" in given:
+        raise TypeError("PopArtHead: `gather` can't be given with `process_group`, which makes one. Leave one out.")
+
 
 class PopArtHead(nn.Linear):
     """A linear layer whose outputs are normalized, and which follows its targets with Pop-Art.
@@ -31,14 +51,19 @@ class PopArtHead(nn.Linear):
     Args:
         in_features: the number of inputs.
         out_features: the number of outputs.
-        step_size: β of the statistics, see `pop_art.art`.
+        step_size: β of the statistics, see `pop_art.art`: 3e-4 by default.
         num_tasks: the number of statistics: ``out_features`` by default; 1 for one that all outputs share.
-        popart: other statistics, such as one of `scales`, with ``num_tasks``; then leave out the options.
+        popart: other statistics, such as one of `scales`. They have their own step size and options, which can't be
+            given here then, nor can ``process_group``; ``num_tasks`` must be theirs.
         process_group: the processes that share the statistics, with `distributed`; None for one process. All of them
             then call `update` together. The default group is ``torch.distributed.group.WORLD``.
         device: of the parameters.
         dtype: of the parameters.
         **options: the other options of `pop_art.popart`, such as ``bias_correction`` or ``groups``.
+
+    Raises:
+        TypeError: an unknown option, or an option that belongs to the default statistics together with ``popart``.
+        ValueError: ``num_tasks`` is not the number of tasks of ``popart``.
 
     >>> head = PopArtHead(4, 1, step_size=0.5)
     >>> hidden, targets = torch.ones(8, 4), torch.full((8, 1), 1000.0)
@@ -58,7 +83,7 @@ class PopArtHead(nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        step_size: float = 3e-4,
+        step_size: float | None = None,
         *,
         num_tasks: int | None = None,
         popart: PopArt | None = None,
@@ -67,17 +92,24 @@ class PopArtHead(nn.Linear):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        given = {"step_size": step_size, "process_group": process_group}
+        _check_options(popart, options, [name for name, value in given.items() if value is not None])
         super().__init__(in_features, out_features, device=device, dtype=dtype)
-        tasks = out_features if num_tasks is None else num_tasks
         if popart is None:
+            tasks = out_features if num_tasks is None else num_tasks
             if process_group is not None:
                 from popart_func.distributed import all_gather  # torch.distributed's collectives take time to import
 
                 options["gather"] = all_gather(None if process_group is dist.group.WORLD else process_group)
-            popart = pop_art.popart(tasks, step_size, **options)
+            popart = pop_art.popart(tasks, 3e-4 if step_size is None else step_size, **options)
         self.popart = popart
         for name, field in popart.init({"weight": self.weight.detach()})._asdict().items():
             self.register_buffer(name, field.detach().clone())
+        if num_tasks not in (None, len(self.shift)):
+            raise ValueError(
+                f"PopArtHead: `num_tasks` must be the number of tasks of `popart`, {len(self.shift)}, got {num_tasks}. "
+                f"Leave it out."
+            )
 
     @property
     def statistics(self) -> PopArtState:

@@ -105,7 +105,7 @@ def test_a_loop_of_modules_learns_at_any_scale(make):
     errors = []
     for size in (1.0, 1e4):
         torch.manual_seed(0)
-        head = PopArtHead(16, 1, 0.1, popart=None if make is None else make())
+        head = PopArtHead(16, 1, 0.1) if make is None else PopArtHead(16, 1, popart=make())
         body = nn.Sequential(nn.Linear(3, 16), nn.Tanh())
         optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 3e-2)
         y = size * (x.sum(-1, keepdim=True).sin() + 5)
@@ -162,6 +162,26 @@ def test_a_weight_or_bias_that_is_no_parameter_is_refused(name, wrap):
     with pytest.raises(TypeError, match=f"PopArtHead.update: `{name}` must be the layer's own parameter, .*remove_"):
         head.update(torch.full((8, 1), 1000.0))
     assert head.shift == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"popart": True, "process_group": object()}, TypeError, r"\['process_group'\] belong to the default stat"),
+        ({"popart": True, "step_size": 0.1}, TypeError, r"\['step_size'\] belong to the default statistics"),
+        ({"popart": True, "groups": GROUPS}, TypeError, r"\['groups'\] belong to .* can't be given with `popart`"),
+        ({"popart": True, "num_tasks": 2}, ValueError, "`num_tasks` must be .* of `popart`, 3, got 2"),
+        ({"gather": list, "process_group": object()}, TypeError, "`gather` can't be given with `process_group`"),
+        ({"bias": False}, TypeError, r"must be among \['bias_corr.*'scale_ub'\], got \['bias'\]. .* always has a bias"),
+        ({"num_outputs": 2}, TypeError, r"must be among .*, got \['num_outputs'\]"),
+    ],
+)
+def test_options_that_would_be_dropped_or_are_unknown_are_refused(options, error, message):
+    if "popart" in options:
+        options = {**options, "popart": scales.percentiles(3, 0.1)}
+    with pytest.raises(error, match=f"^PopArtHead: .*{message}"):
+        PopArtHead(4, 3, **options)
 
 
 @pytest.mark.usefixtures("unchecked")
