@@ -111,6 +111,14 @@ class PopArtHead(nn.Linear):
                 f"Leave it out."
             )
 
+    def reset_parameters(self) -> None:
+        """Draws the weight and bias anew, and sets the statistics to their start values, as `nn.BatchNorm1d` does."""
+        super().reset_parameters()
+        if "shift" not in self._buffers:  # nn.Linear.__init__ calls this before there are statistics
+            return
+        for name, field in self.popart.init({"weight": self.weight.detach()})._asdict().items():
+            getattr(self, name).copy_(field)
+
     @property
     def statistics(self) -> PopArtState:
         """The statistics, as the pure functions take them; the buffers themselves, not copies."""

@@ -97,6 +97,23 @@ def test_it_is_saved_moved_cast_and_copied():
     assert head.to("meta").shift.device.type == "meta"
 
 
+@pytest.mark.parametrize("popart", [None, scales.percentiles(2, 0.1)])
+def test_reset_parameters_resets_the_statistics(popart):
+    """Also those of a head that was made without memory, and of one that has been cast."""
+    fresh = PopArtHead(4, 2, popart=popart)
+    used = copy.deepcopy(fresh)
+    used.update(torch.randn(6, 2) * 30 + 1e5)
+    empty = PopArtHead(4, 2, popart=popart, device="meta").to_empty(device="cpu")
+    for field in empty.statistics:
+        field.fill_(7)  # stands for whatever the memory holds
+    for head in (used, empty, copy.deepcopy(used).double()):
+        weight = head.weight.detach().clone()
+        head.reset_parameters()
+        assert not torch.equal(head.weight, weight)
+        found = [field.to(start.dtype) for field, start in zip(head.statistics, fresh.statistics, strict=True)]
+        assert all(map(torch.equal, found, fresh.statistics))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("make", [None, lambda: scales.percentiles(1, 0.1)])
 def test_a_loop_of_modules_learns_at_any_scale(make):
