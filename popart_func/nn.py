@@ -48,6 +48,9 @@ class PopArtHead(nn.Linear):
     targets, and read values through `unnormalize`. The statistics are buffers: they are saved, loaded and moved with
     the module. A cast to a narrower dtype leaves them in float32.
 
+    Save the ``state_dict``. ``torch.save(head)`` pickles the whole head, and fails where ``popart`` is one of `scales`
+    other than `scales.running_moments`: its functions are local, and Python can't pickle those.
+
     Args:
         in_features: the number of inputs.
         out_features: the number of outputs.
