@@ -7,6 +7,7 @@ underneath, and equals them to the bit.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,37 @@ def _check_options(popart: PopArt | None, options: Mapping[str, Any], given: lis
         )
     if "gather" in options and "process_group" in given:
         raise TypeError("PopArtHead: `gather` can't be given with `process_group`, which makes one. Leave one out.")
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple | set | deque):
+        return any(map(_holds_tensors, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, Tensor)
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> None:
+    """Raises where an optimizer keeps something of the layer elsewhere than in one tensor for each parameter.
+
+    `state_of` checks those tensors. This checks collections of tensors, and state that belongs to no parameter. An
+    optimizer without state for the layer may keep it with another parameter, as LBFGS does: then all state is checked.
+    """
+    state, own = optimizer.state, [param for param in params.values() if optimizer.state.get(param)]
+    every = [param for group in optimizer.param_groups for param in group["params"]]
+    if not own:
+        state_of(optimizer, {str(number): param for number, param in enumerate(every)})
+    unknown = [key for key, value in state.items() if not isinstance(key, Tensor) and _holds_tensors(value)]
+    for param in own or every:
+        unknown += [
+            key
+            for key, value in state.get(param, {}).items()
+            if not isinstance(value, Tensor) and _holds_tensors(value)
+        ]
+    if unknown:
+        raise TypeError(
+            f"PopArtHead.update: `optimizer` must keep one tensor for each parameter, as torch.optim.Adam does, got "
+            f"{type(optimizer).__name__}, whose entries {sorted(set(map(str, unknown)))} hold others, which may scale "
+            f"with gradients in an unknown way. Pass optimizer=None to leave them."
+        )
 
 
 class PopArtHead(nn.Linear):
@@ -172,6 +204,8 @@ class PopArtHead(nn.Linear):
                 )
         params = {"weight": self.weight, "bias": self.bias}
         opt_state: Any = () if optimizer is None else state_of(optimizer, params)
+        if optimizer is not None:
+            _check_optimizer_state(optimizer, params)
         before = {} if optimizer is None else opt_state.entries
         head = pop_art.Head("")
         values, opt_state, new = self.popart.update_network(

@@ -202,6 +202,42 @@ def test_options_that_would_be_dropped_or_are_unknown_are_refused(options, error
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("collect", [lambda g: [g], lambda g: (g,), lambda g: {"last": g}, lambda g: {"all": [1, [g]]}])
+@pytest.mark.parametrize("place", ["head", "body", "no parameter"])
+def test_an_optimizer_with_collections_of_tensors_is_refused(collect, place):
+    """Wherever its state keeps them. Numbers and empty collections move nothing."""
+    head, body = PopArtHead(2, 1), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], 0.1)
+    key = {"head": head.weight, "body": body.weight, "no parameter": "all"}[place]
+    optimizer.state[key] = {"hist": [], "calls": 3, "names": ("a",)}
+    head.update(torch.ones(3, 1), optimizer=optimizer)
+    optimizer.state[key]["hist"] = collect(torch.ones(1, 2))
+    before = copy.deepcopy(head.state_dict())
+    expected = r"PopArtHead.update: `optimizer` must keep one tensor .* got SGD, whose entries \['(hist|all)'\]"
+    with pytest.raises(TypeError, match=expected):
+        head.update(torch.full((3, 1), 100.0), optimizer=optimizer)
+    assert all(map(torch.equal, head.state_dict().values(), before.values()))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("first", ["body", "head"])
+def test_lbfgs_is_refused_wherever_it_keeps_its_state(first):
+    body, head = nn.Linear(3, 4), PopArtHead(4, 1)
+    parameters = {"body": [*body.parameters(), *head.parameters()], "head": [*head.parameters(), *body.parameters()]}
+    optimizer = torch.optim.LBFGS(parameters[first], 0.1, max_iter=1)
+
+    def loss():
+        optimizer.zero_grad()
+        error = head(body(torch.ones(2, 3))).square().mean()
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    with pytest.raises(TypeError, match=r"PopArtHead.update: `optimizer` must be one of .* LBFGS, whose entries .*'d'"):
+        head.update(torch.ones(3, 1), optimizer=optimizer)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_a_cleanrl_style_ppo_in_five_changed_lines_learns_large_rewards():
     """CartPole with rewards of 1000: without Pop-Art the critic's gradients leave nothing of the policy's."""
     source = inspect.getsource(cleanrl_ppo)
