@@ -12,6 +12,7 @@ import new_process
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import popart_func as pf
 from popart_func import optim, scales
@@ -96,6 +97,23 @@ def test_it_is_saved_moved_cast_and_copied():
     assert head.to("meta").shift.device.type == "meta"
 
 
+@pytest.mark.parametrize("popart", [None, scales.percentiles(2, 0.1)])
+def test_reset_parameters_resets_the_statistics(popart):
+    """Also those of a head that was made without memory, and of one that has been cast."""
+    fresh = PopArtHead(4, 2, popart=popart)
+    used = copy.deepcopy(fresh)
+    used.update(torch.randn(6, 2) * 30 + 1e5)
+    empty = PopArtHead(4, 2, popart=popart, device="meta").to_empty(device="cpu")
+    for field in empty.statistics:
+        field.fill_(7)  # stands for whatever the memory holds
+    for head in (used, empty, copy.deepcopy(used).double()):
+        weight = head.weight.detach().clone()
+        head.reset_parameters()
+        assert not torch.equal(head.weight, weight)
+        found = [field.to(start.dtype) for field, start in zip(head.statistics, fresh.statistics, strict=True)]
+        assert all(map(torch.equal, found, fresh.statistics))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("make", [None, lambda: scales.percentiles(1, 0.1)])
 def test_a_loop_of_modules_learns_at_any_scale(make):
@@ -104,7 +122,7 @@ def test_a_loop_of_modules_learns_at_any_scale(make):
     errors = []
     for size in (1.0, 1e4):
         torch.manual_seed(0)
-        head = PopArtHead(16, 1, 0.1, popart=None if make is None else make())
+        head = PopArtHead(16, 1, 0.1) if make is None else PopArtHead(16, 1, popart=make())
         body = nn.Sequential(nn.Linear(3, 16), nn.Tanh())
         optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], 3e-2)
         y = size * (x.sum(-1, keepdim=True).sin() + 5)
@@ -139,6 +157,84 @@ def test_an_optimizer_of_ones_own_is_refused():
         head.update(torch.ones(3, 1), optimizer="adam")
     with pytest.raises(ValueError, match="`optimizer` must train this layer, got one without its weight and bias"):
         copy.deepcopy(head).update(torch.ones(3, 1), optimizer=torch.optim.SGD(head.parameters(), 0.1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("weight", nn.utils.parametrizations.weight_norm),
+        ("weight", nn.utils.parametrizations.spectral_norm),
+        ("weight", nn.utils.weight_norm),
+        ("weight", nn.utils.spectral_norm),
+        ("weight", lambda head: prune.l1_unstructured(head, "weight", 1)),
+        ("bias", lambda head: nn.utils.parametrize.register_parametrization(head, "bias", nn.Tanh())),
+        ("bias", lambda head: head.register_parameter("bias", None) or head),
+    ],
+)
+def test_a_weight_or_bias_that_is_no_parameter_is_refused(name, wrap):
+    """A change of it in place would be lost."""
+    head = wrap(PopArtHead(4, 1, 0.5))
+    with pytest.raises(TypeError, match=f"PopArtHead.update: `{name}` must be the layer's own parameter, .*remove_"):
+        head.update(torch.full((8, 1), 1000.0))
+    assert head.shift == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"popart": True, "process_group": object()}, TypeError, r"\['process_group'\] belong to the default stat"),
+        ({"popart": True, "step_size": 0.1}, TypeError, r"\['step_size'\] belong to the default statistics"),
+        ({"popart": True, "groups": GROUPS}, TypeError, r"\['groups'\] belong to .* can't be given with `popart`"),
+        ({"popart": True, "num_tasks": 2}, ValueError, "`num_tasks` must be .* of `popart`, 3, got 2"),
+        ({"gather": list, "process_group": object()}, TypeError, "`gather` can't be given with `process_group`"),
+        ({"bias": False}, TypeError, r"must be among \['bias_corr.*'scale_ub'\], got \['bias'\]. .* always has a bias"),
+        ({"num_outputs": 2}, TypeError, r"must be among .*, got \['num_outputs'\]"),
+    ],
+)
+def test_options_that_would_be_dropped_or_are_unknown_are_refused(options, error, message):
+    if "popart" in options:
+        options = {**options, "popart": scales.percentiles(3, 0.1)}
+    with pytest.raises(error, match=f"^PopArtHead: .*{message}"):
+        PopArtHead(4, 3, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("collect", [lambda g: [g], lambda g: (g,), lambda g: {"last": g}, lambda g: {"all": [1, [g]]}])
+@pytest.mark.parametrize("place", ["head", "body", "no parameter"])
+def test_an_optimizer_with_collections_of_tensors_is_refused(collect, place):
+    """Wherever its state keeps them. Numbers and empty collections move nothing."""
+    head, body = PopArtHead(2, 1), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], 0.1)
+    key = {"head": head.weight, "body": body.weight, "no parameter": "all"}[place]
+    optimizer.state[key] = {"hist": [], "calls": 3, "names": ("a",)}
+    head.update(torch.ones(3, 1), optimizer=optimizer)
+    optimizer.state[key]["hist"] = collect(torch.ones(1, 2))
+    before = copy.deepcopy(head.state_dict())
+    expected = r"PopArtHead.update: `optimizer` must keep one tensor .* got SGD, whose entries \['(hist|all)'\]"
+    with pytest.raises(TypeError, match=expected):
+        head.update(torch.full((3, 1), 100.0), optimizer=optimizer)
+    assert all(map(torch.equal, head.state_dict().values(), before.values()))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("first", ["body", "head"])
+def test_lbfgs_is_refused_wherever_it_keeps_its_state(first):
+    body, head = nn.Linear(3, 4), PopArtHead(4, 1)
+    parameters = {"body": [*body.parameters(), *head.parameters()], "head": [*head.parameters(), *body.parameters()]}
+    optimizer = torch.optim.LBFGS(parameters[first], 0.1, max_iter=1)
+
+    def loss():
+        optimizer.zero_grad()
+        error = head(body(torch.ones(2, 3))).square().mean()
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    with pytest.raises(TypeError, match=r"PopArtHead.update: `optimizer` must be one of .* LBFGS, whose entries .*'d'"):
+        head.update(torch.ones(3, 1), optimizer=optimizer)
 
 
 @pytest.mark.usefixtures("unchecked")
