@@ -541,3 +541,22 @@ def test_a_norm_other_than_1_and_masks(mask):
         moved, _ = decay.update(zeros, decay.init(params), params)
         assert moved["w"].abs().min() > 0.1
         assert not moved["b"].any()
+
+
+@pytest.mark.parametrize(
+    ("grads", "expected"),
+    [
+        ({"w": torch.tensor([300.0, 400.0]).half()}, [0.6, 0.8]),
+        ({"w": torch.tensor([6e4, 6e4]).half()}, [0.5**0.5, 0.5**0.5]),  # whose norm is no half
+        ({"w": torch.tensor([3.0, 4.0]).bfloat16()}, [0.6, 0.8]),
+        ({"w": torch.tensor([3e25, 4e25]).double()}, [0.6, 0.8]),
+        ({"a": torch.tensor([3e25]).double(), "b": torch.tensor([4e25])}, [0.6, 0.8]),
+        ({"a": torch.tensor([3e25 + 0j], dtype=torch.complex128), "b": torch.tensor([4e25])}, [0.6, 0.8]),
+        ({"a": torch.tensor([3j]), "b": torch.tensor([4.0]).half()}, [0.6j, 0.8]),
+    ],
+)
+def test_gradients_of_every_dtype_are_clipped(grads, expected):
+    clipped, _ = optim.clip_by_global_norm(1.0).update(grads, ())
+    assert {name: leaf.dtype for name, leaf in clipped.items()} == {name: leaf.dtype for name, leaf in grads.items()}
+    found = torch.cat([leaf.to(torch.complex128) for leaf in clipped.values()])
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.complex128), rtol=4e-3, atol=0)
