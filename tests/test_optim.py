@@ -560,3 +560,29 @@ def test_gradients_of_every_dtype_are_clipped(grads, expected):
     assert {name: leaf.dtype for name, leaf in clipped.items()} == {name: leaf.dtype for name, leaf in grads.items()}
     found = torch.cat([leaf.to(torch.complex128) for leaf in clipped.values()])
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.complex128), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("decaying", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "decay",
+    [
+        optim.chain(optim.add_decayed_weights(1.0), optim.sgd(0.5)),
+        optim.from_torch(torch.optim.SGD, lr=0.5, weight_decay=1.0),
+    ],
+    ids=["add_decayed_weights", "from_torch"],
+)
+def test_a_weight_or_a_bias_alone_decays_toward_predictions_of_0(decay, decaying):
+    params = {"0.weight": torch.ones(1, 3), "0.bias": torch.zeros(1)}
+    parts = {"decay": decay, "rest": optim.sgd(0.5, momentum=0.9)}
+    optimizer = optim.partition(parts, lambda name: "decay" if name.endswith(decaying) else "rest")
+    art = pf.popart(1, 0.1)
+    targets = torch.full((4, 1), 100.0)
+    params, opt_state, state = art.update_network(params, optimizer.init(params), art.init(params), targets, head="0")
+    before = pf.fold(params, state)
+    for _ in range(40):
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+        updates, opt_state = optimizer.update(zeros, opt_state, params)
+        params = optim.apply_updates(params, updates)
+    for name, leaf in pf.fold(params, state).items():
+        expected = torch.zeros_like(leaf) if name.endswith(decaying) else before[name]
+        torch.testing.assert_close(leaf, expected, rtol=0, atol=1e-4)
