@@ -151,7 +151,10 @@ def _power(shapes: Mapping[str, tuple[int, ...]], before: Any, after: Any, elsew
     one, four, other = (_numbers(entry) for entry in (before, after, elsewhere))
     if not np.issubdtype(one.dtype, np.floating):
         return 0
-    like_params = isinstance(before, dict) and all(before[name].shape == shape for name, shape in shapes.items())
+    by_name = isinstance(before, dict)
+    like_params = by_name and all(before[name].shape == shape for name, shape in shapes.items())
+    if by_name and not like_params and not one.any():
+        return None  # placeholders, which may be moments for parameters of other shapes, as those of adafactor are
     if np.allclose(one, other, rtol=1e-3, atol=0) and (one.any() or not like_params):  # zeros tell nothing
         for power in (0, 1, 2) if like_params else (0,):
             if np.allclose(four, 4.0**power * one, rtol=0.1, atol=0):
