@@ -586,3 +586,24 @@ def test_a_weight_or_a_bias_alone_decays_toward_predictions_of_0(decay, decaying
     for name, leaf in pf.fold(params, state).items():
         expected = torch.zeros_like(leaf) if name.endswith(decaying) else before[name]
         torch.testing.assert_close(leaf, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optim.sgd(0.1),
+        lambda: optim.sgd(0.1, momentum=0.9, nesterov=True),
+        lambda: optim.adam(0.1),
+        lambda: optim.adamw(0.1),
+        lambda: optim.chain(optim.clip_by_global_norm(1.0), optim.adam(torch.tensor(0.1))),
+        lambda: optim.from_torch(torch.optim.Adam),
+        lambda: optim.set_to_zero(),
+    ],
+)
+def test_a_label_of_no_parameter(make):
+    optimizer = optim.partition({"all": optim.sgd(0.5), "none": make()}, lambda name: "all")
+    params = {"w": torch.ones(2), "b": torch.ones(1)}
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = optimizer.update(params, state, params)
+    assert optim.apply_updates(params, updates)["w"].tolist() == [0.5, 0.5]
+    assert optim.apply_updates({}, {}) == {}
