@@ -61,6 +61,10 @@ def from_optax(transformation: optax.GradientTransformation) -> GradientTransfor
         transformation: such as ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))``. It takes any flat
             dict of parameters, and no more arguments: `optax.masked` and `optax.lbfgs` are refused.
 
+    Weight decay of optax, such as that of ``optax.adamw``, pulls the head's parameters toward 0 in normalized units.
+    With Pop-Art that pulls every prediction toward the mean of the targets. `optim.adamw` and
+    `optim.add_decayed_weights` decay the folded head, so predictions are pulled toward 0.
+
     Raises:
         ValueError: an optimizer that can't be measured so; a state that another optimizer has made.
 
