@@ -155,7 +155,7 @@ class PopArt:
         def pop_layers(held: Params, own: Sequence[Layer]) -> dict[str, Tensor]:
             moved = dict(held)
             for layer in own:
-                if layer.weight in held:
+                if layer.weight in held or layer.bias in held:
                     moved.update(_popped("update_network", layer, held, state, new))
             return moved
 
@@ -237,14 +237,16 @@ def pop(
 
 
 def _popped(caller: str, layer: Layer, params: Params, old: PopArtState, new: PopArtState) -> dict[str, Tensor]:
-    """The popped weight and bias of a layer, by their names in ``params``."""
+    """The popped weight and bias of a layer, by their names; of one of them where ``params`` hold only that one."""
     weight, bias = layer.weight, layer.bias
     if bias is None:
         _checks.check_same_mean(caller, (old.shift, old.residue), (new.shift, new.residue))
     old, new = layer.at_outputs(old), layer.at_outputs(new)
     ratio = old.scale / new.scale
-    moved = {weight: (params[weight] * layer.along_weight(ratio)).to(params[weight].dtype)}
-    if bias is not None:
+    moved = {}
+    if weight in params:
+        moved[weight] = (params[weight] * layer.along_weight(ratio)).to(params[weight].dtype)
+    if bias is not None and bias in params:
         difference = (old.shift - new.shift) + (old.residue - new.residue)
         # As in the equation, but written so that a task whose statistics stay keeps its bias to the bit.
         moved[bias] = (ratio * params[bias] + difference / new.scale).to(params[bias].dtype)

@@ -82,7 +82,7 @@ def deviation(
     """
 
     def measure(targets: Tensor, weights: Tensor, total: Tensor) -> tuple[Tensor | None, Tensor]:
-        return None, ((weights / total) * targets.square()).sum(0).sqrt()
+        return None, ((weights / total) * _square(targets)).sum(0).sqrt()
 
     return _scale(
         "deviation", num_outputs, step_size, scale_lb, scale_ub, bias_correction, groups, measure, squared=True
@@ -151,7 +151,8 @@ def largest_return(
     check_scalar("largest_return", "normalized_max", normalized_max, above=0)
 
     def measure(targets: Tensor, weights: Tensor, total: Tensor) -> tuple[Tensor | None, Tensor]:
-        largest = torch.where(weights > 0, targets.abs(), 0).amax(0)
+        sizes = torch.where(weights > 0, targets.abs(), 0)
+        largest = sizes.amax(0) if sizes.shape[0] else sizes.sum(0)
         return None, largest / (normalized_max.to(largest) if isinstance(normalized_max, Tensor) else normalized_max)
 
     return _scale("largest_return", num_outputs, 1.0, scale_lb, scale_ub, False, groups, measure, largest=True)
@@ -183,9 +184,11 @@ def return_based(
         share = weights / total
 
         def variance(values: Tensor) -> Tensor:
-            return (share * (values - (share * values).sum(0)).square()).sum(0)
+            return (share * _square(values - (share * values).sum(0))).sum(0)
 
-        return None, (variance(rewards) + variance(discounts) * (share * returns.square()).sum(0)).sqrt()
+        # A sum of squares may still overflow by a rounding, and 0 times infinity is NaN.
+        size = (share * _square(returns)).sum(0).clamp(max=torch.finfo(returns.dtype).max)
+        return None, (variance(rewards) + variance(discounts) * size).sqrt()
 
     return _scale(
         "return_based",
@@ -282,11 +285,11 @@ def _scale(
         if bias_correction:
             step = bias_corrected(step, count, values.dtype)
         if largest:
-            variance = torch.where(state.count > 0, torch.maximum(state.variance, size.square()), size.square())
+            variance = torch.where(state.count > 0, torch.maximum(state.variance, _square(size)), _square(size))
         elif squared:
-            variance = torch.lerp(state.variance, size.square(), step)
+            variance = torch.lerp(state.variance, _square(size), step)
         else:
-            variance = torch.lerp(state.variance.sqrt(), size, step).square()
+            variance = _square(torch.lerp(state.variance.sqrt(), size, step))
         mean, residue = state.shift, state.residue
         if shift is not None:
             distance, rest = two_sum(shift, -state.shift)
@@ -298,6 +301,11 @@ def _scale(
         return PopArtState(*(torch.where(enough, after, before) for after, before in zip(new, state, strict=True)))
 
     return PopArt(partial(init_like, num_outputs), art, groups)
+
+
+def _square(values: Tensor) -> Tensor:
+    """Squares, with the largest number in the place of infinity, which a moving average would never forget."""
+    return values.square().clamp(max=torch.finfo(values.dtype).max)
 
 
 def _by_task(

@@ -69,8 +69,13 @@ def an_average_of_norms():
 
 @pytest.mark.parametrize(
     "transformation",
-    [optax.adafactor(0.1, min_dim_size_to_factor=2), optax.novograd(0.1), an_average_of_norms()],
-    ids=["adafactor", "novograd", "a norm"],
+    [
+        optax.adafactor(0.1, min_dim_size_to_factor=2),
+        optax.adafactor(0.1),  # measured on parameters that are too small to be factored
+        optax.novograd(0.1),
+        an_average_of_norms(),
+    ],
+    ids=["factored adafactor", "adafactor", "novograd", "a norm"],
 )
 def test_what_is_not_known_is_refused(transformation):
     learner = pf.popart_learner(APPLY, from_optax(transformation), pf.popart(2, 0.3))

@@ -541,3 +541,69 @@ def test_a_norm_other_than_1_and_masks(mask):
         moved, _ = decay.update(zeros, decay.init(params), params)
         assert moved["w"].abs().min() > 0.1
         assert not moved["b"].any()
+
+
+@pytest.mark.parametrize(
+    ("grads", "expected"),
+    [
+        ({"w": torch.tensor([300.0, 400.0]).half()}, [0.6, 0.8]),
+        ({"w": torch.tensor([6e4, 6e4]).half()}, [0.5**0.5, 0.5**0.5]),  # whose norm is no half
+        ({"w": torch.tensor([3.0, 4.0]).bfloat16()}, [0.6, 0.8]),
+        ({"w": torch.tensor([3e25, 4e25]).double()}, [0.6, 0.8]),
+        ({"a": torch.tensor([3e25]).double(), "b": torch.tensor([4e25])}, [0.6, 0.8]),
+        ({"a": torch.tensor([3e25 + 0j], dtype=torch.complex128), "b": torch.tensor([4e25])}, [0.6, 0.8]),
+        ({"a": torch.tensor([3j]), "b": torch.tensor([4.0]).half()}, [0.6j, 0.8]),
+    ],
+)
+def test_gradients_of_every_dtype_are_clipped(grads, expected):
+    clipped, _ = optim.clip_by_global_norm(1.0).update(grads, ())
+    assert {name: leaf.dtype for name, leaf in clipped.items()} == {name: leaf.dtype for name, leaf in grads.items()}
+    found = torch.cat([leaf.to(torch.complex128) for leaf in clipped.values()])
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.complex128), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("decaying", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "decay",
+    [
+        optim.chain(optim.add_decayed_weights(1.0), optim.sgd(0.5)),
+        optim.from_torch(torch.optim.SGD, lr=0.5, weight_decay=1.0),
+    ],
+    ids=["add_decayed_weights", "from_torch"],
+)
+def test_a_weight_or_a_bias_alone_decays_toward_predictions_of_0(decay, decaying):
+    params = {"0.weight": torch.ones(1, 3), "0.bias": torch.zeros(1)}
+    parts = {"decay": decay, "rest": optim.sgd(0.5, momentum=0.9)}
+    optimizer = optim.partition(parts, lambda name: "decay" if name.endswith(decaying) else "rest")
+    art = pf.popart(1, 0.1)
+    targets = torch.full((4, 1), 100.0)
+    params, opt_state, state = art.update_network(params, optimizer.init(params), art.init(params), targets, head="0")
+    before = pf.fold(params, state)
+    for _ in range(40):
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in params.items()}
+        updates, opt_state = optimizer.update(zeros, opt_state, params)
+        params = optim.apply_updates(params, updates)
+    for name, leaf in pf.fold(params, state).items():
+        expected = torch.zeros_like(leaf) if name.endswith(decaying) else before[name]
+        torch.testing.assert_close(leaf, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optim.sgd(0.1),
+        lambda: optim.sgd(0.1, momentum=0.9, nesterov=True),
+        lambda: optim.adam(0.1),
+        lambda: optim.adamw(0.1),
+        lambda: optim.chain(optim.clip_by_global_norm(1.0), optim.adam(torch.tensor(0.1))),
+        lambda: optim.from_torch(torch.optim.Adam),
+        lambda: optim.set_to_zero(),
+    ],
+)
+def test_a_label_of_no_parameter(make):
+    optimizer = optim.partition({"all": optim.sgd(0.5), "none": make()}, lambda name: "all")
+    params = {"w": torch.ones(2), "b": torch.ones(1)}
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    updates, _ = optimizer.update(params, state, params)
+    assert optim.apply_updates(params, updates)["w"].tolist() == [0.5, 0.5]
+    assert optim.apply_updates({}, {}) == {}

@@ -186,3 +186,27 @@ class TestClosedForms:
                 getattr(scales, name)(1, 0.1, 2.0, 1.0)
         with pytest.raises(ValueError, match=r"^fixed: `scale` must be > 0, got \[1.0, 0.0\]"):
             scales.fixed(torch.zeros(2), torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize(("name", "part"), [*((name, 0) for name in SCALES), ("return-based", 1)])
+def test_a_target_whose_square_is_infinite_is_forgotten(name, part):
+    y = torch.randn(40, 1).clamp(-2, 2)
+    if name == "return-based":
+        y = torch.stack([y, y, torch.full_like(y, 0.9)], -1)  # discounts without variance: 0 times infinity is NaN
+    far = y.clone()
+    far.view(40, -1)[:10, part] = 1e21
+    popart = SCALES[name](1)
+    state = popart.art(popart.init(), far)
+    for _ in range(0 if name in ("running moments", "largest return") else 300):  # which never forget a target
+        state = popart.art(state, y)
+        assert state.scale <= 1e6
+    assert all(field.isfinite().all() for field in state)
+    if name not in ("running moments", "largest return", "fixed"):
+        assert state.scale < 10
+
+
+@EVERY
+def test_a_batch_without_targets_changes_nothing(name):
+    state = moved(name)
+    after = moved(name, state, batch(name)[:0])
+    assert all(torch.equal(*pair) for pair in zip(after, state, strict=True))

@@ -155,3 +155,15 @@ def test_columns_scale_with_the_rows_of_adafactor():
 def test_errors(call, error, message):
     with pytest.raises(error, match=f"^from_torch: .*{message}"):
         call()
+
+
+def test_nesterov_takes_a_momentum_that_is_a_tensor():
+    params = {"w": torch.tensor([1.0])}
+    found = []
+    for momentum in (0.5, torch.tensor(0.5)):
+        optimizer = optim.from_torch(torch.optim.SGD, lr=0.1, momentum=momentum, nesterov=True)
+        _, state = optimizer.update(params, optimizer.init(params), params)
+        found.append(optimizer.update(params, state, params)[0]["w"])
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match="from_torch: SGD: Nesterov momentum requires a momentum"):
+        optim.from_torch(torch.optim.SGD, momentum=torch.tensor(0.5), dampening=0.1, nesterov=True)

@@ -61,6 +61,10 @@ def from_optax(transformation: optax.GradientTransformation) -> GradientTransfor
         transformation: such as ``optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))``. It takes any flat
             dict of parameters, and no more arguments: `optax.masked` and `optax.lbfgs` are refused.
 
+    Weight decay of optax, such as that of ``optax.adamw``, pulls the head's parameters toward 0 in normalized units.
+    With Pop-Art that pulls every prediction toward the mean of the targets. `optim.adamw` and
+    `optim.add_decayed_weights` decay the folded head, so predictions are pulled toward 0.
+
     Raises:
         ValueError: an optimizer that can't be measured so; a state that another optimizer has made.
 
@@ -151,7 +155,10 @@ def _power(shapes: Mapping[str, tuple[int, ...]], before: Any, after: Any, elsew
     one, four, other = (_numbers(entry) for entry in (before, after, elsewhere))
     if not np.issubdtype(one.dtype, np.floating):
         return 0
-    like_params = isinstance(before, dict) and all(before[name].shape == shape for name, shape in shapes.items())
+    by_name = isinstance(before, dict)
+    like_params = by_name and all(before[name].shape == shape for name, shape in shapes.items())
+    if by_name and not like_params and not one.any():
+        return None  # placeholders, which may be moments for parameters of other shapes, as those of adafactor are
     if np.allclose(one, other, rtol=1e-3, atol=0) and (one.any() or not like_params):  # zeros tell nothing
         for power in (0, 1, 2) if like_params else (0,):
             if np.allclose(four, 4.0**power * one, rtol=0.1, atol=0):

@@ -9,7 +9,7 @@ The names are optax's. All numbers may be 0-d tensors, so that each lane can hav
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import optree
@@ -45,6 +45,8 @@ __all__ = [
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """``g · min(1, max_norm / ‖g‖)``, with the norm of all gradients together.
 
+    The norm is computed in float32, or in float64 if any gradient is float64.
+
     Args:
         max_norm: the largest norm, > 0.
 
@@ -60,11 +62,18 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
         leaves = optree.tree_leaves(grads)
         if not leaves:
             return grads, state
-        norm = torch.stack([squared_magnitude(leaf).sum().float() for leaf in leaves]).sum().sqrt()
+        # The squares of half precision soon overflow, and those of float64 overflow in float32.
+        wide = reduce(torch.promote_types, [leaf.dtype.to_real() for leaf in leaves], torch.float32)
+
+        def widened(leaf: Tensor) -> Tensor:
+            return leaf.to(torch.promote_types(leaf.dtype, wide))
+
+        norm = torch.stack([squared_magnitude(widened(leaf)).sum() for leaf in leaves]).sum().sqrt()
 
         def clip(grad: Tensor) -> Tensor:
             # Divided before it is multiplied: a quotient of the two norms could overflow.
-            return torch.where(norm < max_norm, grad, grad / as_dtype(norm, grad) * as_dtype(max_norm, grad))
+            clipped = widened(grad) / norm * as_dtype(max_norm, norm)
+            return torch.where(norm < max_norm, grad, clipped.to(grad.dtype))
 
         return optree.tree_map(clip, grads), state
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import optree
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -39,7 +40,10 @@ def map_elements(function: Callable[..., tuple[Tensor, ...]], *trees: PyTree) ->
     """
     leaves, structure = optree.tree_flatten(trees[0])
     columns: list[list[Any]] = [leaves, *(_leaves_of(tree, structure) for tree in trees[1:])]
-    if _can_be_joined(columns):
+    if not leaves:  # a tensor without numbers tells how many results there are
+        nothing = torch.zeros(0)
+        parts: list[Any] = [() for _ in function(*[nothing] * len(columns))]
+    elif _can_be_joined(columns):
         results = function(*map(flatten_tensors, columns))
         parts = [unflatten_tensors(result, leaves) for result in results]
     else:

@@ -211,6 +211,8 @@ def _check_options(cls: type[torch.optim.Optimizer], options: Mapping[str, Any])
         )
 
     plain = {name: value for name, value in options.items() if known(value)}
+    if not known(options.get("momentum", 0)):
+        plain["momentum"] = 0.5  # any: `nesterov` needs one
     unknown = sorted(options.keys() - inspect.signature(cls).parameters.keys())
     if unknown:
         raise TypeError(f"from_torch: {cls.__name__} has no options {unknown}.")
