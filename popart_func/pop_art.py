@@ -71,12 +71,14 @@ class PopArt:
         groups: the statistic of each output of the network, where several outputs share one, integers ``[outputs]``.
         bound: ``bound(count, share, samples, dtype)``, `target_statistics.largest_normalized`: Proposition 2's bound of
             a target that is ``share`` of the ``samples`` of its task; None where there is no bound.
+        parts: how many numbers a target has, on an axis behind all others; 0 where it is one number, without an axis.
     """
 
     init: Callable[..., PopArtState]
     art: Callable[..., PopArtState]
     groups: Tensor | None = field(default=None, compare=False)
     bound: Callable[..., Tensor] | None = None
+    parts: int = 0
 
     def update(
         self,
@@ -173,7 +175,7 @@ class PopArt:
     ) -> PopArtState:
         """ART alone. The last axis of the targets is the tasks, or the outputs of the network."""
         if indices is None and isinstance(targets, Tensor):
-            indices = self.tasks_of(state, targets)
+            indices = self.tasks_of(state, targets[..., 0] if self.parts and targets.ndim else targets)
         if weights is None:
             return self.art(state, targets, indices)
         return self.art(state, targets, indices, weights)

@@ -300,7 +300,7 @@ def _scale(
         enough = (shares > 0).sum(0) >= least
         return PopArtState(*(torch.where(enough, after, before) for after, before in zip(new, state, strict=True)))
 
-    return PopArt(partial(init_like, num_outputs), art, groups)
+    return PopArt(partial(init_like, num_outputs), art, groups, parts=parts)
 
 
 def _square(values: Tensor) -> Tensor:

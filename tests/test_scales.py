@@ -210,3 +210,13 @@ def test_a_batch_without_targets_changes_nothing(name):
     state = moved(name)
     after = moved(name, state, batch(name)[:0])
     assert all(torch.equal(*pair) for pair in zip(after, state, strict=True))
+
+
+def test_the_three_parts_of_a_return_based_target_are_no_outputs():
+    """With as many outputs as parts, the statistic of each output is taken along the axis of outputs."""
+    groups = torch.tensor([2, 0, 1])
+    head = {"head.weight": torch.ones(3, 4), "head.bias": torch.zeros(3)}
+    targets = torch.randn(9, 3, 3) * torch.tensor([1.0, 10, 100])[:, None]
+    grouped, plain = (pf.scales.return_based(3, 1.0, groups=one) for one in (groups, None))
+    _, _, state = grouped.update_network(head, (), grouped.init(head), targets, head="head")
+    torch.testing.assert_close(state.scale[groups], plain.art(plain.init(head), targets).scale)
