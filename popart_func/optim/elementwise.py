@@ -40,9 +40,8 @@ def map_elements(function: Callable[..., tuple[Tensor, ...]], *trees: PyTree) ->
     """
     leaves, structure = optree.tree_flatten(trees[0])
     columns: list[list[Any]] = [leaves, *(_leaves_of(tree, structure) for tree in trees[1:])]
-    if not leaves:  # a tensor without numbers tells how many results there are
-        nothing = torch.zeros(0)
-        parts: list[Any] = [() for _ in function(*[nothing] * len(columns))]
+    if not leaves:  # any number tells how many results there are; a 0-d one mixes with rates on any device
+        parts: list[Any] = [() for _ in function(*[torch.zeros(())] * len(columns))]
     elif _can_be_joined(columns):
         results = function(*map(flatten_tensors, columns))
         parts = [unflatten_tensors(result, leaves) for result in results]
