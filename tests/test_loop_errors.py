@@ -36,6 +36,11 @@ ERRORS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
     "body": (lambda h: pf.while_loop(lambda c: c.sum() < 9, lambda c: c[:2], h), TypeError, "while_loop: `body` must"),
     "function": (lambda h: pf.cond(h.sum() > 0, torch.sin, 1, h), TypeError, "`false` must be a function, got int"),
     "bound": (lambda h: pf.fori_loop(0, 1.5, lambda i, c: c, h), TypeError, "`upper` must be an integer"),
+    "round": (
+        lambda h: pf.fori_loop(0, 2, lambda i, c: c.half(), h),
+        TypeError,
+        "fori_loop: `body` must return the sh",
+    ),
     "carry": (lambda h: pf.fori_loop(0, 2, lambda i, c: c, 1.0), TypeError, "`carry` must be a tensor, got float"),
     "engine": (
         lambda h: pf.scan(lambda c, x: (c, ()), h, h, engine="native"),

@@ -292,6 +292,9 @@ def test_no_rounds_give_the_carry_and_empty_ys():
         carry, ys = run(lambda h: pf.scan(lambda c, _: (c + 1, c[:2]), h, length=0))
         assert torch.equal(carry, H)
         assert ys.shape == (0, 2)
+    carry, ys = pf.scan(lambda c, x: (c + x, c[:2]), H, XS[:0], engine="native")
+    assert torch.equal(carry, H)
+    assert ys.shape == (0, 2)
 
 
 def test_the_outermost_scan_runs_in_reverse():

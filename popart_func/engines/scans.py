@@ -70,7 +70,8 @@ def scan(
     check_count("scan", "unroll", unroll)
     if checkpoint is not None:
         check_count("scan", "checkpoint", checkpoint)
-    if is_recording() or is_transforming() or length == 0:
+    has_rounds = length != 0 and all(leaf.shape[:1] != (0,) for leaf in check_tensors("scan", "`xs`", xs))
+    if is_recording() or is_transforming() or not has_rounds:
         reason = why_context_needs_eager()
         if resolve_engine(engine, "cpu", 1, caller="scan") != "eager" and reason is not None:
             raise EngineUnavailableError(

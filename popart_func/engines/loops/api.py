@@ -133,11 +133,18 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
     for name, bound in (("lower", lower), ("upper", upper)):
         if not isinstance(bound, int) and not _is_integer(bound):
             raise TypeError(f"fori_loop: `{name}` must be an integer or an integer tensor of shape (), got {bound!r}.")
+    start = Outline.of("fori_loop", "`carry`", carry)
+
+    def step(carry: PyTree, i: Tensor) -> tuple[PyTree, tuple[()]]:
+        new = body(i, carry)
+        check_same("fori_loop", "body", start, new)
+        return new, ()
+
     if isinstance(lower, int) and isinstance(upper, int):
         if upper <= lower:
             return carry
         return inner_scan(
-            lambda carry, i: (body(i, carry), ()),
+            step,
             carry,
             torch.arange(lower, upper),
             length=None,
@@ -147,7 +154,7 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[..., PyTr
         )[0]
     first, last = torch.as_tensor(lower).long(), torch.as_tensor(upper).long()
     return while_loop(
-        lambda state: state[0] < last, lambda state: (state[0] + 1, body(state[0], state[1])), (first, carry)
+        lambda state: state[0] < last, lambda state: (state[0] + 1, step(state[1], state[0])[0]), (first, carry)
     )[1]
 
 
