@@ -77,9 +77,12 @@ def check_preservation(
         return  # neither can run anything beside what it records; a call outside of it is checked
     shapes = tuple((name, tuple(leaf.shape)) for name, leaf in params.items())
     tasks = statistics.shift.shape[-1]
-    heads = tuple((head.name, head.axis, _values(head.indices)) for head in network.heads)
-    key = (_identity(network.apply), heads, tasks, _values(groups), shapes)
-    if key in _checked:
+    heads = tuple((head.name, head.axis, head.indices is None) for head in network.heads)
+    key: Hashable = (_identity(network.apply), heads, tasks, groups is None, shapes)
+    # Where indices can't be read, as while tracing, one check stands for all of them.
+    indices = [one for one in (groups, *(head.indices for head in network.heads)) if one is not None]
+    keys = [key, (key, *map(_values, indices))] if indices and is_known(*indices) else [key]
+    if keys[-1] in _checked:
         return
     leaves, structure = optree.tree_flatten(x)
     leaves = [_as_given(leaf) for leaf in leaves]
@@ -103,7 +106,7 @@ def check_preservation(
         raise ValueError(f"{network.caller}: POP does not preserve the outputs of `apply`: {result}")
     if len(_checked) >= _MOST:
         _checked.clear()
-    _checked[key] = None
+    _checked.update(dict.fromkeys(keys))
     if result is not None:
         warnings.warn(
             f"{network.caller}: whether POP preserves the outputs of `apply` could not be checked on random inputs: "
@@ -268,11 +271,8 @@ def _copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _values(indices: Tensor | None) -> Hashable:
-    """What tells indices from others: their values, or which tensor it is where they can't be read."""
-    if indices is None:
-        return None
-    return (indices.shape, *indices.reshape(-1).tolist()) if is_known(indices) else id(indices)
+def _values(indices: Tensor) -> Hashable:
+    return (indices.shape, *indices.reshape(-1).tolist())
 
 
 def _identity(value: Any, depth: int = 0) -> Hashable:
